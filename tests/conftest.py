@@ -34,7 +34,9 @@ def _data_folder(variable: str, default: Path, what: str) -> Path:
     named = os.environ.get(variable)
     folder = Path(named) if named else default
     if not folder.is_dir():
-        pytest.skip(f"{what} not found: no folder {folder} (set {variable}; README.md says where they come from)")
+        pytest.skip(
+            f"{what} not found: no folder {folder} (set {variable}; README.md says where they come from)"
+        )
     return folder
 
 
@@ -47,4 +49,6 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def conformance_dir() -> Path:
     """Folder of the recordings of a real vLLM: ``KVPOOL_CONFORMANCE``, or ``../shared/conformance``."""
-    return _data_folder("KVPOOL_CONFORMANCE", ROOT.parent / "shared" / "conformance", "conformance recordings")
+    return _data_folder(
+        "KVPOOL_CONFORMANCE", ROOT.parent / "shared" / "conformance", "conformance recordings"
+    )

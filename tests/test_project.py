@@ -93,5 +93,7 @@ def test_no_path_of_one_machine() -> None:
             continue
         for number, line in enumerate(content.splitlines(), 1):
             if machine_path.search(line):
-                found.append(f"{path.relative_to(ROOT)}:{number}: {line[:120].decode(errors='replace').strip()}")
+                found.append(
+                    f"{path.relative_to(ROOT)}:{number}: {line[:120].decode(errors='replace').strip()}"
+                )
     assert found == []
