@@ -1,0 +1,330 @@
+"""The engine's settings: vLLM's own argument names, their rules, and the reader of config.json.
+
+`EngineSettings` is what the core gets: everything resolved to numbers. `EngineKeys` are the keys of a
+validation config.json, with exactly its defaults; `EngineConfig` are those of a user's YAML, where the size
+of the pool and the batch limits may be left to the model and the GPU, as in vLLM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from sim.config_types import Positive, Share, Strict, key
+from sim.config_yaml import Problem, read_json, to_input_errors, validate_model
+from sim.errors import InputError, raise_all
+
+SUPPORTED_VLLM = ("0.32",)
+SIMULATED_GROUP_TYPES = ("full",)
+
+GroupType = Literal["full", "sliding_window", "chunked_local", "mamba"]
+KVCacheDtype = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]
+
+
+@dataclass(frozen=True)
+class KVCacheGroup:
+    """One KV-cache group: layers that share block tables.
+
+    Attributes:
+        type: "full", "sliding_window", "chunked_local" or "mamba".
+        block_size: tokens of one block of this group; None: the engine's block size.
+        sliding_window: window in tokens (type sliding_window).
+        attention_chunk_size: chunk in tokens (type chunked_local).
+        mamba_cache_mode: "align" or "none" (type mamba).
+    """
+
+    type: str = "full"
+    block_size: int | None = None
+    sliding_window: int | None = None
+    attention_chunk_size: int | None = None
+    mamba_cache_mode: str | None = None
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Resolved settings of one simulated engine; names and meaning are vLLM's.
+
+    `num_gpu_blocks` includes the null block (block id 0). Lengths are in tokens. `None` in
+    `max_num_scheduled_tokens` and `max_num_active_seqs` means "as max_num_batched_tokens" and
+    "as max_num_seqs"; `scheduled_tokens` and `active_seqs` give the number in force.
+    """
+
+    vllm: str = "0.32"
+    block_size: int = 16
+    num_gpu_blocks: int = 1024
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    max_num_scheduled_tokens: int | None = None
+    max_num_active_seqs: int | None = None
+    max_model_len: int = 4096
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
+    async_scheduling: bool = False
+    policy: str = "fcfs"
+    scheduler_reserve_full_isl: bool = True
+    watermark: float = 0.0
+    prefix_cache_retention_interval: int | None = 0
+    prefix_match_unit: int | None = None
+    kv_cache_groups: tuple[KVCacheGroup, ...] = (KVCacheGroup(),)
+    arrival_time: str = "seq"
+    idle_steps: str = "skip"
+
+    @property
+    def scheduled_tokens(self) -> int:
+        """Token budget of one schedule() call."""
+        return (
+            self.max_num_batched_tokens
+            if self.max_num_scheduled_tokens is None
+            else self.max_num_scheduled_tokens
+        )
+
+    @property
+    def active_seqs(self) -> int:
+        """Requests that may be running at once."""
+        return self.max_num_seqs if self.max_num_active_seqs is None else self.max_num_active_seqs
+
+    @property
+    def usable_blocks(self) -> int:
+        """Blocks that requests can hold: all but the null block."""
+        return self.num_gpu_blocks - 1
+
+
+class GroupConfig(Strict):
+    """One KV-cache group of a hybrid model."""
+
+    type: GroupType = key("full", "Kind of attention that the group's layers do.")
+    block_size: Positive | None = key(
+        None, "Tokens of one block of this group; null: as `engine.block_size`.", "tokens"
+    )
+    sliding_window: Positive | None = key(None, "Window of a `sliding_window` group.", "tokens")
+    attention_chunk_size: Positive | None = key(None, "Chunk of a `chunked_local` group.", "tokens")
+    mamba_cache_mode: Literal["align", "none"] | None = key(None, "Caching of a `mamba` group.")
+
+
+class EngineKeys(Strict):
+    """The keys of an engine configuration file (config.json) and their defaults."""
+
+    vllm: Annotated[str, Field(pattern=r"^0\.\d+$")] = key(
+        "0.32", "The vLLM release whose rules apply, as `0.MINOR` in quotes."
+    )
+    block_size: Positive = key(16, "Token slots of one KV block.", "tokens")
+    num_gpu_blocks: Annotated[int, Field(ge=2, le=2**31 - 2)] = key(
+        1024, "Blocks in the pool, INCLUDING the null block (block id 0), as vLLM counts them.", "blocks"
+    )
+    max_num_seqs: Positive = key(64, "Requests in one batch at most.", "requests")
+    max_num_batched_tokens: Positive = key(2048, "Tokens computed in one step at most.", "tokens")
+    max_num_scheduled_tokens: Positive | None = key(
+        None,
+        "Tokens that the scheduler gives out in one step; null: as `max_num_batched_tokens`.",
+        "tokens",
+    )
+    max_num_active_seqs: Positive | None = key(
+        None, "Requests that may be running at once; null: as `max_num_seqs`.", "requests"
+    )
+    max_model_len: Positive = key(4096, "Longest sequence, prompt and output together.", "tokens")
+    enable_prefix_caching: bool = key(True, "Reuse the blocks of equal prefixes.")
+    enable_chunked_prefill: bool = key(True, "Compute a long prompt over several steps.")
+    long_prefill_token_threshold: Annotated[int, Field(ge=0, le=2**31 - 1)] = key(
+        0, "A prefill gets at most so many tokens in one step unless it is alone; 0: no limit.", "tokens"
+    )
+    long_prefill_token_threshold_adaptive: bool = key(
+        False,
+        "Raise the long-prefill threshold to a fair share of the budget among queued and running requests.",
+    )
+    async_scheduling: bool = key(
+        False, "Schedule step k+1 while step k executes (vLLM's batch queue of two)."
+    )
+    policy: Literal["fcfs", "priority"] = key(
+        "fcfs", "Order of the waiting queue: first come first served, or lowest priority number first."
+    )
+    scheduler_reserve_full_isl: bool = key(
+        True,
+        "Admit a request only if blocks for its whole known text are free, not just for its first chunk.",
+    )
+    watermark: Share = key(
+        0.0,
+        "Share of the pool that an admission must leave free while other requests run.",
+        "fraction of blocks",
+    )
+    prefix_cache_retention_interval: Annotated[int, Field(ge=0)] | None = key(
+        0,
+        "For sliding-window groups: which blocks keep their hash (0: only the last needed ones; n: also those"
+        " at every n tokens; null: all).",
+        "tokens",
+    )
+    prefix_match_unit: Positive | None = key(
+        None, "Granularity of a prefix hit; null: derived from the groups' block sizes.", "tokens"
+    )
+    kv_cache_groups: Annotated[list[GroupConfig], Field(min_length=1)] = key(
+        lambda: [GroupConfig()], "KV-cache groups of the model, in vLLM's order."
+    )
+    arrival_time: Literal["seq", "step"] = key(
+        "seq",
+        "Arrival stamp that orders requests of equal priority: unique in file order, or the step's index"
+        " (requests of one step tie).",
+    )
+    idle_steps: Literal["skip", "run"] = key(
+        "skip",
+        "In logical time: whether a step index with nothing queued or in flight runs a schedule call.",
+    )
+
+    def settings(self) -> EngineSettings:
+        """The frozen dataclass of these keys; only for models whose keys are all numbers."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(EngineSettings)}
+        values["kv_cache_groups"] = tuple(KVCacheGroup(**g.model_dump()) for g in self.kv_cache_groups)
+        return EngineSettings(**values)
+
+
+class EngineJson(EngineKeys):
+    """A config.json of the validation harness: the engine's keys, and a name."""
+
+    name: str | None = key(None, "Name of the case; not used.")
+
+
+def load_engine_json(path: str | Path) -> EngineSettings:
+    """Read an engine configuration file (config.json), as written for the validation harness.
+
+    Pools smaller than one request of `max_model_len` are accepted here.
+
+    Raises:
+        InputError: missing file, broken JSON, unknown key, wrong type or an impossible combination; all
+            problems of the file at once, each with its line and column.
+    """
+    document = read_json(path)
+    parsed, problems = validate_model(EngineJson, document)
+    if parsed is None:
+        raise_all(to_input_errors(problems, document))
+        raise AssertionError("a failed validation has problems")
+    settings = parsed.settings()
+    raise_all(to_input_errors(check_settings(settings), document))
+    return settings
+
+
+def check_settings(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
+    """Combinations that vLLM 0.32.0 refuses (SchedulerConfig.verify_max_model_len) or we can't simulate yet.
+
+    Args:
+        s: the settings.
+        prefix: path of the engine's section in the document, for the places of the problems.
+    """
+    out: list[Problem] = []
+
+    def add(key: str, message: str, hint: str) -> None:
+        out.append(Problem((*prefix, key), message, hint))
+
+    if s.max_num_batched_tokens < s.max_num_seqs:
+        add(
+            "max_num_batched_tokens",
+            f"max_num_batched_tokens ({s.max_num_batched_tokens}) is smaller than"
+            f" max_num_seqs ({s.max_num_seqs})",
+            "each running request needs a token in every step, so vLLM refuses this:"
+            " raise the first or lower the second",
+        )
+    if s.max_num_batched_tokens < s.max_model_len and not s.enable_chunked_prefill:
+        add(
+            "max_num_batched_tokens",
+            f"max_num_batched_tokens ({s.max_num_batched_tokens}) is smaller than"
+            f" max_model_len ({s.max_model_len}) and enable_chunked_prefill is false",
+            "a long prompt could never be scheduled: raise max_num_batched_tokens or turn chunked prefill on",
+        )
+    if s.max_num_active_seqs is not None and s.max_num_active_seqs > s.max_num_seqs:
+        add(
+            "max_num_active_seqs",
+            f"max_num_active_seqs ({s.max_num_active_seqs}) is greater than max_num_seqs ({s.max_num_seqs})",
+            "lower max_num_active_seqs or raise max_num_seqs",
+        )
+    if s.long_prefill_token_threshold > s.max_model_len:
+        add(
+            "long_prefill_token_threshold",
+            f"long_prefill_token_threshold ({s.long_prefill_token_threshold}) is greater than"
+            f" max_model_len ({s.max_model_len})",
+            "use 0 to turn the threshold off",
+        )
+    return out + check_simulated(s, prefix)
+
+
+def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
+    """What a config may say but the core does not simulate yet: the one place to lift such a limit."""
+    out: list[Problem] = []
+    if s.vllm not in SUPPORTED_VLLM:
+        out.append(
+            Problem(
+                (*prefix, "vllm"),
+                f"the rules of vLLM {s.vllm} are not simulated yet",
+                f"simulated: {', '.join(SUPPORTED_VLLM)}",
+            )
+        )
+    if s.prefix_match_unit not in (None, s.block_size):
+        out.append(
+            Problem(
+                (*prefix, "prefix_match_unit"),
+                f"prefix_match_unit {s.prefix_match_unit}: hits finer than a block are not simulated yet",
+                f"leave it out, or use the block size ({s.block_size})",
+            )
+        )
+    for i, group in enumerate(s.kv_cache_groups):
+        if group.type not in SIMULATED_GROUP_TYPES:
+            out.append(
+                Problem(
+                    (*prefix, "kv_cache_groups", i, "type"),
+                    f"kv_cache_groups[{i}].type: {group.type} is not simulated yet",
+                    f"simulated: {', '.join(SIMULATED_GROUP_TYPES)}",
+                )
+            )
+    if len(s.kv_cache_groups) > 1 and all(g.type in SIMULATED_GROUP_TYPES for g in s.kv_cache_groups):
+        out.append(
+            Problem(
+                (*prefix, "kv_cache_groups"),
+                f"{len(s.kv_cache_groups)} KV-cache groups: more than one is not simulated yet",
+                "vLLM puts all full-attention layers of equal shape in one group",
+            )
+        )
+    return out
+
+
+def require_simulated(s: EngineSettings) -> None:
+    """Raise `InputError` if the core can't simulate these settings yet."""
+    raise_all([InputError(p.message, hint=p.hint) for p in check_simulated(s)])
+
+
+def blocks_of_longest_request(s: EngineSettings) -> int:
+    """Blocks vLLM >= 0.29 wants at start-up: those of one request of max_model_len, and the null block."""
+    return -(-s.max_model_len // s.block_size) + 1
+
+
+def check_pool(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
+    """The start-up check of vLLM >= 0.29: a request of max_model_len must fit beside the null block."""
+    need = blocks_of_longest_request(s)
+    if s.num_gpu_blocks >= need:
+        return []
+    fits = max(0, (s.num_gpu_blocks - 1) * s.block_size)
+    return [
+        Problem(
+            (*prefix, "num_gpu_blocks"),
+            f"a pool of {s.num_gpu_blocks} blocks is smaller than one request of max_model_len"
+            f" ({s.max_model_len} tokens need {need} blocks of {s.block_size}, the null block included)",
+            f"raise num_gpu_blocks to {need}, or lower max_model_len to {fits}"
+            if fits
+            else f"raise num_gpu_blocks to at least {need}",
+        )
+    ]
+
+
+__all__ = [
+    "EngineJson",
+    "EngineKeys",
+    "EngineSettings",
+    "GroupConfig",
+    "KVCacheGroup",
+    "blocks_of_longest_request",
+    "check_pool",
+    "check_settings",
+    "check_simulated",
+    "load_engine_json",
+    "require_simulated",
+]

@@ -1,0 +1,136 @@
+"""How long one engine step takes: the latency models and their builders.
+
+A model is a `StepTime`: a kind and a few numbers, evaluated by the jitted core for each batch. All
+coefficients are in nanoseconds. The features of one batch are
+
+    T  scheduled tokens
+    P  prefill tokens: tokens of requests that compute more than one token of their known text
+    D  decode sequences: requests that compute exactly one token
+    C  context tokens read by the decodes (sum of tokens computed before the step)
+    A  attention pairs of the prefills: sum over them of n*computed + n*(n+1)/2
+    K  context tokens read by the prefills: sum over them of computed + n
+    Q  sequences that sample a token
+
+and the kinds are
+
+    constant  c0
+    affine    c0 + c1*P + c2*D + c3*C
+    roofline  max(c1*T + c2*(A+C) + c3*Q,  c4 + c5*(C+K) + c6*T) + c0
+    table     bilinear interpolation over (T, C+K), clamped at the edges
+
+An empty batch takes 0 ns; anything else is rounded to whole nanoseconds (half to even), at least 1.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONSTANT, AFFINE, ROOFLINE, TABLE = 0, 1, 2, 3
+NUM_COEF = 12
+
+
+class StepTime(NamedTuple):
+    """A step-time model, ready for the core.
+
+    Attributes:
+        kind: 0 constant, 1 affine, 2 roofline, 3 table.
+        coef: float64[12], nanoseconds per unit of the feature it multiplies; unused ones are 0.
+        axis_tokens: float64[a], ascending scheduled tokens of the table's rows.
+        axis_context: float64[b], ascending context tokens (C + K) of the table's columns.
+        table: float64[a*b], row-major nanoseconds: `table[i*b + j]`. Length-1 arrays if kind is not 3.
+    """
+
+    kind: int
+    coef: NDArray[np.float64]
+    axis_tokens: NDArray[np.float64]
+    axis_context: NDArray[np.float64]
+    table: NDArray[np.float64]
+
+
+class BatchFeatures(NamedTuple):
+    """What a step-time model may depend on; see the module's text."""
+
+    tokens: int
+    prefill_tokens: int = 0
+    decode_seqs: int = 0
+    decode_context: int = 0
+    prefill_pairs: int = 0
+    prefill_context: int = 0
+    sampled: int = 0
+
+
+def _with_coef(kind: int, values: Sequence[float]) -> StepTime:
+    coef = np.zeros(NUM_COEF, np.float64)
+    coef[: len(values)] = values
+    if not np.all(np.isfinite(coef)) or np.any(coef < 0):
+        raise ValueError(f"step-time coefficients must be finite and not negative, got {list(values)}")
+    one = np.zeros(1, np.float64)
+    return StepTime(kind, coef, one, one.copy(), one.copy())
+
+
+def constant(step_ns: float) -> StepTime:
+    """Each step takes `step_ns` nanoseconds, whatever is in it."""
+    return _with_coef(CONSTANT, [step_ns])
+
+
+def affine(
+    overhead_ns: float,
+    prefill_token_ns: float = 0.0,
+    decode_seq_ns: float = 0.0,
+    context_token_ns: float = 0.0,
+) -> StepTime:
+    """`overhead + prefill_token*P + decode_seq*D + context_token*C`, all in nanoseconds."""
+    return _with_coef(AFFINE, [overhead_ns, prefill_token_ns, decode_seq_ns, context_token_ns])
+
+
+def duration_ns(st: StepTime, features: BatchFeatures | Sequence[int]) -> int:
+    """Nanoseconds of one step: the plain-Python twin of the core's jitted `step_duration_ns`.
+
+    Args:
+        st: the model.
+        features: (T, P, D, C, A, K, Q) in this order.
+    """
+    T, P, D, C, A, K, Q = (float(x) for x in features)
+    if T <= 0.0:
+        return 0
+    c = st.coef
+    if st.kind == CONSTANT:
+        ns = float(c[0])
+    elif st.kind == AFFINE:
+        ns = float(c[0] + c[1] * P + c[2] * D + c[3] * C)
+    elif st.kind == ROOFLINE:
+        compute = float(c[1] * T + c[2] * (A + C) + c[3] * Q)
+        memory = float(c[4] + c[5] * (C + K) + c[6] * T)
+        ns = max(compute, memory) + float(c[0])
+    elif st.kind == TABLE:
+        ns = _interpolate(st, T, C + K)
+    else:
+        raise ValueError(f"unknown step-time kind {st.kind}")
+    return max(1, round(ns))
+
+
+def _interpolate(st: StepTime, tokens: float, context: float) -> float:
+    i, fi = _locate(st.axis_tokens, tokens)
+    j, fj = _locate(st.axis_context, context)
+    b = len(st.axis_context)
+    i1, j1 = min(i + 1, len(st.axis_tokens) - 1), min(j + 1, b - 1)
+    t = st.table
+    low = t[i * b + j] * (1.0 - fj) + t[i * b + j1] * fj
+    high = t[i1 * b + j] * (1.0 - fj) + t[i1 * b + j1] * fj
+    return float(low * (1.0 - fi) + high * fi)
+
+
+def _locate(axis: NDArray[np.float64], x: float) -> tuple[int, float]:
+    """Cell index and fraction within it; outside the axis the edge with fraction 0."""
+    n = len(axis)
+    if n == 1 or x <= axis[0]:
+        return 0, 0.0
+    if x >= axis[n - 1]:
+        return n - 1, 0.0
+    i = bisect_right(axis, x) - 1
+    return i, float((x - axis[i]) / (axis[i + 1] - axis[i]))
