@@ -6,7 +6,6 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 STAMP  := $(VENV)/.installed
 CONFIG ?= configs/chat.yaml
-SOURCES := sim workloads validation tests
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
