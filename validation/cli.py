@@ -1,0 +1,62 @@
+"""Commands: `python -m validation record | diff | fuzz | run`. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+EXIT_DIFFERENT = 1
+EXIT_INPUT = 2
+EXIT_STUCK = 3
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(EXIT_INPUT)
+
+
+def reports_input_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Print an input error once and exit with code 2."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from sim.errors import InputError
+        from workloads.errors import WorkloadError
+
+        try:
+            return command(*args, **kwargs)
+        except (InputError, WorkloadError) as exc:
+            _fail(str(exc))
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Compare the simulator with a real vLLM, step by step."""
+
+
+@main.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--columns", default=None, help="Compare only these, separated by commas.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@reports_input_errors
+def diff(a: Path, b: Path, columns: str | None, as_json: bool) -> None:
+    """Compare two step logs row by row.
+
+    Exit code 0: equal; 1: different (the first differing row and column are printed); 2: unreadable file.
+    """
+    from validation import steplog
+    from validation.diff import compare, render
+
+    chosen = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
+    comparison = compare(steplog.read(a), steplog.read(b), chosen)
+    click.echo(json.dumps(comparison.to_json()) if as_json else render(comparison, str(a), str(b)))
+    sys.exit(0 if comparison.equal else EXIT_DIFFERENT)
