@@ -1,7 +1,7 @@
 """What every test may use: hypothesis profiles, the public traces, the conformance recordings.
 
-Data that is not part of the repository is looked for beside it (``../shared``) or where an environment variable says;
-a test that needs it is skipped, with the reason in pytest's summary, when it is absent.
+Data that is not part of the repository is looked for beside it (``../shared``) or where an environment
+variable says; a test that needs it is skipped, with the reason in pytest's summary, when it is absent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 
-# No deadline: the first example of a test may compile jitted code. In CI the examples are the same in every run.
+# No deadline: the first example of a test may compile jitted code.
+# In CI the examples are the same in every run.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
@@ -23,7 +24,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in tests/benchmarks, before ``-m`` selects, so that no benchmark runs with the tests."""
+    """Mark all of tests/benchmarks, before ``-m`` selects, so that no benchmark runs with the tests."""
     for item in items:
         if BENCHMARKS in item.path.parents:
             item.add_marker(pytest.mark.bench)

@@ -1,4 +1,4 @@
-"""The project's own contracts: versions, the lock file, what sim.core imports, nothing of one machine in the repository."""
+"""The project's own contracts: versions, the lock file, what sim.core imports, no path of one machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def project() -> dict:
 
 
 def canonical(requirement: str) -> str:
-    """Name of a requirement line, normalised as package indexes do: lower case, runs of ``-_.`` as one ``-``."""
+    """Name of a requirement, normalised as package indexes do: lower case, runs of ``-_.`` as one ``-``."""
     name = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert name, f"no package name in {requirement!r}"
     return re.sub(r"[-_.]+", "-", name.group()).lower()
