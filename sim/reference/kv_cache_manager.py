@@ -1,0 +1,219 @@
+"""Prefix lookup, slot allocation and freeing for whole requests, over all KV-cache groups.
+
+Mirrors vLLM 0.32.0, ``KVCacheManager`` (``vllm/v1/core/kv_cache_manager.py``) and the coordinators for one
+group and for no prefix cache (``vllm/v1/core/kv_cache_coordinator.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sim.reference.block_pool import BlockPool, KVCacheBlock
+from sim.reference.metrics import KVCacheMetricsCollector
+from sim.reference.request import Request, RequestStatus
+from sim.reference.settings import Settings
+from sim.reference.single_type_manager import MANAGERS, SingleTypeKVCacheManager
+
+BlocksByGroup = tuple[list[KVCacheBlock], ...]
+
+
+@dataclass
+class PrefixCacheStats:
+    """Cumulative counters of lookups that led to an admission; tokens.
+
+    ``preempted_*`` counts requests that had been preempted before, the others first admissions.
+    """
+
+    requests: int = 0
+    queries: int = 0
+    hits: int = 0
+    preempted_requests: int = 0
+    preempted_queries: int = 0
+    preempted_hits: int = 0
+
+    def record(self, num_tokens: int, num_hits: int, preempted: bool) -> None:
+        """Count one admission that looked up ``num_tokens`` tokens."""
+        if preempted:
+            self.preempted_requests += 1
+            self.preempted_queries += num_tokens
+            self.preempted_hits += num_hits
+        else:
+            self.requests += 1
+            self.queries += num_tokens
+            self.hits += num_hits
+
+
+class KVCacheManager:
+    """Block tables of all requests in all groups, over one pool.
+
+    Args:
+        settings: engine settings.
+        enable_kv_cache_events: whether the pool collects events.
+        metrics_collector: optional residency metrics.
+
+    Raises:
+        ValueError: a group type that this twin does not serve, or no group with one block size.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        enable_kv_cache_events: bool = False,
+        metrics_collector: KVCacheMetricsCollector | None = None,
+    ) -> None:
+        sizes = {group.block_size or settings.block_size for group in settings.kv_cache_groups}
+        if len(sizes) != 1:
+            raise ValueError(f"the reference twin serves groups of one block size, got {sorted(sizes)}")
+        for group in settings.kv_cache_groups:
+            if group.type not in MANAGERS:
+                raise ValueError(f"the reference twin has no groups of type {group.type!r}")
+        self.max_model_len = settings.max_model_len
+        self.enable_caching = settings.enable_prefix_caching
+        self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
+        self.prefix_cache_stats = PrefixCacheStats()
+        self.hash_block_size = sizes.pop()
+        self.block_pool = BlockPool(
+            settings.num_gpu_blocks,
+            self.enable_caching,
+            self.hash_block_size,
+            enable_kv_cache_events,
+            metrics_collector,
+        )
+        self.managers: list[SingleTypeKVCacheManager] = [
+            MANAGERS[group.type](
+                group, group.block_size or settings.block_size, self.block_pool, self.enable_caching, i
+            )
+            for i, group in enumerate(settings.kv_cache_groups)
+        ]
+
+    @property
+    def usage(self) -> float:
+        """Share of the usable blocks that requests hold, in [0, 1]."""
+        return self.block_pool.get_usage()
+
+    def get_computed_blocks(self, request: Request) -> tuple[BlocksByGroup, int]:
+        """Longest cached prefix, by group, and its length in tokens.
+
+        At most ``num_tokens - 1`` tokens may hit: the last one is computed again to be sampled from. Nothing
+        is touched.
+        """
+        if not self.enable_caching:
+            return self._no_blocks(), 0
+        return self._find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)
+
+    def _find_longest_cache_hit(
+        self, block_hashes: Sequence[int], max_length: int
+    ) -> tuple[BlocksByGroup, int]:
+        # Each group may shorten the prefix; look again until all agree.
+        length = max_length
+        while True:
+            hits: list[list[KVCacheBlock]] = []
+            shortest = length
+            for manager in self.managers:
+                blocks, shortest = manager.find_longest_cache_hit(block_hashes, shortest)
+                hits.append(blocks)
+            if shortest == length or len(self.managers) == 1:
+                return tuple(hits), shortest
+            length = shortest
+
+    def record_prefix_cache_stats(self, request: Request, num_hits: int) -> None:
+        """Count the lookup of a request that is being admitted."""
+        if self.enable_caching:
+            self.prefix_cache_stats.record(request.num_tokens, num_hits, request.num_preemptions > 0)
+
+    def allocate_slots(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        num_new_computed_tokens: int = 0,
+        new_computed_blocks: BlocksByGroup | None = None,
+        full_sequence_must_fit: bool = False,
+        has_scheduled_reqs: bool = True,
+    ) -> BlocksByGroup | None:
+        """Make room for ``num_new_tokens`` more tokens, and cache the blocks that they fill.
+
+        Args:
+            request: running, or to be admitted.
+            num_new_tokens: tokens that the step will compute.
+            num_new_computed_tokens: prefix hit in tokens.
+            new_computed_blocks: the hit's blocks by group, or None.
+            full_sequence_must_fit: also refuse when all known tokens together would not fit now.
+            has_scheduled_reqs: some request is running, so that the watermark applies to an admission.
+
+        Returns:
+            The newly allocated blocks by group (hits excluded), or None when there is no room; then the only
+            possible effect is that blocks which left an attention window were freed.
+
+        Raises:
+            ValueError: nothing to compute and no hit.
+        """
+        if num_new_tokens == 0 and num_new_computed_tokens == 0:
+            raise ValueError("a step without new tokens needs computed ones to adopt")
+        hits = self._no_blocks() if new_computed_blocks is None else new_computed_blocks
+        total_computed = min(request.num_computed_tokens + num_new_computed_tokens, self.max_model_len)
+        waits = request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+        watermark = self.watermark_blocks if has_scheduled_reqs and waits else 0
+
+        if full_sequence_must_fit:
+            known = min(request.num_tokens, self.max_model_len)
+            needed = self._blocks_to_allocate(request, known, hits, total_computed, apply_admission_cap=True)
+            if needed + watermark > self.block_pool.get_num_free_blocks():
+                return None
+
+        need_slot = min(total_computed + num_new_tokens, self.max_model_len)
+        for manager in self.managers:
+            manager.remove_skipped_blocks(
+                request.request_id, max(0, total_computed - request.num_in_flight_tokens)
+            )
+        needed = self._blocks_to_allocate(request, need_slot, hits, total_computed)
+        if needed + watermark > self.block_pool.get_num_free_blocks():
+            return None
+
+        if any(hits):
+            for manager, blocks in zip(self.managers, hits, strict=True):
+                manager.add_local_computed_blocks(request.request_id, blocks, total_computed)
+        new_blocks = tuple(m.allocate_new_blocks(request.request_id, need_slot) for m in self.managers)
+        self.cache_blocks(request, min(total_computed + num_new_tokens, request.num_tokens))
+        return new_blocks
+
+    def cache_blocks(self, request: Request, num_tokens: int) -> None:
+        """Make the request's full blocks among its first ``num_tokens`` tokens hittable."""
+        if self.enable_caching:
+            for manager in self.managers:
+                manager.cache_blocks(request, num_tokens)
+
+    def free(self, request: Request) -> None:
+        """Give all blocks of the request back, group by group, last block first."""
+        for manager in self.managers:
+            manager.free(request.request_id)
+
+    def get_blocks(self, request_id: str) -> BlocksByGroup:
+        """The request's block tables by group."""
+        return tuple(m.req_to_blocks.get(request_id, []) for m in self.managers)
+
+    def evict_blocks(self, block_ids: Sequence[int]) -> None:
+        """Drop the cached content of these blocks."""
+        self.block_pool.evict_blocks(block_ids)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached content; False when a request still holds blocks."""
+        return self.block_pool.reset_prefix_cache()
+
+    def _no_blocks(self) -> BlocksByGroup:
+        return tuple([] for _ in self.managers)
+
+    def _blocks_to_allocate(
+        self,
+        request: Request,
+        num_tokens: int,
+        hits: BlocksByGroup,
+        total_computed: int,
+        apply_admission_cap: bool = False,
+    ) -> int:
+        return sum(
+            m.get_num_blocks_to_allocate(
+                request.request_id, num_tokens, blocks, total_computed, apply_admission_cap
+            )
+            for m, blocks in zip(self.managers, hits, strict=True)
+        )

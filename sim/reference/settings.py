@@ -1,0 +1,117 @@
+"""Engine settings of the reference twin: the keys and defaults of the engine configuration file format.
+
+Kept apart from the shell's settings on purpose: the twin depends on nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class KVCacheGroup:
+    """One group of layers that share block tables.
+
+    Attributes:
+        type: attention type; this twin serves ``full``.
+        block_size: tokens per block, or None for the engine's.
+    """
+
+    type: str = "full"
+    block_size: int | None = None
+    sliding_window: int | None = None
+    attention_chunk_size: int | None = None
+    mamba_cache_mode: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Resolved engine settings; the names are vLLM's, ``num_gpu_blocks`` counts the null block."""
+
+    vllm: str = "0.32"
+    block_size: int = 16
+    num_gpu_blocks: int = 1024
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    max_num_scheduled_tokens: int | None = None
+    max_num_active_seqs: int | None = None
+    max_model_len: int = 4096
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
+    async_scheduling: bool = False
+    policy: str = "fcfs"
+    scheduler_reserve_full_isl: bool = True
+    watermark: float = 0.0
+    prefix_cache_retention_interval: int | None = 0
+    prefix_match_unit: int | None = None
+    kv_cache_groups: tuple[KVCacheGroup, ...] = (KVCacheGroup(),)
+    arrival_time: str = "seq"
+    idle_steps: str = "skip"
+
+    @property
+    def token_budget(self) -> int:
+        """Most tokens that one step may schedule."""
+        if self.max_num_scheduled_tokens is None:
+            return self.max_num_batched_tokens
+        return self.max_num_scheduled_tokens
+
+    @property
+    def active_seqs(self) -> int:
+        """Most requests that may run at once."""
+        return self.max_num_seqs if self.max_num_active_seqs is None else self.max_num_active_seqs
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Settings:
+        """Settings from the mapping of a configuration file; ``name`` is ignored.
+
+        Raises:
+            ValueError: an unknown key (the nearest known one is named) or a value out of its range.
+        """
+        values = {key: value for key, value in raw.items() if key != "name"}
+        _refuse_unknown(values, cls)
+        if "kv_cache_groups" in values:
+            groups = []
+            for group in values["kv_cache_groups"]:
+                _refuse_unknown(group, KVCacheGroup)
+                groups.append(KVCacheGroup(**group))
+            values["kv_cache_groups"] = tuple(groups)
+        settings = cls(**values)
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        if self.policy not in ("fcfs", "priority"):
+            raise ValueError(f"policy must be fcfs or priority, got {self.policy!r}")
+        if self.arrival_time not in ("seq", "step"):
+            raise ValueError(f"arrival_time must be seq or step, got {self.arrival_time!r}")
+        if self.idle_steps not in ("skip", "run"):
+            raise ValueError(f"idle_steps must be skip or run, got {self.idle_steps!r}")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) is below "
+                f"max_num_seqs ({self.max_num_seqs})"
+            )
+        if self.active_seqs > self.max_num_seqs:
+            raise ValueError(
+                f"max_num_active_seqs ({self.active_seqs}) exceeds max_num_seqs ({self.max_num_seqs})"
+            )
+        one_group = len(self.kv_cache_groups) == 1
+        if one_group and self.enable_prefix_caching and self.prefix_match_unit not in (None, self.block_size):
+            raise ValueError(
+                f"prefix_match_unit {self.prefix_match_unit} differs from block_size {self.block_size}: "
+                "with one group hits end on blocks; leave it out"
+            )
+
+
+def _refuse_unknown(values: Mapping[str, Any], cls: type) -> None:
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown key {key!r}{hint}")
