@@ -60,6 +60,13 @@ bench: $(STAMP)  ## benchmarks, then the table of speeds and ratios
 	$(PY) -m pytest tests/benchmarks -m bench $(PYTEST_ARGS)
 	$(PY) -m tests.benchmarks.table
 
+.PHONY: published
+published: $(STAMP)  ## runs that reproduce published results, with the published numbers beside them
+	$(PY) -m sim.published
+
+# validate and bench-vllm: what needs a real vLLM, in an environment of its own (.venv-vllm) with its own lock.
+-include validation/vllm.mk
+
 .PHONY: lock
 lock: $(STAMP)  ## requirements.lock again, with today's versions
 	printf '%s\n' '# Exact versions for Python 3.11 on Linux: runtime, test and dev. Made by `make lock` from pyproject.toml.' > requirements.lock.tmp

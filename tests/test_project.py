@@ -83,6 +83,27 @@ def test_core_imports_only_numpy_and_numba() -> None:
     assert found == set()
 
 
+@pytest.mark.parametrize("package", ["sim", "workloads", "validation"])
+def test_help_is_quick(package: str) -> None:
+    """``--help`` loads none of the packages that take long to import."""
+    heavy = ["matplotlib", "numba", "pyarrow", "simpy", "torch", "vllm"]
+    program = f"""
+import runpy, sys
+sys.argv = ["{package}", "--help"]
+try:
+    runpy.run_module("{package}", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code, end.code
+print("loaded:", *[name for name in {heavy} if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:", done.stdout
+    assert "Usage" in done.stdout
+
+
 def test_no_path_of_one_machine() -> None:
     """Nothing that git tracks names a folder of the machine that it was written on."""
     machine_path = re.compile(rb"(?<![\w./:$}<-])/(?:work|root|home|Users|opt)/\w")
