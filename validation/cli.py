@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
+TARGETS = ("sim", "scheduler", "engine")
+HIDDEN_TARGETS = ("reference",)
 EXIT_DIFFERENT = 1
 EXIT_INPUT = 2
 EXIT_STUCK = 3
@@ -40,6 +42,35 @@ def reports_input_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Compare the simulator with a real vLLM, step by step."""
+
+
+@main.command()
+@click.option(
+    "--target",
+    type=click.Choice([*TARGETS, *HIDDEN_TARGETS]),
+    metavar="|".join(TARGETS),
+    required=True,
+    help="The simulator; a real vLLM's scheduler with no model; a whole real vLLM.",
+)
+@click.option("--engine", type=click.Path(path_type=Path), required=True, help="Engine configuration (JSON).")
+@click.option("--workload", type=click.Path(path_type=Path), required=True, help="Logical-time workload.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A .parquet or .jsonl.gz file.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="For target engine.")
+@reports_input_errors
+def record(target: str, engine: Path, workload: Path, out: Path, device: str) -> None:
+    """Run a workload step by step and write the step log.
+
+    Exit code 0: done; 2: the input can't be used; 3: a request can never be served, so the log ends early.
+    """
+    from validation import steplog
+    from validation.record import record_file
+
+    recording = record_file(target, engine, workload, device)
+    steplog.write(out, recording.log)
+    click.echo(f"{out}: {steplog.num_rows(recording.log)} rows", err=True)
+    if recording.stuck is not None:
+        click.echo(f"stuck: {recording.stuck}", err=True)
+        sys.exit(EXIT_STUCK)
 
 
 @main.command()

@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,14 @@ KEY_COLUMNS = ("step", "phase", "batch_step")
 PHASES = ("scheduled", "updated")
 
 
+@dataclass(frozen=True)
+class Recording:
+    """A recorded log; `stuck` says why the run had to end early (None: every request finished)."""
+
+    log: Columns
+    stuck: str | None = None
+
+
 def empty_log() -> Columns:
     """Columns of a log with no rows."""
     return {name: [] for name in COLUMNS}
@@ -97,10 +106,13 @@ def schema() -> pa.Schema:
 
 
 def to_table(log: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """A log in memory as an Arrow table with `schema()`. Raises KeyError for a missing column."""
+    """A log in memory as an Arrow table with `schema()`.
+
+    A log may leave out what is not compared; KeyError for any other missing column.
+    """
     import pyarrow as pa
 
-    fields = schema()
+    fields = pa.schema([f for f in schema() if f.name in log or f.name not in NOT_COMPARED])
     return pa.table([pa.array(_plain(log[f.name]), type=f.type) for f in fields], schema=fields)
 
 

@@ -1,0 +1,119 @@
+"""`python -m validation record`: the same workload on any of the targets, into the same step log.
+
+Targets: `sim` (the simulator's kernel), `scheduler` (a real vLLM's control plane with no model), `engine` (a
+whole real vLLM), and `reference` (the simulator's plain-Python twin, for those who work on the simulator).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim.errors import InputError
+from validation.cli import TARGETS
+from validation.logical import LogicalRequest, read_requests
+from validation.steplog import COLUMNS, Columns, Recording, from_table
+
+if TYPE_CHECKING:
+    from sim.config_engine import EngineSettings
+    from workloads.requests import Workload
+
+
+def load_settings(path: Path, target: str) -> EngineSettings:
+    """Read an engine configuration for a target.
+
+    A real vLLM judges by itself what it can do; what the simulator can't do yet is an error only there.
+    """
+    from sim.config_engine import EngineJson, load_engine_json
+    from sim.config_yaml import read_json, to_input_errors, validate_model
+    from sim.errors import raise_all
+
+    if target in ("sim", "reference"):
+        return load_engine_json(path)
+    document = read_json(path)
+    parsed, problems = validate_model(EngineJson, document)
+    raise_all(to_input_errors(problems, document))
+    assert parsed is not None
+    return parsed.settings()
+
+
+def record_file(target: str, engine: Path, workload: Path, device: str = "cpu") -> Recording:
+    """Record the workload of a file on a target. Raises InputError for anything that can't be used."""
+    return record(target, load_settings(engine, target), read_requests(workload), device)
+
+
+def record(
+    target: str, settings: EngineSettings, requests: Sequence[LogicalRequest], device: str = "cpu"
+) -> Recording:
+    """Record requests that are in memory on a target; device ("cpu" or "cuda") is for `engine`."""
+    if target == "sim":
+        return _on_simulator(settings, requests)
+    if target == "reference":
+        return _on_reference(settings, requests)
+    if target == "scheduler":
+        from validation.vllm_scheduler import record as on_scheduler
+
+        return on_scheduler(settings, requests)
+    if target == "engine":
+        from validation.vllm_engine import record as on_engine
+
+        return on_engine(settings, requests, device)
+    raise InputError(f"unknown target {target!r}", hint=f"one of {', '.join(TARGETS)}")
+
+
+def _on_simulator(settings: EngineSettings, requests: Sequence[LogicalRequest]) -> Recording:
+    from sim.steplog import record as on_simulator
+
+    return Recording(as_columns(on_simulator(settings, to_workload(requests))))
+
+
+def _on_reference(settings: EngineSettings, requests: Sequence[LogicalRequest]) -> Recording:
+    from sim.reference.engine import Engine, EngineStuck
+    from sim.reference.settings import Settings
+    from sim.reference.steplog import StepLog
+
+    log = StepLog()
+    engine = Engine(Settings.from_dict(asdict(settings)), [r.to_json() for r in requests], observer=log)
+    stuck = None
+    try:
+        engine.run()
+    except EngineStuck as exc:
+        stuck = str(exc)
+    recorded = [name for name in COLUMNS if name in log.rows[0]] if log.rows else list(COLUMNS)
+    return Recording({name: [row[name] for row in log.rows] for name in recorded}, stuck)
+
+
+def as_columns(log: Any) -> Columns:
+    """What a recorder returns (an Arrow table, or arrays or lists by column) as plain columns."""
+    if not isinstance(log, Mapping):
+        return from_table(log)
+    return {
+        name: log[name].tolist() if hasattr(log[name], "tolist") else list(log[name])
+        for name in COLUMNS
+        if name in log
+    }
+
+
+def to_workload(requests: Sequence[LogicalRequest]) -> Workload:
+    """The simulator's workload of these requests, in logical time; every token id is explicit."""
+    from workloads.builder import WorkloadBuilder
+
+    salts: dict[str, int] = {}
+    vocab_size = 1 + max(max(*r.prompt_token_ids, *r.output_token_ids) for r in requests)
+    builder = WorkloadBuilder(vocab_size=vocab_size, clock="logical")
+    for r in requests:
+        salt = 0 if r.cache_salt is None else salts.setdefault(r.cache_salt, len(salts) + 1)
+        builder.add(
+            [builder.add_tokens(r.prompt_token_ids)],
+            [len(r.prompt_token_ids)],
+            output_len=len(r.output_token_ids),
+            out_seg=builder.add_tokens(r.output_token_ids),
+            arrival=r.arrival_step,
+            max_tokens=max(len(r.output_token_ids), r.max_tokens or 0),
+            priority=r.priority,
+            salt=salt,
+            request_id=r.request_id,
+        )
+    return builder.build({"kind": "logical"})
