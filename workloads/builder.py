@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from workloads.errors import WorkloadError
-from workloads.requests import Workload
+from workloads.requests import Int32Array, Int64Array, Workload
 from workloads.tokens import explicit_segment
 
 #: Synthetic outputs of a request that names no output segment: far above any counter or hash id.
@@ -118,33 +119,99 @@ class WorkloadBuilder:
                 f"{len(self._request_ids)} of {len(self)} requests have an id; give one to all or none"
             )
         columns = {name: np.array(values, dtype=np.int64) for name, values in self._columns.items()}
-        workload = Workload(
+        return assemble(
             clock=self.clock,
-            arrival=columns["arrival"],
-            parent=_narrow("parent", columns["parent"]),
-            think_ns=columns["think_ns"],
             closed_loop=self.closed_loop,
+            vocab_size=self.vocab_size,
             seg_ptr=np.array(self._seg_ptr, dtype=np.int64),
             seg_id=np.array(self._seg_id, dtype=np.int64),
-            seg_start=_narrow("seg_start", np.array(self._seg_start, dtype=np.int64)),
-            seg_len=_narrow("seg_len", np.array(self._seg_len, dtype=np.int64)),
-            out_seg=columns["out_seg"],
-            prompt_len=_narrow("prompt_len", columns["prompt_len"]),
-            output_len=_narrow("output_len", columns["output_len"]),
-            max_tokens=_narrow("max_tokens", columns["max_tokens"]),
-            priority=_narrow("priority", columns["priority"]),
-            salt=columns["salt"],
-            session=_narrow("session", columns["session"]),
-            tokens=_narrow("tokens", np.array(self._tokens, dtype=np.int64)),
-            vocab_size=self.vocab_size,
+            seg_start=np.array(self._seg_start, dtype=np.int64),
+            seg_len=np.array(self._seg_len, dtype=np.int64),
+            tokens=np.array(self._tokens, dtype=np.int64),
             request_ids=tuple(self._request_ids) if self._request_ids else None,
-            source=dict(source or {}),
+            source=source,
+            **columns,
         )
-        workload.validate()
-        return workload
 
 
-def _narrow(name: str, values: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int32]]:
+def assemble(
+    *,
+    vocab_size: int,
+    seg_id: Int64Array,
+    seg_len: Int64Array,
+    output_len: Int64Array,
+    arrival: Int64Array,
+    seg_ptr: Int64Array | None = None,
+    seg_start: Int64Array | None = None,
+    prompt_len: Int64Array | None = None,
+    parent: Int64Array | None = None,
+    think_ns: Int64Array | None = None,
+    out_seg: Int64Array | None = None,
+    max_tokens: Int64Array | None = None,
+    priority: Int64Array | None = None,
+    salt: Int64Array | None = None,
+    session: Int64Array | None = None,
+    tokens: Int64Array | None = None,
+    clock: str = "time",
+    closed_loop: bool = False,
+    request_ids: tuple[str, ...] | None = None,
+    source: dict[str, Any] | None = None,
+) -> Workload:
+    """A validated workload from whole columns (int64; the fields of `Workload`), the rest at its default.
+
+    Args:
+        seg_ptr: None: one piece for each request.
+        seg_start: None: all 0.
+        prompt_len: None: summed from the pieces.
+        parent, think_ns, salt, priority, session: None: none.
+        out_seg: None: a segment of its own for each request.
+        max_tokens: None: `output_len`, so that requests stop by length.
+
+    Raises:
+        WorkloadError: a rule of `Workload` is broken, or a number does not fit its field.
+    """
+    n = len(arrival)
+    zero = np.zeros(n, dtype=np.int64)
+    ptr = np.arange(n + 1, dtype=np.int64) if seg_ptr is None else seg_ptr
+    if prompt_len is None:
+        total = np.concatenate([[0], np.cumsum(seg_len)])
+        prompt_len = total[ptr[1:]] - total[ptr[:-1]]
+    workload = Workload(
+        clock=clock,
+        arrival=np.ascontiguousarray(arrival),
+        parent=_narrow("parent", zero - 1 if parent is None else parent),
+        think_ns=zero if think_ns is None else think_ns,
+        closed_loop=closed_loop,
+        seg_ptr=ptr,
+        seg_id=np.ascontiguousarray(seg_id),
+        seg_start=_narrow(
+            "seg_start", np.zeros(len(seg_id), dtype=np.int64) if seg_start is None else seg_start
+        ),
+        seg_len=_narrow("seg_len", seg_len),
+        out_seg=AUTO_OUTPUT_BASE + np.arange(n, dtype=np.int64) if out_seg is None else out_seg,
+        prompt_len=_narrow("prompt_len", prompt_len),
+        output_len=_narrow("output_len", output_len),
+        max_tokens=_narrow("max_tokens", output_len if max_tokens is None else max_tokens),
+        priority=_narrow("priority", zero if priority is None else priority),
+        salt=zero.copy() if salt is None else salt,
+        session=_narrow("session", zero - 1 if session is None else session),
+        tokens=_narrow("tokens", zero[:0] if tokens is None else tokens),
+        vocab_size=vocab_size,
+        request_ids=request_ids,
+        source=dict(source or {}),
+    )
+    workload.validate()
+    return workload
+
+
+def salt_id(cache_salt: str | None) -> int:
+    """The id (> 0) of a cache_salt string, the same in every workload; 0 for null and for an empty string."""
+    if not cache_salt:
+        return 0
+    return 1 + (int.from_bytes(hashlib.sha256(cache_salt.encode()).digest()[:8], "little") >> 2)
+
+
+def _narrow(name: str, values: Int64Array) -> Int32Array:
     narrow = values.astype(np.int32)
     if not np.array_equal(narrow, values):
         at = int(np.argmax(narrow != values))

@@ -1,0 +1,119 @@
+"""Reading and writing whole files, with errors that say where and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from workloads.errors import WorkloadError
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file read whole."""
+
+    path: Path
+    data: bytes
+    """Its bytes, decompressed."""
+    sha256: str
+    """Hex digest of the file as it lies on disk."""
+
+    def lines(self) -> list[str]:
+        """Its lines without their ends; a byte-order mark is dropped.
+
+        Raises:
+            WorkloadError: a byte is not UTF-8, with its line and column.
+        """
+        try:
+            return self.data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+        except UnicodeDecodeError as error:
+            line = self.data.count(b"\n", 0, error.start) + 1
+            column = error.start - (self.data.rfind(b"\n", 0, error.start) + 1) + 1
+            raise WorkloadError(
+                f"byte 0x{self.data[error.start]:02x} is not UTF-8 text; is this a trace file?",
+                self.path,
+                line,
+                column,
+            ) from None
+
+
+def resolve(path: str | Path, base_dir: str | Path | None = None) -> Path:
+    """The existing file that `path` names: beside `base_dir` if it is there, else in the working folder.
+
+    Raises:
+        WorkloadError: there is no such file; the message names near misses in the same folder.
+    """
+    given = Path(path).expanduser()
+    places = [given] if base_dir is None or given.is_absolute() else [Path(base_dir) / given, given]
+    for place in places:
+        if place.is_file():
+            return place
+    for place in places:
+        if place.is_dir():
+            raise WorkloadError("is a folder; name a file in it", place)
+    looked = " and ".join(dict.fromkeys(str(place) for place in places))
+    siblings = sorted({p.name for place in places if place.parent.is_dir() for p in place.parent.iterdir()})
+    near = difflib.get_close_matches(given.name, siblings, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    if not near and not any(place.parent.is_dir() for place in places):
+        hint = f"; there is no folder {places[-1].parent} either"
+    raise WorkloadError(f"no such file (looked for {looked}){hint}", path)
+
+
+def read(path: str | Path, base_dir: str | Path | None = None) -> Content:
+    """Read a file whole, decompressing it if it is gzip (by its first bytes, whatever its name).
+
+    Raises:
+        WorkloadError: missing, unreadable, empty, or a gzip file that is truncated or damaged.
+    """
+    found = resolve(path, base_dir)
+    try:
+        raw = found.read_bytes()
+    except OSError as error:
+        raise WorkloadError(f"cannot be read: {error.strerror}", found) from error
+    data = raw
+    if raw.startswith(GZIP_MAGIC):
+        try:
+            data = gzip.decompress(raw)
+        except EOFError:
+            raise WorkloadError("the gzip file is truncated; fetch or write it again", found) from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise WorkloadError(
+                f"the gzip file is damaged ({error}); fetch or write it again", found
+            ) from None
+    if not data.strip():
+        raise WorkloadError("the file is empty; a trace needs at least one request", found)
+    return Content(found, data, hashlib.sha256(raw).hexdigest())
+
+
+def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: where it shall be; an existing file is replaced.
+        write: writes the content to the temporary path it is given, in the same folder.
+
+    Raises:
+        WorkloadError: the file cannot be written (no folder, no right, no space); nothing is left behind.
+    """
+    final = Path(path)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, final)
+    except OSError as error:
+        raise WorkloadError(
+            f"cannot be written: {error.strerror or error}; nothing was written", path
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""Readers of trace files: `read_trace` picks the reader by name, or by the file's first line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from workloads.errors import WorkloadError
+from workloads.files import Content, read
+from workloads.readers.options import ReadOptions
+from workloads.requests import Workload
+
+#: format -> (module, function); a reader takes the file's content and the options.
+READERS: dict[str, tuple[str, str]] = {
+    "mooncake": ("workloads.readers.mooncake", "read_mooncake"),
+    "azure": ("workloads.readers.tables", "read_azure"),
+    "burstgpt": ("workloads.readers.tables", "read_burstgpt"),
+    "vllm": ("workloads.readers.vllm_bench", "read_vllm"),
+    "logical": ("workloads.readers.logical", "read_logical"),
+    "native": ("workloads.io", "read_content"),
+}
+
+
+def read_trace(
+    path: str | Path,
+    trace_format: str = "auto",
+    options: ReadOptions | None = None,
+    base_dir: str | Path | None = None,
+) -> Workload:
+    """Read a trace file.
+
+    Args:
+        path: the file, gzip or not.
+        trace_format: a name in `READERS`, or "auto".
+        options: what the reader shall do; None: the defaults.
+        base_dir: folder where a relative path is looked for first.
+
+    Raises:
+        WorkloadError: the file is missing or broken, or its format is not known.
+    """
+    content = read(path, base_dir)
+    name = detect(content) if trace_format == "auto" else trace_format
+    if name not in READERS:
+        raise WorkloadError(f"unknown trace format {name!r}; use auto or one of {', '.join(READERS)}")
+    module, function = READERS[name]
+    reader: Callable[[Content, ReadOptions], Workload] = getattr(import_module(module), function)
+    try:
+        return reader(content, options or ReadOptions())
+    except WorkloadError as error:
+        if error.file is None:
+            raise WorkloadError(error.message, content.path) from error
+        raise
+
+
+def detect(content: Content) -> str:
+    """The format of a file, by its first bytes or its first line.
+
+    Raises:
+        WorkloadError: it looks like none of the formats.
+    """
+    if content.data.startswith(b"PAR1"):
+        return "native"
+    if b'"input_lens"' in content.data and content.data.lstrip().startswith(b"{"):
+        return "vllm"
+    first = next(line for line in content.lines() if line.strip())
+    try:
+        row = json.loads(first)
+    except json.JSONDecodeError as error:
+        if first.lstrip().startswith("{"):
+            raise WorkloadError(f"not valid JSON: {error.msg}", content.path, 1, error.colno) from None
+        header = {name.strip() for name in first.split(",")}
+        if {"ContextTokens", "GeneratedTokens"} & header:
+            return "azure"
+        if {"Request tokens", "Response tokens"} & header:
+            return "burstgpt"
+        raise _unknown(content) from None
+    if isinstance(row, dict):
+        for key, name in (
+            ("kvpool_workload", "native"),
+            ("hash_ids", "mooncake"),
+            ("arrival_step", "logical"),
+            ("prompt", "vllm"),
+            ("prompt_token_ids", "vllm"),
+            ("prompt_len", "vllm"),
+            ("input_len", "vllm"),
+        ):
+            if key in row:
+                return name
+    raise _unknown(content)
+
+
+def _unknown(content: Content) -> WorkloadError:
+    return WorkloadError(
+        f"the format is not recognised from the first line; name it, one of {', '.join(READERS)}",
+        content.path,
+        1,
+        1,
+    )

@@ -1,0 +1,97 @@
+"""What a reader may be told, and what it does with arrival times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from workloads.files import Content
+from workloads.requests import Int64Array
+
+DEFAULT_VOCAB_SIZE = 128_000
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Options of all readers; each uses those that apply to its format."""
+
+    hash_block_size: int = 512
+    """Tokens that one hash id stands for (mooncake)."""
+    time_scale: float = 1.0
+    """Arrival times are multiplied by this."""
+    max_requests: int | None = None
+    """Only the first so many requests."""
+    duration_ns: int | None = None
+    """Only requests that arrive, before scaling, earlier than this after the first."""
+    output_len: int | None = None
+    """Output of the requests for which the file gives none (vllm)."""
+    model: str | None = None
+    """Only rows of this model (burstgpt)."""
+    log_type: str | None = None
+    """Only rows of this log type (burstgpt)."""
+    vocab_size: int = DEFAULT_VOCAB_SIZE
+    """Synthetic token ids are below this."""
+
+
+@dataclass
+class Arrivals:
+    """Which rows are used, in which order, and when they arrive."""
+
+    order: Int64Array
+    """int64[n]: indices of the file's rows, by arrival; rows of equal time in file order."""
+    arrival: Int64Array
+    """int64[n], ns."""
+    notes: list[str] = field(default_factory=list)
+    """What was done to the trace that a user should know."""
+
+    @property
+    def request_ids(self) -> tuple[str, ...] | None:
+        """Names by the file's rows where the order is not the file's; None where it is."""
+        if np.array_equal(self.order, np.arange(len(self.order))):
+            return None
+        return tuple(f"r{i}" for i in self.order.tolist())
+
+
+def arrange(times_ns: Int64Array, options: ReadOptions) -> Arrivals:
+    """Order rows by time, cut, make times relative to the first, scale.
+
+    A trace that is out of order is sorted stably (rows of equal time stay in file order), with a note.
+
+    Args:
+        times_ns: int64[rows], time of each row as the file gives it.
+    """
+    notes = []
+    backward = int(np.count_nonzero(np.diff(times_ns) < 0))
+    order = np.arange(len(times_ns), dtype=np.int64)
+    if backward:
+        order = np.argsort(times_ns, kind="stable").astype(np.int64)
+        notes.append(
+            f"{backward} of {len(times_ns)} requests are earlier than the one before; sorted by time"
+        )
+    arrival = times_ns[order]
+    start = int(arrival[0])
+    if options.duration_ns is not None:
+        keep = arrival - start < options.duration_ns
+        order, arrival = order[keep], arrival[keep]
+    if options.max_requests is not None:
+        order, arrival = order[: options.max_requests], arrival[: options.max_requests]
+    arrival = arrival - start
+    if options.time_scale != 1.0:
+        arrival = np.rint(arrival * options.time_scale).astype(np.int64)
+    if len(order) < len(times_ns):
+        notes.append(f"the first {len(order)} of {len(times_ns)} requests are used, as asked")
+    return Arrivals(order, arrival, notes)
+
+
+def provenance(content: Content, name: str, options: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """`Workload.source` of a trace."""
+    return {
+        "kind": "trace",
+        "format": name,
+        "file": content.path.name,
+        "sha256": content.sha256,
+        "options": options,
+        "notes": notes,
+    }
