@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sim.config_types import Positive, Share, Strict, key
+from sim.config_types import Bytes, Positive, Share, Strict, key
 from sim.config_yaml import Problem, read_json, to_input_errors, validate_model
 from sim.errors import InputError, raise_all
 
@@ -106,18 +106,13 @@ class GroupConfig(Strict):
     mamba_cache_mode: Literal["align", "none"] | None = key(None, "Caching of a `mamba` group.")
 
 
-class EngineKeys(Strict):
-    """The keys of an engine configuration file (config.json) and their defaults."""
+class SharedKeys(Strict):
+    """The engine's keys that mean the same in a config.json and in a user's YAML."""
 
     vllm: Annotated[str, Field(pattern=r"^0\.\d+$")] = key(
         "0.32", "The vLLM release whose rules apply, as `0.MINOR` in quotes."
     )
     block_size: Positive = key(16, "Token slots of one KV block.", "tokens")
-    num_gpu_blocks: Annotated[int, Field(ge=2, le=2**31 - 2)] = key(
-        1024, "Blocks in the pool, INCLUDING the null block (block id 0), as vLLM counts them.", "blocks"
-    )
-    max_num_seqs: Positive = key(64, "Requests in one batch at most.", "requests")
-    max_num_batched_tokens: Positive = key(2048, "Tokens computed in one step at most.", "tokens")
     max_num_scheduled_tokens: Positive | None = key(
         None,
         "Tokens that the scheduler gives out in one step; null: as `max_num_batched_tokens`.",
@@ -126,7 +121,6 @@ class EngineKeys(Strict):
     max_num_active_seqs: Positive | None = key(
         None, "Requests that may be running at once; null: as `max_num_seqs`.", "requests"
     )
-    max_model_len: Positive = key(4096, "Longest sequence, prompt and output together.", "tokens")
     enable_prefix_caching: bool = key(True, "Reuse the blocks of equal prefixes.")
     enable_chunked_prefill: bool = key(True, "Compute a long prompt over several steps.")
     long_prefill_token_threshold: Annotated[int, Field(ge=0, le=2**31 - 1)] = key(
@@ -135,9 +129,6 @@ class EngineKeys(Strict):
     long_prefill_token_threshold_adaptive: bool = key(
         False,
         "Raise the long-prefill threshold to a fair share of the budget among queued and running requests.",
-    )
-    async_scheduling: bool = key(
-        False, "Schedule step k+1 while step k executes (vLLM's batch queue of two)."
     )
     policy: Literal["fcfs", "priority"] = key(
         "fcfs", "Order of the waiting queue: first come first served, or lowest priority number first."
@@ -173,11 +164,87 @@ class EngineKeys(Strict):
         "In logical time: whether a step index with nothing queued or in flight runs a schedule call.",
     )
 
+    def groups(self) -> tuple[KVCacheGroup, ...]:
+        """The KV-cache groups as the core takes them."""
+        return tuple(KVCacheGroup(**g.model_dump()) for g in self.kv_cache_groups)
+
+
+class EngineKeys(SharedKeys):
+    """The keys of an engine configuration file (config.json) and their defaults."""
+
+    num_gpu_blocks: Annotated[int, Field(ge=2, le=2**31 - 2)] = key(
+        1024, "Blocks in the pool, INCLUDING the null block (block id 0), as vLLM counts them.", "blocks"
+    )
+    max_num_seqs: Positive = key(64, "Requests in one batch at most.", "requests")
+    max_num_batched_tokens: Positive = key(2048, "Tokens computed in one step at most.", "tokens")
+    max_model_len: Positive = key(4096, "Longest sequence, prompt and output together.", "tokens")
+    async_scheduling: bool = key(
+        False, "Schedule step k+1 while step k executes (vLLM's batch queue of two)."
+    )
+
     def settings(self) -> EngineSettings:
         """The frozen dataclass of these keys; only for models whose keys are all numbers."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(EngineSettings)}
-        values["kv_cache_groups"] = tuple(KVCacheGroup(**g.model_dump()) for g in self.kv_cache_groups)
+        values["kv_cache_groups"] = self.groups()
         return EngineSettings(**values)
+
+
+Auto = Literal["auto"]
+
+
+class EngineConfig(SharedKeys):
+    """The `engine:` section of a user's YAML: vLLM's arguments; `auto` leaves a number to vLLM's rules."""
+
+    num_gpu_blocks: Annotated[int, Field(ge=2, le=2**31 - 2)] | Auto = key(
+        "auto",
+        "Blocks in the pool, INCLUDING the null block (block id 0), as vLLM counts them. `auto`: from"
+        " `kv_cache_memory_bytes`, or estimated from `model`, `gpu` and `gpu_memory_utilization`. The exact"
+        " number is printed by vLLM at start-up.",
+        "blocks",
+    )
+    kv_cache_memory_bytes: Bytes | None = key(
+        None,
+        "Memory of the pool on each GPU (needs `model`); vLLM prints it as 'Available KV cache memory'."
+        " null: estimated.",
+        "bytes, or text such as 40GiB",
+    )
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = key(
+        0.92, "Share of the GPU's memory that vLLM may use, for the estimate.", "fraction of memory"
+    )
+    tensor_parallel_size: Positive = key(1, "GPUs over which each layer is split.", "GPUs")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = key(
+        "auto", "Type of weights and activations; `auto`: as the model's config says."
+    )
+    quantization: Literal["fp8"] | None = key(
+        None, "`fp8`: the layers' weights take one byte each and are multiplied at the GPU's FP8 rate."
+    )
+    kv_cache_dtype: KVCacheDtype = key("auto", "Type of the cached keys and values; `auto`: as `dtype`.")
+    usage_context: Literal["server", "offline"] = key(
+        "server", "Whose defaults of the batch limits apply: the API server's or the offline `LLM` class's."
+    )
+    max_num_seqs: Positive | Auto = key(
+        "auto",
+        "Requests in one batch at most. `auto`, as vLLM: 1024 on GPUs from 70 GiB (but not A100), else 256;"
+        " 64 if no `gpu` is given.",
+        "requests",
+    )
+    max_num_batched_tokens: Positive | Auto = key(
+        "auto",
+        "Tokens computed in one step at most. `auto`, as vLLM: server 8192 and offline 16384 on GPUs from"
+        " 70 GiB (but not A100), 16384 for both from 160 GiB, else 2048 and 8192; never more than"
+        " `max_num_seqs` * `max_model_len`; 2048 if no `gpu` is given.",
+        "tokens",
+    )
+    max_model_len: Positive | Auto = key(
+        "auto",
+        "Longest sequence, prompt and output together. `auto`: what the model's config allows; 4096 if no"
+        " `model` is given.",
+        "tokens",
+    )
+    async_scheduling: bool = key(
+        True,
+        "Schedule step k+1 while step k executes (vLLM's batch queue of two); vLLM's default since 0.14.",
+    )
 
 
 class EngineJson(EngineKeys):
@@ -316,6 +383,7 @@ def check_pool(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Pr
 
 
 __all__ = [
+    "EngineConfig",
     "EngineJson",
     "EngineKeys",
     "EngineSettings",

@@ -25,10 +25,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from sim.gpus import Gpu
+    from sim.models import ModelShape
 
 CONSTANT, AFFINE, ROOFLINE, TABLE = 0, 1, 2, 3
 NUM_COEF = 12
@@ -86,6 +90,83 @@ def affine(
 ) -> StepTime:
     """`overhead + prefill_token*P + decode_seq*D + context_token*C`, all in nanoseconds."""
     return _with_coef(AFFINE, [overhead_ns, prefill_token_ns, decode_seq_ns, context_token_ns])
+
+
+def roofline(
+    model: ModelShape,
+    gpu: Gpu,
+    *,
+    tensor_parallel: int = 1,
+    kv_dtype_bytes: int = 2,
+    quantization: str | None = None,
+    mfu: float = 0.5,
+    mbu: float = 0.75,
+    overhead_ns: float = 5e5,
+    allreduce_latency_ns: float = 1e4,
+    link_utilization: float = 0.7,
+) -> StepTime:
+    """The slower of compute and memory traffic on one of `tensor_parallel` equal GPUs, and an overhead.
+
+    With F the data sheet's FLOP/s times `mfu`, W its bytes/s times `mbu`, and all sizes per GPU:
+
+        c1  2 * layer parameters / F: matrix products of one token (FP8 rate if quantized)
+        c2  4 * heads * head_dim * layers / F: one query-key pair (scores and their product with V)
+        c3  2 * hidden * vocab / F: logits of one sampled sequence
+        c4  (layer weights + output projection) / W: read once a step
+        c5  bytes of K and V of one token in all layers / W: reading one token of context
+        c6  (K and V of one token + layers * (8*hidden + 4*intermediate) activations) / W: one computed token
+        c0  overhead
+
+    Tensor parallelism adds two all-reduces a layer: their latency to c0, and the ring's traffic of one token,
+    2*(TP-1)/TP * hidden * dtype bytes / (link bandwidth * link_utilization), to c1 and c6 alike.
+
+    The default efficiencies are typical of bf16 kernels on large batches, not a calibration: a table fitted
+    from recorded steps (`kind: table`) is the way to a model of one's own machine.
+    """
+    tp = tensor_parallel
+    fp8 = quantization == "fp8"
+    flops = gpu.bf16_flops * mfu
+    linear_flops = (gpu.fp8_flops if fp8 and gpu.fp8_flops else gpu.bf16_flops) * mfu
+    bandwidth = gpu.memory_bandwidth * mbu
+    kv_token = model.kv_bytes_per_token(tp, kv_dtype_bytes)
+    activations = model.layers * (8 * model.hidden + 4 * model.intermediate / tp) * model.dtype_bytes
+    weights = model.linear_params * (1 if fp8 else model.dtype_bytes) + model.head_params * model.dtype_bytes
+    allreduce, latency = 0.0, 0.0
+    if tp > 1:
+        ring = 2 * (tp - 1) / tp * model.hidden * model.dtype_bytes
+        allreduce = 2 * model.layers * ring / (gpu.link_bandwidth * link_utilization)
+        latency = 2 * model.layers * allreduce_latency_ns
+    ns = 1e9
+    return _with_coef(
+        ROOFLINE,
+        [
+            overhead_ns + latency,
+            ns * (2 * model.linear_params / tp / linear_flops + allreduce),
+            ns * 4 * model.heads * model.head_dim * model.layers / tp / flops,
+            ns * 2 * model.head_params / tp / flops,
+            ns * weights / tp / bandwidth,
+            ns * kv_token / bandwidth,
+            ns * ((kv_token + activations) / bandwidth + allreduce),
+        ],
+    )
+
+
+def table(
+    axis_tokens: Sequence[float], axis_context: Sequence[float], values: NDArray[np.float64]
+) -> StepTime:
+    """A table of nanoseconds over ascending scheduled tokens (rows) and context tokens (columns)."""
+    rows = np.ascontiguousarray(axis_tokens, np.float64)
+    columns = np.ascontiguousarray(axis_context, np.float64)
+    cells = np.ascontiguousarray(values, np.float64).reshape(-1)
+    if cells.size != rows.size * columns.size or rows.size == 0 or columns.size == 0:
+        raise ValueError(
+            f"a table of {rows.size} x {columns.size} cells needs as many values, got {cells.size}"
+        )
+    if np.any(np.diff(rows) <= 0) or np.any(np.diff(columns) <= 0):
+        raise ValueError("the axes of a step-time table must ascend")
+    if not np.all(np.isfinite(cells)) or np.any(cells < 0):
+        raise ValueError("step times must be finite and not negative")
+    return StepTime(TABLE, np.zeros(NUM_COEF, np.float64), rows, columns, cells)
 
 
 def duration_ns(st: StepTime, features: BatchFeatures | Sequence[int]) -> int:

@@ -1,0 +1,158 @@
+"""A user's YAML: its model and its reader, with every problem told at once and with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from sim.config_engine import EngineConfig
+from sim.config_step_time import StepTimeConfig
+from sim.config_types import Strict, key
+from sim.config_workload import Duration, WorkloadSpec
+from sim.config_yaml import (
+    Document,
+    Place,
+    Problem,
+    apply_overrides,
+    read_yaml,
+    to_input_errors,
+    validate_model,
+)
+from sim.errors import did_you_mean, raise_all
+from sim.gpus import Gpu, find_gpu, gpu_names
+from sim.models import find_model, is_path, model_names
+
+MAX_SEED = 2**63 - 1
+
+
+class RunSection(Strict):
+    """How long to simulate."""
+
+    until: Duration | None = key(
+        None, "Stop at this simulated time; null: when the workload is finished.", "duration"
+    )
+    warmup: Duration = Field(
+        0,
+        description="Time-weighted statistics, latencies and throughput leave out this first part.",
+        json_schema_extra={"unit": "duration"},
+    )
+
+
+class OutputSection(Strict):
+    """What is written to the run folder."""
+
+    sample_period: Duration | Literal["auto"] = key(
+        "auto",
+        "Simulated time between rows of steps.parquet. `auto`: about 2000 rows over the workload's arrivals"
+        " (1s if they all come at once).",
+        "duration",
+    )
+    every_step: bool = key(False, "One row of steps.parquet for every engine step.")
+    events: bool = key(False, "Write events.parquet: blocks stored and removed, preemptions.")
+    plots: bool = key(True, "Draw the plots as PNG and SVG.")
+
+
+class RunConfig(Strict):
+    """A simulation: the engine, what it runs on, and what arrives."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)] | None = key(
+        None, "Name of the run and of its folder; null: the file's name."
+    )
+    description: str | None = key(None, "What the config is for; shown in results.")
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = key(0, "Seed of everything random in the workload.")
+    model: str | None = key(
+        None,
+        "The model: a known name, or the path of a Hugging Face config.json of a dense Llama-like model."
+        " Gives memory sizes and the roofline.",
+    )
+    gpu: str | Gpu | None = key(
+        None,
+        "The GPU: a known name, or a section with its numbers. Gives the pool's size, vLLM's default batch"
+        " limits and the roofline.",
+    )
+    engine: EngineConfig = key(EngineConfig, "vLLM's arguments.")
+    step_time: StepTimeConfig | None = key(
+        None, "How long an engine step takes; null: `roofline`, which needs `model` and `gpu`."
+    )
+    workload: WorkloadSpec = key(..., "What arrives.")
+    run: RunSection = key(RunSection, "How long to simulate.")
+    output: OutputSection = key(OutputSection, "What is written to the run folder.")
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, value: str | None) -> str | None:
+        if value is not None and not is_path(value) and find_model(value) is None:
+            known = ", ".join(model_names())
+            raise ValueError(
+                _unknown("model", value, model_names(), f"known: {known}; or a path to config.json")
+            )
+        return value
+
+    @field_validator("gpu")
+    @classmethod
+    def _known_gpu(cls, value: str | Gpu | None) -> str | Gpu | None:
+        if isinstance(value, str) and find_gpu(value) is None:
+            known = ", ".join(gpu_names())
+            raise ValueError(_unknown("gpu", value, gpu_names(), f"known: {known}; or a section of numbers"))
+        return value
+
+
+_HINT = "\n"
+
+
+def _unknown(what: str, value: str, names: Sequence[str], known: str) -> str:
+    """A validator's message; the part after the line break becomes the hint."""
+    near = did_you_mean(value, names)
+    return f"unknown {what} '{value}'{_HINT}{f'{near} {known}' if near else known}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A config that passed its checks, with the places of its keys.
+
+    Attributes:
+        config: the validated model.
+        document: the file's data and places.
+        folder: the file's folder, where relative paths are looked for first.
+        name: `config.name` or the file's name.
+    """
+
+    config: RunConfig
+    document: Document
+    folder: Path
+    name: str
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Loaded:
+    """Read a config, apply `--set key=value` overrides and `--seed`, and check it.
+
+    Raises:
+        InputError: the file can't be read, or its problems, all at once, each with file:line:column.
+    """
+    document = read_yaml(path)
+    apply_overrides(document, overrides)
+    if seed is not None:
+        document.data["seed"] = seed
+        document.keys["seed",] = document.values["seed",] = Place(None, None, "--seed")
+    config, problems = validate_model(RunConfig, document)
+    if config is None:
+        raise_all(to_input_errors([_split_hint(p) for p in problems], document))
+        raise AssertionError("a failed validation has problems")
+    stem = Path(path).name
+    for ending in (".yaml", ".yml"):
+        stem = stem.removesuffix(ending)
+    return Loaded(config, document, Path(path).resolve().parent, config.name or _folder_name(stem))
+
+
+def _split_hint(p: Problem) -> Problem:
+    message, _, hint = p.message.partition(_HINT)
+    return Problem(p.path, message, hint or p.hint)
+
+
+def _folder_name(stem: str) -> str:
+    clean = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).strip("-._")
+    return clean or "run"

@@ -1,0 +1,373 @@
+"""From a checked config to what a run needs: numbers for every `auto`, the step-time model, found files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sim.config import Loaded
+from sim.config_engine import EngineConfig, EngineSettings, check_pool, check_settings
+from sim.config_step_time import (
+    AffineStep,
+    ConstantStep,
+    RooflineStep,
+    TableStep,
+)
+from sim.config_yaml import Problem, to_input_errors
+from sim.errors import raise_all
+from sim.gpus import GIB, Gpu, find_gpu
+from sim.models import ModelShape, find_model, is_path, load_model
+from sim.sizing import PoolSize, block_bytes, estimate, from_memory, kv_dtype_bytes
+from sim.step_time import StepTime, affine, constant, roofline
+
+BIG_GPU = 70 * GIB
+HUGE_GPU = 160 * GIB
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run, ready to start.
+
+    Attributes:
+        name: of the run.
+        seed: of the workload.
+        engine: the core's settings.
+        step_time: the core's latency model.
+        until_ns, warmup_ns: simulated nanoseconds; `until_ns` None: to the end of the workload.
+        sample_period_ns: None: choose it from the workload (`auto`).
+        every_step, events, plots: what to record and to draw.
+        model, gpu: as given, or None.
+        pool: where the number of blocks comes from.
+        config: the resolved config as plain data: running it gives the same run.
+        folder: where relative paths of the workload are looked for first.
+    """
+
+    name: str
+    seed: int
+    engine: EngineSettings
+    step_time: StepTime
+    until_ns: int | None
+    warmup_ns: int
+    sample_period_ns: int | None
+    every_step: bool
+    events: bool
+    plots: bool
+    model: ModelShape | None
+    gpu: Gpu | None
+    pool: PoolSize
+    config: dict[str, Any]
+    folder: Path
+
+    @property
+    def block_bytes_total(self) -> int | None:
+        """Bytes of one block over all GPUs of the engine, or None if the model is unknown."""
+        if self.pool.page_bytes is None:
+            return None
+        return int(self.pool.page_bytes * self.config["engine"]["tensor_parallel_size"])
+
+
+def resolve(loaded: Loaded) -> Resolved:
+    """Resolve every `auto` and check what can only be checked then.
+
+    Raises:
+        InputError: impossible combinations, a model that does not fit the GPU, missing files; all those
+            that can be found at once, with their places in the config.
+    """
+    config, document = loaded.config, loaded.document
+    problems: list[Problem] = []
+    model = _model(loaded)
+    gpu = find_gpu(config.gpu) if isinstance(config.gpu, str) else config.gpu
+    settings, pool = _engine(config.engine, model, gpu, problems)
+    if settings is None or pool is None:
+        raise_all(to_input_errors(problems, document))
+        raise AssertionError("an engine that can't be resolved has problems")
+    problems += check_settings(settings, ("engine",))
+    budget = settings.max_num_scheduled_tokens
+    if budget is not None and budget > settings.max_num_batched_tokens:
+        problems.append(
+            Problem(
+                ("engine", "max_num_scheduled_tokens"),
+                f"max_num_scheduled_tokens ({budget}) is greater than max_num_batched_tokens"
+                f" ({settings.max_num_batched_tokens})",
+                "the scheduler can't give out more tokens than a batch holds",
+            )
+        )
+    problems += _pool_problems(config.engine, settings, pool)
+    step_time = _step_time(loaded, model, gpu, problems)
+    raise_all(to_input_errors(problems, document))
+    if step_time is None:
+        raise AssertionError("a step time that can't be resolved has problems")
+    period = config.output.sample_period
+    return Resolved(
+        name=loaded.name,
+        seed=config.seed,
+        engine=settings,
+        step_time=step_time,
+        until_ns=config.run.until,
+        warmup_ns=config.run.warmup,
+        sample_period_ns=None if period == "auto" else max(1, int(period)),
+        every_step=config.output.every_step,
+        events=config.output.events,
+        plots=config.output.plots,
+        model=model,
+        gpu=gpu,
+        pool=pool,
+        config=_resolved_config(loaded, settings),
+        folder=loaded.folder,
+    )
+
+
+def find_file(path: str, folder: Path) -> Path:
+    """A relative path beside the config if there is such a file, else in the working folder."""
+    beside = folder / path
+    return beside if beside.exists() else Path(path)
+
+
+def portable_path(path: str, folder: Path) -> str:
+    """The path to write into a resolved config: found again from the same working folder."""
+    beside = folder / path
+    if os.path.isabs(path) or not beside.exists():
+        return path
+    return os.path.relpath(beside)
+
+
+def content_id(config: dict[str, Any], workload_sha256: str) -> str:
+    """Hex SHA-256 of everything that determines the results: the resolved config and the requests."""
+    kept = {k: v for k, v in config.items() if k not in ("name", "description")}
+    kept["output"] = {k: v for k, v in config["output"].items() if k != "plots"}
+    text = json.dumps([kept, workload_sha256], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _model(loaded: Loaded) -> ModelShape | None:
+    name = loaded.config.model
+    if name is None:
+        return None
+    dtype = loaded.config.engine.dtype
+    if not is_path(name):
+        model = find_model(name)
+        return model if model is None or dtype == "auto" else replace(model, dtype=dtype)
+    file = find_file(name, loaded.folder)
+    if not file.exists():
+        message = f"no such model file '{name}'"
+        raise_all(to_input_errors([Problem(("model",), message, _LOOKED)], loaded.document))
+    model = load_model(file)
+    return model if dtype == "auto" else replace(model, dtype=dtype)
+
+
+_LOOKED = "it was looked for beside the config and in the working folder"
+
+
+def _engine(
+    e: EngineConfig, model: ModelShape | None, gpu: Gpu | None, problems: list[Problem]
+) -> tuple[EngineSettings | None, PoolSize | None]:
+    max_model_len = e.max_model_len
+    if max_model_len == "auto":
+        max_model_len = model.max_position if model else 4096
+    seqs, tokens = batch_limits(e, gpu, max_model_len)
+    if model is not None:
+        _check_parallel(e, model, problems)
+    pool = _pool(e, model, gpu, tokens, seqs, problems)
+    if pool is None:
+        return None, None
+    values: dict[str, Any] = {f.name: getattr(e, f.name) for f in fields(EngineSettings)}
+    values |= {
+        "max_model_len": max_model_len,
+        "max_num_seqs": seqs,
+        "max_num_batched_tokens": tokens,
+        "num_gpu_blocks": pool.num_gpu_blocks,
+        "kv_cache_groups": e.groups(),
+    }
+    return EngineSettings(**values), pool
+
+
+def batch_limits(e: EngineConfig, gpu: Gpu | None, max_model_len: int) -> tuple[int, int]:
+    """max_num_seqs and max_num_batched_tokens, by vLLM 0.32.0's defaults where they are `auto`.
+
+    As EngineArgs.get_batch_defaults and _set_default_max_num_seqs_and_batched_tokens_args: by the GPU's
+    memory and name, capped by max_num_seqs * max_model_len; a default max_num_seqs is at most the tokens.
+    """
+    offline = e.usage_context == "offline"
+    if gpu is None:
+        seqs_default, tokens_default = 64, 2048
+    elif gpu.memory_bytes >= HUGE_GPU:
+        seqs_default, tokens_default = 1024, 16384
+    elif gpu.memory_bytes >= BIG_GPU and "a100" not in gpu.name.lower():
+        seqs_default, tokens_default = 1024, 16384 if offline else 8192
+    else:
+        seqs_default, tokens_default = 256, 8192 if offline else 2048
+    seqs = seqs_default if e.max_num_seqs == "auto" else e.max_num_seqs
+    if e.max_num_batched_tokens == "auto":
+        tokens = tokens_default
+        if not e.enable_chunked_prefill:
+            tokens = max(tokens, max_model_len)
+        tokens = min(tokens, seqs * max_model_len)
+    else:
+        tokens = e.max_num_batched_tokens
+    if e.max_num_seqs == "auto":
+        seqs = min(seqs, tokens)
+    return seqs, tokens
+
+
+def _check_parallel(e: EngineConfig, model: ModelShape, problems: list[Problem]) -> None:
+    tp = e.tensor_parallel_size
+    uneven = model.kv_heads % tp if model.kv_heads >= tp else tp % model.kv_heads
+    if model.heads % tp or uneven:
+        problems.append(
+            Problem(
+                ("engine", "tensor_parallel_size"),
+                f"{model.name} has {model.heads} heads and {model.kv_heads} key-value heads:"
+                f" they can't be split over {tp} GPUs",
+                "use a divisor of both",
+            )
+        )
+
+
+def _pool(
+    e: EngineConfig,
+    model: ModelShape | None,
+    gpu: Gpu | None,
+    tokens: int,
+    seqs: int,
+    problems: list[Problem],
+) -> PoolSize | None:
+    tp = e.tensor_parallel_size
+    kv_bytes = 0
+    if model is not None:
+        kv_bytes = kv_dtype_bytes(e.kv_cache_dtype, model.dtype)
+    if e.num_gpu_blocks != "auto":
+        page = block_bytes(model, e.block_size, tp, kv_bytes) if model else None
+        return PoolSize(e.num_gpu_blocks, page and page * e.num_gpu_blocks, page, "given", {})
+    if model is None or (gpu is None and e.kv_cache_memory_bytes is None):
+        if e.kv_cache_memory_bytes is not None:
+            message, hint = "kv_cache_memory_bytes needs a model", "give `model`, or engine.num_gpu_blocks"
+            problems.append(Problem(("engine", "kv_cache_memory_bytes"), message, hint))
+        else:
+            missing = " and ".join(k for k, v in (("model", model), ("gpu", gpu)) if v is None)
+            message = f"engine.num_gpu_blocks is auto, but {missing} is not given"
+            hint = "give engine.num_gpu_blocks, or model and gpu to estimate it from"
+            problems.append(Problem(("engine", "num_gpu_blocks"), message, hint))
+        return None
+    if e.kv_cache_memory_bytes is not None:
+        return from_memory(e.kv_cache_memory_bytes, model, e.block_size, tp, kv_bytes)
+    assert gpu is not None
+    pool = estimate(
+        model,
+        gpu,
+        block_size=e.block_size,
+        tensor_parallel=tp,
+        kv_bytes=kv_bytes,
+        utilization=e.gpu_memory_utilization,
+        quantization=e.quantization,
+        max_num_batched_tokens=tokens,
+        max_num_seqs=seqs,
+    )
+    if pool.num_gpu_blocks < 2:
+        parts = ", ".join(f"{k} {v / GIB:.1f} GiB" for k, v in pool.parts.items())
+        problems.append(
+            Problem(
+                ("model",),
+                f"{model.name} leaves no room for a KV cache on {gpu.name} with tensor_parallel_size {tp}",
+                f"{parts}: use more or larger GPUs, or quantization fp8",
+            )
+        )
+        return None
+    return pool
+
+
+def _pool_problems(e: EngineConfig, settings: EngineSettings, pool: PoolSize) -> list[Problem]:
+    found = check_pool(settings, ("engine",))
+    if not found or e.num_gpu_blocks != "auto":
+        return found
+    # The size of the pool follows from the memory: what the user can lower is the length.
+    p = found[0]
+    fits = (settings.num_gpu_blocks - 1) * settings.block_size
+    where = ("engine", "kv_cache_memory_bytes" if pool.how == "kv_cache_memory_bytes" else "max_model_len")
+    return [Problem(where, p.message, f"lower engine.max_model_len to {fits}, or give the pool more memory")]
+
+
+def _step_time(
+    loaded: Loaded, model: ModelShape | None, gpu: Gpu | None, problems: list[Problem]
+) -> StepTime | None:
+    section = loaded.config.step_time
+    e = loaded.config.engine
+    if section is None or isinstance(section, RooflineStep):
+        if model is None or gpu is None:
+            missing = " and ".join(k for k, v in (("model", model), ("gpu", gpu)) if v is None)
+            message = (
+                f"step_time is missing, and the roofline needs {missing}"
+                if section is None
+                else f"the roofline needs {missing}"
+            )
+            hint = "give model and gpu, or a step_time of kind constant, affine or table"
+            problems.append(Problem(("step_time", "kind"), message, hint))
+            return None
+        r = section or RooflineStep()
+        return roofline(
+            model,
+            gpu,
+            tensor_parallel=e.tensor_parallel_size,
+            kv_dtype_bytes=kv_dtype_bytes(e.kv_cache_dtype, model.dtype),
+            quantization=e.quantization,
+            mfu=r.mfu,
+            mbu=r.mbu,
+            overhead_ns=r.overhead,
+            allreduce_latency_ns=r.allreduce_latency,
+            link_utilization=r.link_utilization,
+        )
+    if isinstance(section, ConstantStep):
+        return constant(section.step)
+    if isinstance(section, AffineStep):
+        return affine(section.overhead, section.prefill_token, section.decode_sequence, section.context_token)
+    return _table(section, loaded, problems)
+
+
+def _table(section: TableStep, loaded: Loaded, problems: list[Problem]) -> StepTime | None:
+    from sim.step_table import load_table
+
+    file = find_file(section.path, loaded.folder)
+    if not file.exists():
+        message = f"no such step-time file '{section.path}'"
+        problems.append(Problem(("step_time", "path"), message, _LOOKED))
+        return None
+    return load_table(file, section.token_bins, section.context_bins)
+
+
+def _resolved_config(loaded: Loaded, s: EngineSettings) -> dict[str, Any]:
+    """The config with every number filled in, in the order of the docs; running it gives the same run."""
+    config = loaded.config
+    out: dict[str, Any] = config.model_dump(mode="json")
+    out["name"] = loaded.name
+    engine = out["engine"]
+    for name in ("num_gpu_blocks", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+        engine[name] = getattr(s, name)
+    engine["kv_cache_memory_bytes"] = None
+    if out["step_time"] is None:
+        out["step_time"] = RooflineStep().model_dump(mode="json")
+    if config.model is not None and is_path(config.model):
+        out["model"] = portable_path(config.model, loaded.folder)
+    if isinstance(config.gpu, str):
+        known = find_gpu(config.gpu)
+        out["gpu"] = known.name if known else config.gpu
+    for section in ("workload", "step_time"):
+        _portable(out[section], loaded.folder)
+    return out
+
+
+def _portable(node: Any, folder: Path) -> None:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name == "path" and isinstance(value, str):
+                node[name] = portable_path(value, folder)
+            else:
+                _portable(value, folder)
+    elif isinstance(node, list):
+        for item in node:
+            _portable(item, folder)
+
+
+__all__ = ["Resolved", "batch_limits", "content_id", "find_file", "resolve"]
