@@ -12,11 +12,16 @@ from workloads.errors import WorkloadError
 
 if TYPE_CHECKING:
     from workloads.builder import WorkloadBuilder
+    from workloads.generate import build
     from workloads.requests import Workload
 
-__all__ = ["Workload", "WorkloadBuilder", "WorkloadError"]
+__all__ = ["Workload", "WorkloadBuilder", "WorkloadError", "build"]
 
-_LAZY = {"Workload": "workloads.requests", "WorkloadBuilder": "workloads.builder"}
+_LAZY = {
+    "Workload": "workloads.requests",
+    "WorkloadBuilder": "workloads.builder",
+    "build": "workloads.generate",
+}
 
 
 def __getattr__(name: str) -> Any:
