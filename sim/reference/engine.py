@@ -34,7 +34,8 @@ WORKLOAD_KEYS = frozenset(
 
 Phase = Literal["scheduled", "updated"]
 Observer = Callable[["Engine", Phase, int, SchedulerOutput, list[str]], None]
-"""Called after each schedule and update: engine, phase, the batch's step, the batch, ids that finished."""
+"""Called after each schedule and update: engine, phase, the batch's step, the batch, and the ids that ended
+since the call before (finished in this one, or aborted in between)."""
 
 
 def _matters(batch: SchedulerOutput) -> bool:
@@ -81,7 +82,8 @@ class Engine:
         self.batch_queue: deque[tuple[int, SchedulerOutput]] = deque()
         self._observer = observer
         self._aborts = deque(sorted((step, list(ids)) for step, ids in (aborts or {}).items()))
-        self._hasher = None
+        self._aborted: list[str] = []
+        self._hasher: BlockHasher | None = None
         if settings.enable_prefix_caching:
             self._hasher = BlockHasher(self.scheduler.kv_cache_manager.hash_block_size)
         self._pending = self._arrivals(list(workload))
@@ -101,7 +103,7 @@ class Engine:
                 self.step_index = max(self.step_index, self._pending[0][0])
             self._admit_arrivals()
             while self._aborts and self._aborts[0][0] <= self.step_index:
-                self.scheduler.finish_requests(self._aborts.popleft()[1])
+                self._aborted += self.scheduler.finish_requests(self._aborts.popleft()[1])
             self._refuse_to_hang(self.step())
             self.step_index += 1
             done += 1
@@ -136,14 +138,16 @@ class Engine:
 
     def _schedule(self) -> SchedulerOutput:
         batch = self.scheduler.schedule()
-        if self._observer is not None:
-            self._observer(self, "scheduled", self.step_index, batch, [])
+        self._report("scheduled", self.step_index, batch, [])
         return batch
 
     def _update(self, step: int, batch: SchedulerOutput) -> None:
-        finished = self.scheduler.update_from_output(batch)
+        self._report("updated", step, batch, self.scheduler.update_from_output(batch))
+
+    def _report(self, phase: Phase, step: int, batch: SchedulerOutput, finished: list[str]) -> None:
+        ended, self._aborted = self._aborted + finished, []
         if self._observer is not None:
-            self._observer(self, "updated", step, batch, finished)
+            self._observer(self, phase, step, batch, ended)
 
     def _has_step(self) -> bool:
         if self.scheduler.has_requests():
