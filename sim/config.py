@@ -107,7 +107,7 @@ _HINT = "\n"
 def _unknown(what: str, value: str, names: Sequence[str], known: str) -> str:
     """A validator's message; the part after the line break becomes the hint."""
     near = did_you_mean(value, names)
-    return f"unknown {what} '{value}'{_HINT}{f'{near} {known}' if near else known}"
+    return f"unknown {what} '{value}'{_HINT}{near or known}"
 
 
 @dataclass(frozen=True)

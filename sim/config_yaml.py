@@ -338,7 +338,9 @@ def _problem(item: Mapping[str, Any], path: KeyPath, keys: Sequence[str], tag_ke
 
 
 def _value_error(name: str, text: str) -> str:
-    return text if not name or f"'{name}'" in text or name in text else f"'{name}' {text}"
+    if not name or name in text:
+        return text
+    return f"'{name}' {text}" if text.startswith("must ") else f"'{name}': {text}"
 
 
 _WANTED = {

@@ -17,6 +17,7 @@ from sim.config_step_time import (
     RooflineStep,
     TableStep,
 )
+from sim.config_workload import AnyClient
 from sim.config_yaml import Problem, to_input_errors
 from sim.errors import raise_all
 from sim.gpus import GIB, Gpu, find_gpu
@@ -44,6 +45,7 @@ class Resolved:
         pool: where the number of blocks comes from.
         config: the resolved config as plain data: running it gives the same run.
         folder: where relative paths of the workload are looked for first.
+        spec: the workload section.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Resolved:
     pool: PoolSize
     config: dict[str, Any]
     folder: Path
+    spec: AnyClient
 
     @property
     def block_bytes_total(self) -> int | None:
@@ -118,6 +121,7 @@ def resolve(loaded: Loaded) -> Resolved:
         pool=pool,
         config=_resolved_config(loaded, settings),
         folder=loaded.folder,
+        spec=config.workload,
     )
 
 

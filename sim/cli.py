@@ -1,0 +1,167 @@
+"""The command line: results on stdout, talk on stderr.
+
+Exit codes: 0 fine, 1 a run that failed, 2 bad input (and output that can't be written), 130 interrupted.
+Everything heavier than click is imported inside the commands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from sim import __version__
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def _exits(command: F) -> F:
+    """Turn the errors of a command into messages and exit codes."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from sim.errors import InputError
+
+        try:
+            return command(*args, **kwargs)
+        except InputError as e:
+            for problem in e.problems:
+                click.echo(str(problem), err=True)
+            sys.exit(EXIT_INPUT)
+        except KeyboardInterrupt:
+            click.echo("interrupted: nothing was written", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            # The reader of our output went away (`| head`): not an error of ours.
+            sys.stderr.close()
+            sys.exit(0)
+        except MemoryError:
+            click.echo("error: out of memory: a smaller pool or workload is needed", err=True)
+            sys.exit(EXIT_FAILED)
+
+    return wrapped  # type: ignore[return-value]
+
+
+_set = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the config, as in --set engine.block_size=32. May be repeated.",
+)
+_seed = click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed, in place of the config's.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kvpool")
+def main() -> None:
+    """kvpool: simulate the KV-cache block pool of vLLM, without a GPU."""
+
+
+@main.command()
+@click.argument("config", type=click.Path())
+@_set
+@_seed
+@click.option("--out", metavar="DIR", help="Folder for the results; default runs/NAME-CONTENTID.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--quiet", "-q", is_flag=True, help="Print errors only (with --json also the JSON).")
+@click.option("--every-step", is_flag=True, help="One row of steps.parquet for every engine step.")
+@click.option("--events", is_flag=True, help="Write events.parquet too.")
+@click.option("--no-plots", is_flag=True, help="Draw no plots.")
+@_exits
+def run(
+    config: str,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    out: str | None,
+    as_json: bool,
+    quiet: bool,
+    every_step: bool,
+    events: bool,
+    no_plots: bool,
+) -> None:
+    """Simulate CONFIG, a YAML file; see `docs config` for its keys."""
+    from sim import runner
+    from sim.report.text import render
+    from sim.results import to_json
+
+    options = runner.RunOptions(
+        overrides=overrides,
+        seed=seed,
+        out=out,
+        every_step=True if every_step else None,
+        events=True if events else None,
+        plots=False if no_plots else None,
+        quiet=quiet,
+        command=sys.argv[1:],
+    )
+    outcome = runner.run(config, options)
+    if as_json:
+        click.echo(to_json(outcome.summary).decode(), nl=False)
+    elif not quiet:
+        render(outcome.summary, sys.stdout)
+    outcome.write()
+    if not quiet:
+        click.echo(f"results in {outcome.folder}", err=True)
+    if outcome.interrupted:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _check_configs(configs: tuple[str, ...], overrides: tuple[str, ...], seed: int | None) -> None:
+    from sim import runner
+    from sim.errors import InputError, raise_all
+    from sim.report.check import describe_run
+
+    problems: list[InputError] = []
+    for config in configs:
+        try:
+            resolved, workload = runner.check(config, overrides, seed)
+        except InputError as e:
+            problems += e.problems
+            continue
+        click.echo(describe_run(config, resolved, workload))
+    raise_all(problems)
+
+
+@main.command()
+@click.argument("configs", type=click.Path(), nargs=-1, required=True)
+@_set
+@_seed
+@_exits
+def validate(configs: tuple[str, ...], overrides: tuple[str, ...], seed: int | None) -> None:
+    """Check CONFIGS and what they name without simulating; say what would run."""
+    _check_configs(configs, overrides, seed)
+
+
+@main.command()
+@_exits
+def schema() -> None:
+    """Print the JSON schema of a config."""
+    import json
+
+    from sim.config_docs import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@main.group()
+def docs() -> None:
+    """Print generated documentation."""
+
+
+@docs.command("config")
+@_exits
+def docs_config() -> None:
+    """Print docs/config.md: every key with type, default, unit and meaning."""
+    from sim.config_docs import config_page
+
+    click.echo(config_page(), nl=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""The plots of a run: an overview over time, and the latency distributions.
+
+matplotlib is imported here and nowhere else in the run path; figures are made without pyplot, so nothing
+global is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.report import style
+from sim.report.units import GIB, count, plural, seconds, share, size
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Mapping[str, NDArray[Any]]
+MAX_POINTS = 1600
+
+
+def draw(summary: Mapping[str, Any], steps: Rows, requests: Rows, warmup_ns: int) -> dict[str, bytes]:
+    """All plots: path in the run folder -> content.
+
+    Args:
+        summary: of sim.summary.
+        steps: columns of steps.parquet.
+        requests: columns of requests.parquet.
+        warmup_ns: latencies of requests that arrived before are left out.
+    """
+    import matplotlib as mpl
+
+    files: dict[str, bytes] = {}
+    rc: Any = style.RC
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(rc)
+        figures = {"overview": overview(summary, steps), "latency": latency(summary, requests, warmup_ns)}
+        for name, figure in figures.items():
+            if figure is not None:
+                for kind in ("png", "svg"):
+                    files[f"plots/{name}.{kind}"] = style.save(figure, kind)
+    return files
+
+
+def _time_axis(ns: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
+    """Times in the unit that fits their span."""
+    span = float(ns[-1]) / 1e9 if len(ns) else 0.0
+    for limit, scale, unit in ((2.0, 1e6, "ms"), (300.0, 1e9, "s"), (10800.0, 6e10, "min")):
+        if span < limit:
+            return ns / scale, unit
+    return ns / 3.6e12, "h"
+
+
+class _Series:
+    """Columns over time, thinned to the mean, least and most of equal stretches where there are many rows."""
+
+    def __init__(self, steps: Rows) -> None:
+        self.steps = steps
+        n = len(steps["time_ns"])
+        self.time, self.unit = _time_axis(steps["time_ns"])
+        self.edges = None if n <= MAX_POINTS else np.linspace(0, n, MAX_POINTS // 2 + 1).astype(np.intp)[:-1]
+        self.x = self.time if self.edges is None else self.time[self.edges]
+
+    def mean(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        if self.edges is None:
+            return np.asarray(values, np.float64)
+        sums = np.add.reduceat(np.asarray(values, np.float64), self.edges)
+        return np.asarray(sums / np.diff(np.append(self.edges, len(values))))
+
+    def low_high(self, values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        if self.edges is None:
+            return None
+        data = np.asarray(values, np.float64)
+        return np.minimum.reduceat(data, self.edges), np.maximum.reduceat(data, self.edges)
+
+    def line(self, ax: Axes, values: NDArray[Any], color: str, label: str | None = None) -> None:
+        """A line of the means, and a band from the least to the most where rows were thinned."""
+        band = self.low_high(values)
+        if band is not None:
+            ax.fill_between(self.x, *band, color=color, alpha=0.22, linewidth=0, rasterized=False)
+        ax.plot(self.x, self.mean(values), color=color, label=label)
+
+
+def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
+    """Usage, waste, fragmentation, load, hit rate and preemptions over simulated time."""
+    if len(steps["time_ns"]) < 2:
+        return None
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    s = _Series(steps)
+    engine = summary["engine"]
+    usable = engine["usable_blocks"]
+    figure = Figure(figsize=(8.2, 10.4))
+    axes = figure.subplots(6, 1, sharex=True, gridspec_kw={"hspace": 0.46})
+    figure.subplots_adjust(left=0.105, right=0.9, top=0.905, bottom=0.055)
+    percent = PercentFormatter(1.0, decimals=None)
+
+    ax = axes[0]
+    used, cached = steps["used_blocks"] / usable, steps["cached_free_blocks"] / usable
+    low = s.mean(used)
+    ax.fill_between(s.x, 0, low, color=style.BLUE, alpha=0.85, linewidth=0, label="used")
+    ax.fill_between(
+        s.x, low, low + s.mean(cached), color=style.SKY, alpha=0.55, linewidth=0, label="free, still cached"
+    )
+    ax.set_ylim(0, 1)
+    ax.yaxis.set_major_formatter(percent)
+    u = summary["usage"]
+    _title(ax, "KV cache usage", f"mean {share(u['mean'])}, peak {share(u['max'])}" if u else "")
+    _legend(ax)
+    ax.set_ylabel("blocks")
+
+    ax = axes[1]
+    allocated = np.maximum(steps["allocated_slots"], 1)
+    s.line(ax, steps["wasted_slots"] / allocated, style.RED)
+    _from_zero(ax)
+    ax.yaxis.set_major_formatter(percent)
+    ax.set_ylabel("of allocated slots")
+    waste = summary["waste"]
+    note = (
+        f"mean {share(summary['internal_fragmentation']['mean'])}"
+        if summary["internal_fragmentation"]
+        else ""
+    )
+    if waste["mean_wasted_bytes"] is not None:
+        note += f", {size(waste['mean_wasted_bytes'])} on average"
+    _title(ax, "Internal fragmentation: allocated slots without a token", note)
+
+    ax = axes[2]
+    free = steps["num_free_blocks"]
+    outside = np.where(free > 0, 1.0 - steps["largest_free_run"] / np.maximum(free, 1), 0.0)
+    s.line(ax, outside, style.PURPLE)
+    ax.set_ylim(0, 1.02)
+    ax.yaxis.set_major_formatter(percent)
+    ax.set_ylabel("1 - largest / free", color=style.PURPLE)
+    twin = ax.twinx()
+    twin.plot(s.x, s.mean(steps["free_runs"]), color=style.GREY, linewidth=1.0)
+    twin.set_ylabel("free runs", color=style.GREY)
+    twin.grid(False)
+    twin.spines["right"].set_visible(True)
+    _from_zero(twin)
+    e, runs = summary["external_fragmentation"], summary["free_runs"]
+    note = f"mean {share(e['mean'])}; {count(runs['mean'])} runs on average" if e and runs else ""
+    _title(ax, "External fragmentation and free runs", note)
+
+    ax = axes[3]
+    s.line(ax, steps["num_running"], style.GREEN, "running")
+    s.line(ax, steps["num_waiting"], style.ORANGE, "waiting")
+    _from_zero(ax)
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.set_ylabel("requests")
+    _title(ax, "Requests in the engine", "")
+    _legend(ax)
+
+    ax = axes[4]
+    _hit_rate(ax, s, steps)
+    ax.set_ylim(0, 1.02)
+    ax.yaxis.set_major_formatter(percent)
+    ax.set_ylabel("of tokens")
+    c = summary["prefix_cache"]
+    rate = c["first_lookup_token_hit_rate"]
+    _title(
+        ax, "Prefix cache: token hit rate at first lookup", "" if rate is None else f"{share(rate)} in all"
+    )
+    _legend(ax)
+
+    ax = axes[5]
+    _per_second(ax, s, steps)
+    ax.set_xlabel(f"simulated time ({s.unit})")
+    ax.set_xlim(s.x[0], s.time[-1] if s.time[-1] > s.x[0] else s.x[0] + 1)
+    _heading(figure, summary)
+    figure.align_ylabels(list(axes))
+    return figure
+
+
+def _hit_rate(ax: Axes, s: _Series, steps: Rows) -> None:
+    """The rate in windows of 1/60 of the run, and since the start."""
+    queries = steps["prefix_queries"].astype(np.float64)
+    hits = steps["prefix_hits"].astype(np.float64)
+    time = steps["time_ns"].astype(np.float64)
+    edges = np.linspace(time[0], time[-1], 61)
+    at = np.clip(np.searchsorted(time, edges, side="right") - 1, 0, len(time) - 1)
+    dq, dh = np.diff(queries[at]), np.diff(hits[at])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        window = np.where(dq > 0, dh / np.maximum(dq, 1), np.nan)
+        whole = np.where(queries > 0, hits / np.maximum(queries, 1), np.nan)
+    scale = s.time[-1] / time[-1] if time[-1] > 0 else 1.0
+    ax.stairs(window, edges * scale, color=style.SKY, linewidth=1.0, label="in this 1/60 of the run")
+    pick = slice(None) if s.edges is None else s.edges
+    ax.plot(s.x, whole[pick], color=style.BLUE, label="since the start")
+
+
+def _per_second(ax: Axes, s: _Series, steps: Rows) -> None:
+    """Preemptions and evicted blocks in 60 windows."""
+    from matplotlib.ticker import MaxNLocator
+
+    time = steps["time_ns"].astype(np.float64)
+    edges = np.linspace(time[0], time[-1], 61)
+    at = np.clip(np.searchsorted(time, edges, side="right") - 1, 0, len(time) - 1)
+    scale = s.time[-1] / time[-1] if time[-1] > 0 else 1.0
+    preempted = np.diff(steps["preemptions"][at])
+    if len(preempted):
+        preempted[0] += steps["preemptions"][at[0]]
+    ax.stairs(preempted, edges * scale, color=style.RED, fill=True, alpha=0.8)
+    ax.set_ylabel("preemptions", color=style.RED)
+    ax.set_ylim(0, max(1.0, float(preempted.max(initial=0)) * 1.08))
+    ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    twin = ax.twinx()
+    twin.grid(False)
+    twin.spines["right"].set_visible(True)
+    evicted = np.diff(steps["evictions"][at])
+    twin.stairs(evicted, edges * scale, color=style.GREY, linewidth=1.0)
+    twin.set_ylabel("blocks evicted", color=style.GREY)
+    twin.set_ylim(0, max(1.0, float(evicted.max(initial=0)) * 1.08))
+    total, blocks = int(steps["preemptions"][-1]), int(steps["evictions"][-1])
+    note = f"{count(total)} and {count(blocks)} in all"
+    _title(ax, "Preemptions, and cached blocks evicted, in each 1/60 of the run", note)
+
+
+def latency(summary: Mapping[str, Any], requests: Rows, warmup_ns: int) -> Figure | None:
+    """Cumulative distributions of the time to the first token, per output token and of the whole request."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+
+    from sim.summary import latencies
+
+    data = latencies(requests, requests["arrival_ns"] >= warmup_ns)
+    panels = (
+        ("ttft_s", "Time to the first token", style.BLUE),
+        ("tpot_s", "Time per output token", style.GREEN),
+        ("e2e_s", "Whole request", style.RED),
+    )
+    if all(len(data[name]) == 0 for name, _, _ in panels):
+        return None
+    figure = Figure(figsize=(8.2, 3.5))
+    axes = figure.subplots(1, 3, sharey=True)
+    figure.subplots_adjust(left=0.075, right=0.985, top=0.74, bottom=0.15, wspace=0.1)
+    for ax, (name, title, color) in zip(axes, panels, strict=True):
+        values = np.sort(data[name])
+        ax.set_title(title, color="black")
+        if len(values) == 0:
+            ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center", color=style.GREY)
+            continue
+        floor = max(float(values[-1]) * 1e-6, 1e-6)
+        share_of = np.arange(1, len(values) + 1) / len(values)
+        keep = np.unique(np.linspace(0, len(values) - 1, MAX_POINTS).astype(np.intp))
+        x = np.maximum(values, floor)
+        ax.step(np.append(x[0], x[keep]), np.append(0, share_of[keep]), where="post", color=color, lw=1.6)
+        if x[-1] / x[0] > 8:
+            ax.set_xscale("log")
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            decades = np.log10(x[-1] / x[0])
+            ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 1.6 else (1.0, 3.0), numticks=7))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
+        q = summary["latency"][name]
+        for key, mark in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+            value = max(q[key], floor)
+            ax.plot([value], [mark], "o", ms=3.6, color=color, clip_on=False, zorder=5)
+            left = mark < 0.7
+            ax.annotate(
+                f"{key} {seconds(q[key])}",
+                (value, mark),
+                xytext=(6, -4) if left else (-6, -3 if mark < 0.95 else -1),
+                textcoords="offset points",
+                ha="left" if left else "right",
+                fontsize=8,
+                color="black",
+            )
+        ax.margins(x=0.06)
+        ax.set_ylim(0, 1.03)
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes[0].set_ylabel("of requests")
+    _heading(figure, summary, y=0.955)
+    return figure
+
+
+def _short(v: float) -> str:
+    for scale, unit in ((1e-6, "us"), (1e-3, "ms"), (1.0, "s")):
+        if v < 1000 * scale * 0.9995 or unit == "s":
+            return f"{v / scale:.3g} {unit}"
+    return ""
+
+
+def _title(ax: Axes, title: str, note: str) -> None:
+    ax.set_title(title, pad=4)
+    if note:
+        ax.text(1.0, 1.0, note, transform=ax.transAxes, ha="right", va="bottom", fontsize=8, color="#444444")
+        ax.texts[-1].set_position((1.0, 1.04))
+
+
+def _legend(ax: Axes) -> None:
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.06), borderaxespad=0.4, handlelength=1.0)
+
+
+def _from_zero(ax: Axes) -> None:
+    high = ax.get_ylim()[1]
+    ax.set_ylim(0, high if high > 0 else 1)
+
+
+def _heading(figure: Figure, summary: Mapping[str, Any], y: float = 0.978) -> None:
+    e = summary["engine"]
+    height = figure.get_figheight()
+    figure.text(0.02, y, summary["name"], fontsize=13, fontweight="bold", va="center")
+    pool = f"{count(e['usable_blocks'])} blocks of {e['block_size']} tokens"
+    if e["pool_bytes"] is not None:
+        pool += f" ({e['pool_bytes'] / GIB:.1f} GiB)"
+    where = " on ".join(x for x in (e["model"], e["gpu"] and f"{e['gpus']} x {e['gpu']}") if x)
+    requests = plural(summary["requests"]["arrived"], "request")
+    parts = (pool, where, f"vLLM {e['vllm']}", f"{requests} in {seconds(summary['simulated_s'])}")
+    text = ", ".join(x for x in parts if x)
+    figure.text(0.02, y - 0.25 / height, text, fontsize=8.5, color="#444444", va="center")

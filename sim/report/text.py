@@ -1,0 +1,202 @@
+"""The summary on one screen: the answer first, 80 columns, colours only on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from sim.report.units import count, plural, seconds, share, size
+
+WIDTH = 80
+_LABEL = 20
+
+Row = tuple[str, str]
+
+
+def lines(summary: Mapping[str, Any]) -> list[Row]:
+    """(style, text) of each line; styles are "title", "dim", "warn", "head" or ""."""
+    s = summary
+    out: list[Row] = []
+    add = out.append
+    requests = s["requests"]
+    ended = {"finished": "finished", "until": "stopped at run.until", "interrupted": "INTERRUPTED"}
+    head = f"{s['name']}: {ended.get(s['exit_reason'], s['exit_reason'])}"
+    head += f" after {seconds(s['simulated_s'])} of simulated time, {plural(s['steps'], 'step')}"
+    add(("title" if s["exit_reason"] != "interrupted" else "warn", head))
+    add(("dim", _engine(s["engine"])))
+    add(("", ""))
+
+    usage, waste, outside = s["usage"], s["internal_fragmentation"], s["external_fragmentation"]
+    add(("head", _columns("", "mean", "p50", "p99", "max", "max at")))
+    add(("", _metric("KV usage", usage)))
+    add(("", _metric("internal waste", waste)))
+    add(("", _metric("external fragm.", outside)))
+    add(("", _metric("free runs", s["free_runs"], plain=True)))
+    add(("", _metric("running", s["num_running"], plain=True)))
+    add(("", _metric("waiting", s["num_waiting"], plain=True)))
+    add(("", ""))
+    add(("", _field("wasted memory", _wasted(s["waste"]))))
+    add(("", _field("prefix cache", _cache(s["prefix_cache"]))))
+    add(("", _field("preemptions", _preemptions(s["preemptions"]))))
+    add(("", _field("throughput", _throughput(s["throughput"]))))
+    add(("", ""))
+    add(("head", _columns("latency", "mean", "p50", "p90", "p99", "max")))
+    for name, label in (
+        ("ttft_s", "first token"),
+        ("tpot_s", "per output token"),
+        ("e2e_s", "whole request"),
+    ):
+        q = s["latency"][name]
+        add(("", _columns(label, *(seconds(q[k]) for k in ("mean", "p50", "p90", "p99", "max")))))
+    add(("", ""))
+    add(("", _field("requests", _requests(requests))))
+    if s["worst_moment"]:
+        add(("", _field("tightest moment", _moment(s["worst_moment"], s["engine"]))))
+    if s["most_waste"]:
+        add(("", _field("most waste", _most_waste(s["most_waste"]))))
+    out += _warnings(s)
+    return out
+
+
+def _engine(e: Mapping[str, Any]) -> str:
+    text = f"{count(e['usable_blocks'])} blocks of {e['block_size']} tokens"
+    if e["pool_bytes"] is not None:
+        text += f" ({size(e['pool_bytes'])}{', estimated' if e['pool_size_is'] == 'estimated' else ''})"
+    where = e["model"] or ""
+    if e["gpu"]:
+        gpus = f"{e['gpus']} x {e['gpu']}" if e["gpus"] > 1 else e["gpu"]
+        where = f"{where} on {gpus}" if where else gpus
+    return ", ".join(x for x in (text, where, f"vLLM {e['vllm']}") if x)
+
+
+def _columns(label: str, *cells: str) -> str:
+    return f"{label:<{_LABEL}}" + "".join(f"{c:>12}" for c in cells)
+
+
+def _metric(label: str, m: Mapping[str, Any] | None, plain: bool = False) -> str:
+    if m is None:
+        return _columns(label, *["-"] * 5)
+    show = count if plain else share
+    return _columns(label, *(show(m[k]) for k in ("mean", "p50", "p99", "max")), seconds(m["max_at_s"]))
+
+
+def _field(label: str, text: str) -> str:
+    """A label and its text, wrapped at 80 columns below itself."""
+    words, rows, row = text.split(" "), [], ""
+    for word in words:
+        if row and _LABEL + len(row) + 1 + len(word) > WIDTH:
+            rows.append(row)
+            row = word
+        else:
+            row = f"{row} {word}" if row else word
+    rows.append(row)
+    return ("\n" + " " * _LABEL).join([f"{label:<{_LABEL}}" + rows[0], *rows[1:]])
+
+
+def _wasted(w: Mapping[str, Any]) -> str:
+    if w["mean_wasted_slots"] is None:
+        return "-"
+    text = f"{count(round(w['mean_wasted_slots']))} slots on average"
+    if w["mean_wasted_bytes"] is not None:
+        text += f" = {size(w['mean_wasted_bytes'])}"
+    if w["waste_at_finish"] is not None:
+        text += f"; {share(w['waste_at_finish'])} of a finished request's slots"
+    return text
+
+
+def _cache(c: Mapping[str, Any]) -> str:
+    if not c["first_lookup_tokens"]:
+        return "no lookups"
+    text = f"{share(c['first_lookup_token_hit_rate'])} of {count(c['first_lookup_tokens'])} tokens hit"
+    text += " at first lookup"
+    if c["resumed_lookup_tokens"]:
+        text += f", {share(c['resumed_token_hit_rate'])} when resumed"
+    return f"{text}; {plural(c['evicted_blocks'], 'block')} evicted"
+
+
+def _preemptions(p: Mapping[str, Any]) -> str:
+    if not p["preemptions"]:
+        return "none"
+    return (
+        f"{count(p['preemptions'])} of {plural(p['requests_preempted'], 'request')},"
+        f" {count(p['recomputed_tokens'])} tokens recomputed"
+    )
+
+
+def _throughput(t: Mapping[str, Any]) -> str:
+    if t["requests_per_s"] is None:
+        return "-"
+    return (
+        f"{count(t['requests_per_s'])} requests/s, {count(t['prompt_tokens_per_s'])} prompt and"
+        f" {count(t['output_tokens_per_s'])} output tokens/s"
+    )
+
+
+def _requests(r: Mapping[str, Any]) -> str:
+    text = f"{count(r['finished'])} finished of {count(r['arrived'])} arrived"
+    if r["total"] > r["arrived"]:
+        text += f" ({count(r['total'])} in the workload)"
+    if r["unfinished"]:
+        text += f"; {count(r['unfinished'])} unfinished"
+    return text
+
+
+def _moment(m: Mapping[str, Any], engine: Mapping[str, Any]) -> str:
+    return (
+        f"{seconds(m['time_s'])}: {count(m['num_free_blocks'])} of {count(engine['usable_blocks'])} blocks"
+        f" free, {count(m['num_running'])} running, {count(m['num_waiting'])} waiting"
+    )
+
+
+def _most_waste(m: Mapping[str, Any]) -> str:
+    part = m["wasted_slots"] / m["allocated_slots"] if m["allocated_slots"] else 0.0
+    return (
+        f"{seconds(m['time_s'])}: {plural(m['wasted_slots'], 'slot')} wasted ({share(part)} of those"
+        f" allocated), {count(m['num_running'])} running"
+    )
+
+
+def _warnings(s: Mapping[str, Any]) -> list[Row]:
+    out: list[Row] = []
+    r = s["requests"]
+    if r["unservable"]:
+        longest = max(x["prompt_tokens"] for x in s["unservable"])
+        out.append(
+            (
+                "warn",
+                _field(
+                    "! unservable",
+                    f"{plural(r['unservable'], 'request')} can never fit the pool of"
+                    f" {count(s['engine']['pool_tokens'])} tokens (a prompt of {count(longest)}, say);"
+                    " dropped, status 5 in requests.parquet",
+                ),
+            )
+        )
+    if r["rejected"]:
+        out.append(
+            (
+                "warn",
+                _field(
+                    "! rejected",
+                    f"{plural(r['rejected'], 'request')} with a prompt not shorter than max_model_len;"
+                    " status 4 in requests.parquet",
+                ),
+            )
+        )
+    return out
+
+
+def render(summary: Mapping[str, Any], stream: TextIO) -> None:
+    """Write the summary to `stream`; with colours if it is a terminal."""
+    rows = lines(summary)
+    if not stream.isatty():
+        stream.write("\n".join(text.rstrip() for _, text in rows) + "\n")
+        stream.flush()
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    styles = {"title": "bold green", "dim": "dim", "warn": "bold yellow", "head": "bold"}
+    console = Console(file=stream, highlight=False)
+    for style, text in rows:
+        console.print(Text(text, style=styles.get(style, "")))

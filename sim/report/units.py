@@ -1,0 +1,54 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+GIB = 2**30
+
+
+def seconds(s: float | None) -> str:
+    """A span: `12.3 ms`, `4.56 s`, `12 min 03 s`, `1 h 02 min`."""
+    if s is None:
+        return "-"
+    if s < 0.9995e-3:
+        return f"{s * 1e6:.3g} us" if s else "0 s"
+    if s < 0.9995:
+        return f"{s * 1e3:.3g} ms"
+    if s < 99.95:
+        return f"{s:.3g} s" if s < 9.995 else f"{s:.1f} s"
+    whole = round(s)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def share(x: float | None) -> str:
+    """A fraction in percent: `0.43 %`, `61.2 %`."""
+    if x is None:
+        return "-"
+    p = 100 * x
+    if p == 0 or p >= 9.995:
+        return f"{p:.1f} %"
+    return f"{p:.2f} %"
+
+
+def size(b: float | None) -> str:
+    """Bytes: `55.0 GiB`, `312 MiB`."""
+    if b is None:
+        return "-"
+    if b >= GIB:
+        return f"{b / GIB:.1f} GiB"
+    return f"{b / 2**20:.0f} MiB" if b >= 10 * 2**20 else f"{b / 2**20:.1f} MiB"
+
+
+def count(n: float | None) -> str:
+    """A count with thousands separated; three digits if it is not whole."""
+    if n is None:
+        return "-"
+    if float(n).is_integer() or abs(n) >= 1000:
+        return f"{n:,.0f}"
+    return f"{n:.1f}" if abs(n) >= 10 else f"{n:.2f}"
+
+
+def plural(n: int, word: str) -> str:
+    """`1 request`, `12,031 requests`."""
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"

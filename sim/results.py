@@ -1,0 +1,223 @@
+"""The run folder: written whole or not at all.
+
+Everything is written to a hidden folder beside the target, synced, and renamed into place. Files other than
+provenance.json hold no time and no path of the machine: the same config and seed give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+TOOL = "kvpool"
+FORMAT = "1"
+
+
+class OutputError(InputError):
+    """The results could not be written: a full disk, no permission. Nothing is left behind."""
+
+
+def run_folder(out: str | Path | None, name: str, content: str) -> Path:
+    """The folder of a run: `out`, or runs/NAME-CONTENTID."""
+    return Path(out) if out is not None else Path("runs") / f"{name}-{content[:8]}"
+
+
+def check_target(folder: Path) -> None:
+    """Refuse to replace anything but an earlier run's own files.
+
+    Raises:
+        InputError: `folder` is a file, or holds files that no run has written.
+    """
+    name = str(folder)
+    if not folder.exists():
+        parent = folder.parent
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            raise InputError(f"'{parent}' is a file, so no folder can be made in it", name)
+        return
+    if not folder.is_dir():
+        raise InputError("this is a file, not a folder for results", name, hint="choose another --out")
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    if not found:
+        return
+    try:
+        record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        own = set(record["files"]) | {"provenance.json"} if record["tool"] == TOOL else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        own = set()
+    others = sorted(found - own)
+    if others:
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise InputError(
+            f"the folder holds files that no earlier run has written ({shown})",
+            name,
+            hint="nothing was overwritten: choose another --out, or move those files",
+        )
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill; it takes `folder`'s place when the block ends, or vanishes if it raises.
+
+    Raises:
+        OutputError: the operating system refused (full disk, permissions).
+    """
+    temporary = folder.parent / f".{folder.name}.tmp-{os.getpid()}"
+    aside = folder.parent / f".{folder.name}.old-{os.getpid()}"
+    try:
+        made = _make_parents(folder.parent)
+    except OSError as e:
+        raise _output_error(folder, e) from e
+    done = False
+    try:
+        temporary.mkdir()
+        yield temporary
+        _sync(temporary)
+        if folder.exists():
+            os.rename(folder, aside)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if aside.exists():
+                os.rename(aside, folder)
+            raise
+        done = True
+        _sync(folder.parent)
+    except OSError as e:
+        raise _output_error(folder, e) from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if done:
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            for parent in reversed(made):
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """Make missing parent folders; returns those made, outermost first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    made = []
+    for parent in reversed(missing):
+        parent.mkdir(exist_ok=True)
+        made.append(parent)
+    return made
+
+
+def _output_error(folder: Path, e: OSError) -> OutputError:
+    why = e.strerror or str(e)
+    return OutputError(
+        f"the results can't be written: {why}", str(folder), hint="nothing was left behind; try another --out"
+    )
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write and sync one file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def to_json(data: Any) -> bytes:
+    """JSON with stable text: keys in their order, shortest exact floats."""
+    return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def to_yaml(data: Mapping[str, Any], header: str) -> bytes:
+    """YAML of plain data below a comment."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="rt", pure=True)
+    yaml.default_flow_style = False
+    yaml.width = 100
+    # ruamel writes an empty value for null; `null` is what the docs say.
+    yaml.representer.add_representer(
+        type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    text = io.StringIO()
+    yaml.dump(dict(data), text)
+    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    return (comment + text.getvalue()).encode()
+
+
+def to_parquet(
+    columns: Mapping[str, NDArray[np.generic]],
+    known: Mapping[str, tuple[str, str]],
+    metadata: Mapping[str, str],
+) -> bytes:
+    """A Parquet file (zstd) whose fields carry `unit` and `description`.
+
+    Args:
+        columns: arrays of one length; those in `known` come first, in its order.
+        known: name -> (unit, description).
+        metadata: of the whole file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [n for n in known if n in columns] + [n for n in columns if n not in known]
+    schema_fields, arrays = [], []
+    for name in names:
+        array = pa.array(columns[name])
+        unit, text = known.get(name, ("", ""))
+        arrays.append(array)
+        schema_fields.append(pa.field(name, array.type, False, {"unit": unit, "description": text}))
+    schema = pa.schema(schema_fields, metadata={f"{TOOL}.{k}": v for k, v in metadata.items()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def write_run(
+    folder: Path, files: Mapping[str, bytes | Callable[[], bytes]], provenance: Mapping[str, Any]
+) -> None:
+    """Write all files of a run, then provenance.json with the SHA-256 of each.
+
+    Args:
+        folder: the run folder; an earlier run there is replaced.
+        files: path in the folder -> content, or a function that makes it.
+        provenance: everything else that provenance.json holds.
+
+    Raises:
+        InputError: see `check_target`.
+        OutputError: the operating system refused; nothing is left behind.
+    """
+    check_target(folder)
+    with whole_folder(folder) as place:
+        digests = {}
+        for name, content in files.items():
+            data = content() if callable(content) else content
+            write_bytes(place / name, data)
+            digests[name] = hashlib.sha256(data).hexdigest()
+        record = {"tool": TOOL, "format": FORMAT, **provenance, "files": digests}
+        write_bytes(place / "provenance.json", to_json(record))
+        for sub in sorted({(place / name).parent for name in files}):
+            _sync(sub)

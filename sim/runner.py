@@ -1,0 +1,245 @@
+"""One run from a config file to a run folder; the body of `python -m sim run`."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim import __version__
+from sim.columns import REQUESTS, STEPS
+from sim.config import load_config
+from sim.config_workload import to_workload
+from sim.progress import reporter
+from sim.report.units import count, plural, seconds, size
+from sim.resolve import Resolved, content_id, resolve
+from sim.results import check_target, run_folder, to_json, to_parquet, to_yaml, write_run
+from sim.summary import summarize
+from workloads.units import format_duration
+
+if TYPE_CHECKING:
+    from sim.simulate import RunResult
+    from workloads.requests import Workload
+
+AUTO_ROWS = 2000
+_PACKAGES = ("numpy", "numba", "pyarrow", "matplotlib", "pydantic", "simpy")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says beside the config.
+
+    Attributes:
+        overrides: `key=value` texts of `--set`.
+        seed: of `--seed`, or None.
+        out: of `--out`, or None.
+        every_step, events, plots: None: as the config says.
+        quiet: nothing on stderr.
+        command: the command line, for provenance.
+    """
+
+    overrides: Sequence[str] = ()
+    seed: int | None = None
+    out: str | None = None
+    every_step: bool | None = None
+    events: bool | None = None
+    plots: bool | None = None
+    quiet: bool = False
+    command: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave: its summary, and how to write its folder."""
+
+    summary: dict[str, Any]
+    folder: Path
+    interrupted: bool
+    write: Callable[[], None]
+
+
+def run(config: str, options: RunOptions) -> Outcome:
+    """Simulate a config.
+
+    Raises:
+        InputError: anything wrong with the config, its files or the output folder, before the run starts.
+    """
+    started = time.time()
+    clock = time.perf_counter()
+    say = _talker(options.quiet)
+    resolved = resolve(load_config(config, _all_overrides(options), options.seed))
+    if options.out is not None:
+        check_target(Path(options.out))
+    workload = to_workload(resolved.spec, resolved.seed, resolved.folder)
+    period = resolved.sample_period_ns or auto_period(workload)
+    resolved.config["output"]["sample_period"] = format_duration(period)
+    digest = workload.content_hash()
+    content = content_id(resolved.config, digest)
+    folder = run_folder(options.out, resolved.name, content)
+    check_target(folder)
+    say(f"{resolved.name}: {plural(len(workload), 'request')}, {_pool_text(resolved)}")
+
+    from sim.core.jit import core_digest, is_cached
+
+    if not is_cached():
+        say("compiling the engine once for this machine (some 20 s); later runs start at once")
+    from sim.simulate import LogOptions, Simulation
+
+    log = LogOptions(
+        sample_period_ns=period,
+        every_step=resolved.every_step,
+        events=resolved.events,
+        warmup_ns=resolved.warmup_ns,
+    )
+    prepared = time.perf_counter()
+    simulation = Simulation(resolved.engine, workload, resolved.step_time, log)
+    interrupted = False
+    with reporter(sys.stderr, resolved.until_ns, options.quiet) as progress:
+        try:
+            simulation.run(resolved.until_ns, progress)
+        except KeyboardInterrupt:
+            interrupted = True
+    ran = time.perf_counter()
+    if interrupted:
+        say("interrupted: keeping what is done (press Ctrl-C again to drop it)")
+    result = simulation.result()
+    if interrupted:
+        result.exit_reason = "interrupted"
+    summary = summarize(resolved, result, content, __version__)
+    done = time.perf_counter()
+    walls = {
+        "prepare_s": prepared - clock,
+        "simulate_s": ran - prepared,
+        "summarize_s": done - ran,
+    }
+
+    def write() -> None:
+        before = time.perf_counter()
+        files = _files(resolved, result, summary, digest, content)
+        if resolved.plots:
+            from sim.report.plots import draw
+
+            files |= draw(summary, result.steps, result.requests, resolved.warmup_ns)
+        walls["write_s"] = time.perf_counter() - before
+        provenance = _provenance(
+            resolved, workload, options, config, core_digest(), digest, content, walls, started
+        )
+        write_run(folder, files, provenance)
+
+    speed = summary["simulated_s"] / max(ran - prepared, 1e-9)
+    say(f"simulated {seconds(summary['simulated_s'])} in {seconds(ran - prepared)} ({count(round(speed))}x)")
+    return Outcome(summary, folder, interrupted, write)
+
+
+def check(config: str, overrides: Sequence[str] = (), seed: int | None = None) -> tuple[Resolved, Workload]:
+    """Everything that `run` checks before it starts: config, files, workload.
+
+    Raises:
+        InputError: what `run` would say.
+    """
+    resolved = resolve(load_config(config, overrides, seed))
+    return resolved, to_workload(resolved.spec, resolved.seed, resolved.folder)
+
+
+def _talker(quiet: bool) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    return say
+
+
+def _all_overrides(options: RunOptions) -> list[str]:
+    """`--set` and the flags that are short for it."""
+    flags = {
+        "output.every_step": options.every_step,
+        "output.events": options.events,
+        "output.plots": options.plots,
+    }
+    short = [f"{k}={'true' if v else 'false'}" for k, v in flags.items() if v is not None]
+    return [*options.overrides, *short]
+
+
+def auto_period(workload: Workload) -> int:
+    """Nanoseconds between sampled rows: 1, 2 or 5 times a power of ten, about 2000 rows over the arrivals."""
+    if workload.clock != "time":
+        return 10_000_000
+    span = int(workload.arrival.max()) if len(workload) else 0
+    if span <= 0:
+        return 1_000_000_000
+    wanted = min(max(span // AUTO_ROWS, 1_000_000), 60_000_000_000)
+    power = 10 ** (len(str(wanted)) - 1)
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= wanted)
+
+
+def _pool_text(resolved: Resolved) -> str:
+    e = resolved.engine
+    text = f"{count(e.num_gpu_blocks)} blocks of {e.block_size} tokens"
+    if resolved.block_bytes_total is not None:
+        text += f" ({size(resolved.block_bytes_total * e.num_gpu_blocks)})"
+    return text
+
+
+def _files(
+    resolved: Resolved, result: RunResult, summary: dict[str, Any], digest: str, content: str
+) -> dict[str, bytes | Callable[[], bytes]]:
+    meta = {"format": "1", "version": __version__, "content_id": content, "workload_sha256": digest}
+    header = f"kvpool {__version__}: {resolved.name} as resolved; running it gives the same results"
+    files: dict[str, bytes | Callable[[], bytes]] = {
+        "config.yaml": to_yaml(resolved.config, header),
+        "summary.json": to_json(summary),
+        "steps.parquet": lambda: to_parquet(result.steps, STEPS, meta),
+        "requests.parquet": lambda: to_parquet(result.requests, REQUESTS, meta),
+    }
+    if result.events is not None:
+        events: Mapping[str, np.ndarray] = result.events
+        files["events.parquet"] = lambda: to_parquet(events, {}, meta)
+    return files
+
+
+def _provenance(
+    resolved: Resolved,
+    workload: Workload,
+    options: RunOptions,
+    config_file: str,
+    core: str,
+    digest: str,
+    content: str,
+    walls: Mapping[str, float],
+    started: float,
+) -> dict[str, Any]:
+    from sim.models import describe_model
+
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    st = resolved.step_time
+    return {
+        "version": __version__,
+        "name": resolved.name,
+        "content_id": content,
+        "seed": resolved.seed,
+        "vllm_profile": resolved.engine.vllm,
+        "core_digest": core,
+        "config_file": config_file,
+        "command": list(options.command),
+        "workload": {"sha256": digest, "requests": len(workload), "source": workload.source},
+        "model": describe_model(resolved.model) if resolved.model else None,
+        "gpu": resolved.gpu.model_dump(mode="json") if resolved.gpu else None,
+        "pool": resolved.pool.describe(),
+        "step_time": {"kind": st.kind, "coef_ns": [float(c) for c in st.coef]},
+        "versions": versions,
+        "platform": platform.platform(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "wall_s": {k: round(v, 4) for k, v in walls.items()},
+    }

@@ -1,0 +1,278 @@
+"""The summary of a run: every number with the name of its definition.
+
+`summarize` gives plain data for summary.json; `sim.report.text` shows it on one screen. Times are seconds,
+shares are fractions; keys say the unit. No number is called "hit rate" without saying whose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.columns import STATUS_NAMES
+
+if TYPE_CHECKING:
+    from sim.resolve import Resolved
+    from sim.simulate import RunResult
+
+NS = 1e9
+
+DEFINITIONS = {
+    "usage": "used blocks / usable blocks (num_gpu_blocks - 1), as vLLM's kv_cache_usage; time-weighted",
+    "internal_fragmentation": "slots allocated to running requests that hold no computed token / allocated"
+    " slots, summed over block tables; time-weighted",
+    "external_fragmentation": "1 - largest run of consecutive free ids / free blocks, 0 when none is free;"
+    " time-weighted",
+    "free_runs": "maximal runs of consecutive ids in the free set; time-weighted",
+    "first_lookup_token_hit_rate": "tokens found / tokens looked up, over the first lookup of each request"
+    " (vLLM's prefix cache hit rate)",
+    "resumed_token_hit_rate": "tokens found / tokens looked up, over lookups of requests resumed after a"
+    " preemption",
+    "waste_at_finish": "slots without a token / allocated slots in the tables of finished requests, at"
+    " their end",
+    "mean_wasted_slots": "mean of wasted slots over the rows of steps.parquet, weighted by time",
+    "table_contiguity": "adjacent pairs in running requests' tables with consecutive ids / all such pairs,"
+    " over the rows of steps.parquet",
+    "recomputed_tokens": "tokens computed again because their request had been preempted",
+    "ttft_s": "first output token - arrival, of requests that arrived after the warm-up",
+    "tpot_s": "(end - first output token) / (output tokens - 1), of finished requests with two or more",
+    "e2e_s": "end - arrival, of finished requests",
+    "queue_s": "first time in a batch - arrival",
+    "throughput": "over the simulated time after the warm-up: requests finished in it, and their prompt and"
+    " output tokens",
+    "worst_moment": "the row of steps.parquet with the fewest free blocks (the most waiting among those)",
+    "most_waste": "the row of steps.parquet with the most wasted slots",
+}
+
+Rows = Mapping[str, NDArray[Any]]
+
+
+def summarize(resolved: Resolved, result: RunResult, content: str, version: str) -> dict[str, Any]:
+    """Everything that the terminal and summary.json show.
+
+    Args:
+        resolved: the run's config.
+        result: what the simulation recorded.
+        content: content id of the run.
+        version: of kvpool.
+    """
+    steps, requests, totals = result.steps, result.requests, result.totals
+    engine = resolved.engine
+    end_ns = _end_ns(result)
+    span = max(0, end_ns - resolved.warmup_ns)
+    block = resolved.block_bytes_total
+    slot_bytes = None if block is None else block / engine.block_size
+    out: dict[str, Any] = {
+        "kvpool": version,
+        "name": resolved.name,
+        "content_id": content,
+        "seed": resolved.seed,
+        "exit_reason": result.exit_reason,
+        "simulated_s": end_ns / NS,
+        "warmup_s": resolved.warmup_ns / NS,
+        "steps": int(totals.get("steps", int(steps["step"][-1]) if len(steps["step"]) else 0)),
+        "engine": {
+            "vllm": engine.vllm,
+            "model": resolved.model.name if resolved.model else None,
+            "gpu": resolved.gpu.name if resolved.gpu else None,
+            "gpus": int(resolved.config["engine"]["tensor_parallel_size"]),
+            "num_gpu_blocks": engine.num_gpu_blocks,
+            "usable_blocks": engine.usable_blocks,
+            "block_size": engine.block_size,
+            "pool_tokens": engine.usable_blocks * engine.block_size,
+            "pool_bytes": None if block is None else block * engine.num_gpu_blocks,
+            "pool_size_is": resolved.pool.how,
+        },
+        "requests": _requests(requests, totals),
+    }
+    for metric in ("usage", "internal_fragmentation", "external_fragmentation", "free_runs"):
+        out[metric] = _weighted(result.time_weighted.get(metric))
+    for metric in ("num_running", "num_waiting"):
+        out[metric] = _weighted(result.time_weighted.get(metric))
+    wasted = _time_mean(steps, "wasted_slots", resolved.warmup_ns, end_ns)
+    allocated = int(requests["allocated_slots"][requests["status"] == 3].sum())
+    at_finish = int(requests["wasted_slots"][requests["status"] == 3].sum())
+    out["waste"] = {
+        "mean_wasted_slots": wasted,
+        "mean_wasted_bytes": None if slot_bytes is None or wasted is None else wasted * slot_bytes,
+        "waste_at_finish": _ratio(at_finish, allocated),
+        "wasted_slots_at_finish": at_finish,
+        "allocated_slots_at_finish": allocated,
+    }
+    pairs = int(steps["table_blocks"].sum() - steps["num_running"].sum())
+    runs = int(steps["table_runs"].sum() - steps["num_running"].sum())
+    out["table_contiguity"] = None if pairs <= 0 else 1.0 - runs / pairs
+    out["prefix_cache"] = _prefix_cache(steps, totals)
+    out["preemptions"] = {
+        "preemptions": int(requests["preemptions"].sum()),
+        "requests_preempted": int((requests["preemptions"] > 0).sum()),
+        "recomputed_tokens": int(requests["recomputed_tokens"].sum()),
+    }
+    late = requests["arrival_ns"] >= resolved.warmup_ns
+    out["latency"] = _latency(requests, late)
+    out["throughput"] = _throughput(requests, resolved.warmup_ns, end_ns, span)
+    out["worst_moment"] = _worst(steps)
+    out["most_waste"] = _most_waste(steps)
+    out["unservable"] = _named(requests, 5, engine.block_size)
+    out["rejected"] = _named(requests, 4, engine.block_size)
+    out["definitions"] = DEFINITIONS
+    return plain(out)
+
+
+def plain(value: Any) -> Any:
+    """Data of plain Python types; not-a-number becomes None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _end_ns(result: RunResult) -> int:
+    if "end_ns" in result.totals:
+        return int(result.totals["end_ns"])
+    ends = [0]
+    for rows, name in ((result.steps, "time_ns"), (result.requests, "finish_ns")):
+        if len(rows[name]):
+            ends.append(int(rows[name].max()))
+    return max(ends)
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _requests(requests: Rows, totals: Mapping[str, Any]) -> dict[str, int]:
+    status = requests["status"]
+    counts = {k: int((status == k).sum()) for k in STATUS_NAMES}
+    arrived = len(status) - counts[-1]
+    return {
+        "total": int(totals.get("requests", len(status))),
+        "arrived": arrived,
+        "finished": counts[3],
+        "rejected": counts[4],
+        "unservable": counts[5],
+        "unfinished": counts[0] + counts[1] + counts[2],
+        "prompt_tokens": int(requests["prompt_tokens"].sum()),
+        "output_tokens": int(requests["output_tokens"].sum()),
+    }
+
+
+def _weighted(metric: Mapping[str, float] | None) -> dict[str, float | None] | None:
+    if metric is None:
+        return None
+    out: dict[str, float | None] = {k: metric.get(k) for k in ("mean", "p50", "p90", "p99", "max")}
+    at = metric.get("max_at_ns")
+    out["max_at_s"] = None if at is None or at < 0 else at / NS
+    return out
+
+
+def _time_mean(steps: Rows, name: str, begin_ns: int, end_ns: int) -> float | None:
+    times = steps["time_ns"]
+    if len(times) == 0:
+        return None
+    edges = np.clip(np.append(times, max(end_ns, int(times[-1]))), begin_ns, None)
+    weights = np.diff(edges).astype(np.float64)
+    if weights.sum() <= 0:
+        return float(steps[name].mean())
+    return float(np.average(steps[name], weights=weights))
+
+
+def _prefix_cache(steps: Rows, totals: Mapping[str, Any]) -> dict[str, Any]:
+    def last(name: str) -> int:
+        if name in totals:
+            return int(totals[name])
+        return int(steps[name][-1]) if len(steps[name]) else 0
+
+    queries, hits = last("prefix_queries"), last("prefix_hits")
+    again, found = last("preempted_queries"), last("preempted_hits")
+    return {
+        "first_lookup_token_hit_rate": _ratio(hits, queries),
+        "first_lookup_tokens": queries,
+        "first_lookup_hit_tokens": hits,
+        "resumed_token_hit_rate": _ratio(found, again),
+        "resumed_lookup_tokens": again,
+        "resumed_hit_tokens": found,
+        "evicted_blocks": last("evictions"),
+    }
+
+
+def _quantiles(seconds: NDArray[np.float64]) -> dict[str, float | int | None]:
+    if len(seconds) == 0:
+        return {"count": 0, "mean": None, "p50": None, "p90": None, "p99": None, "max": None}
+    p50, p90, p99 = np.percentile(seconds, [50, 90, 99])
+    return {
+        "count": len(seconds),
+        "mean": float(seconds.mean()),
+        "p50": float(p50),
+        "p90": float(p90),
+        "p99": float(p99),
+        "max": float(seconds.max()),
+    }
+
+
+def latencies(requests: Rows, keep: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
+    """Seconds of each request that has the latency: ttft_s, tpot_s, e2e_s, queue_s."""
+    arrival, first = requests["arrival_ns"], requests["first_token_ns"]
+    finish, scheduled = requests["finish_ns"], requests["first_scheduled_ns"]
+    output = requests["output_tokens"]
+    done = keep & (requests["status"] == 3)
+    many = done & (output > 1)
+    began, ran = keep & (first >= 0), keep & (scheduled >= 0)
+    return {
+        "ttft_s": (first[began] - arrival[began]) / NS,
+        "tpot_s": (finish[many] - first[many]) / (output[many] - 1) / NS,
+        "e2e_s": (finish[done] - arrival[done]) / NS,
+        "queue_s": (scheduled[ran] - arrival[ran]) / NS,
+    }
+
+
+def _latency(requests: Rows, keep: NDArray[np.bool_]) -> dict[str, Any]:
+    return {name: _quantiles(values) for name, values in latencies(requests, keep).items()}
+
+
+def _throughput(requests: Rows, begin_ns: int, end_ns: int, span_ns: int) -> dict[str, float | None]:
+    done = (requests["status"] == 3) & (requests["finish_ns"] >= begin_ns) & (requests["finish_ns"] <= end_ns)
+    seconds = span_ns / NS
+    return {
+        "requests_per_s": _ratio(int(done.sum()), seconds),
+        "prompt_tokens_per_s": _ratio(int(requests["prompt_tokens"][done].sum()), seconds),
+        "output_tokens_per_s": _ratio(int(requests["output_tokens"][done].sum()), seconds),
+    }
+
+
+def _moment(steps: Rows, i: int) -> dict[str, Any]:
+    names = ("num_free_blocks", "num_running", "num_waiting", "wasted_slots", "allocated_slots", "free_runs")
+    return {"time_s": int(steps["time_ns"][i]) / NS, **{n: int(steps[n][i]) for n in names}}
+
+
+def _worst(steps: Rows) -> dict[str, Any] | None:
+    if len(steps["time_ns"]) == 0:
+        return None
+    order = np.lexsort((steps["time_ns"], -steps["num_waiting"], steps["num_free_blocks"]))
+    return _moment(steps, int(order[0]))
+
+
+def _most_waste(steps: Rows) -> dict[str, Any] | None:
+    if len(steps["time_ns"]) == 0 or not steps["wasted_slots"].any():
+        return None
+    return _moment(steps, int(np.argmax(steps["wasted_slots"])))
+
+
+def _named(requests: Rows, status: int, block_size: int, limit: int = 5) -> list[dict[str, int]]:
+    """The first few requests of this state: who they are and how long."""
+    picked = np.flatnonzero(requests["status"] == status)[:limit]
+    return [
+        {"index": int(requests["index"][i]), "prompt_tokens": int(requests["prompt_tokens"][i])}
+        for i in picked
+    ]
