@@ -59,13 +59,14 @@ def resolve(path: str | Path, base_dir: str | Path | None = None) -> Path:
     for place in places:
         if place.is_dir():
             raise WorkloadError("is a folder; name a file in it", place)
-    looked = " and ".join(dict.fromkeys(str(place) for place in places))
+    looked = list(dict.fromkeys(str(place) for place in places))
     siblings = sorted({p.name for place in places if place.parent.is_dir() for p in place.parent.iterdir()})
     near = difflib.get_close_matches(given.name, siblings, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     if not near and not any(place.parent.is_dir() for place in places):
         hint = f"; there is no folder {places[-1].parent} either"
-    raise WorkloadError(f"no such file (looked for {looked}){hint}", path)
+    also = f" (nor {looked[0]})" if len(looked) > 1 else ""
+    raise WorkloadError(f"no such file{also}{hint}", path)
 
 
 def read(path: str | Path, base_dir: str | Path | None = None) -> Content:

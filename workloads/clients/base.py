@@ -19,7 +19,7 @@ from workloads.spec.clients import Client, Requests, Sessions
 from workloads.streams import generator
 
 #: Time that an answer is taken to need when later requests of a session are put in order: a first token and
-#: then one at a time. It decides nothing but the order of requests in the workload: when a request that follows
+#: then one at a time. It decides only the order of requests in the workload: when a request that follows
 #: another really arrives is up to the simulated engine.
 NOMINAL_FIRST_TOKEN_NS = 200_000_000
 NOMINAL_TOKEN_NS = 20_000_000
