@@ -92,8 +92,8 @@ def describe(source: str, block_size: int, top: int, as_json: bool, **options: A
     type=click.Choice(["native", "logical"]),
     default="native",
     show_default=True,
-    help="native: exact, replays to the same bytes (.jsonl, .jsonl.gz, .parquet); logical: explicit token ids "
-    "and arrival steps, for a real vLLM (.jsonl, .jsonl.gz).",
+    help="native: exact, replays to the same bytes (.jsonl, .jsonl.gz, .parquet); logical: explicit token "
+    "ids and arrival steps, for a real vLLM (.jsonl, .jsonl.gz).",
 )
 @click.option("--step", default=None, help="Time that one step stands for, such as 20ms (for --to logical).")
 def convert(source: str, target: str, to: str, step: str | None, **options: Any) -> None:

@@ -42,7 +42,7 @@ def load_section(path: str | Path) -> tuple[AnyClient, int]:
         raise WorkloadError(f"not valid YAML: {error}", content.path) from None
     if not isinstance(document, dict) or "workload" not in document:
         raise WorkloadError("has no `workload:` section", content.path, 1, 1)
-    seed = document.get("seed", 0)
+    seed = _plain(document.get("seed", 0))
     if type(seed) is not int or seed < 0:
         line, column = _place(document, ("seed",))
         raise WorkloadError(
