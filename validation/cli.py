@@ -73,6 +73,26 @@ def record(target: str, engine: Path, workload: Path, out: Path, device: str) ->
         sys.exit(EXIT_STUCK)
 
 
+@main.command(hidden=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the recordings.")
+@click.option("--seeds", type=int, default=300, show_default=True, help="Random cases to choose from.")
+@click.option("--keep", type=int, default=25, show_default=True, help="Recordings to keep.")
+@reports_input_errors
+def corpus(out: Path, seeds: int, keep: int) -> None:
+    """Record random cases on a real vLLM scheduler and keep the most distinctive short ones.
+
+    Cases of an earlier run in the same folder are left alone; delete them first to replace them.
+    """
+    from validation.corpus import choose, write_case
+    from validation.fuzz_cases import random_case
+    from validation.record import record
+
+    cases = (random_case(seed) for seed in range(seeds))
+    recorded = ((case, record("scheduler", case.settings, case.requests)) for case in cases)
+    for case, recording in choose(recorded, keep):
+        click.echo(f"{write_case(out, case, recording.log)}: {len(recording.log['step'])} rows")
+
+
 @main.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))

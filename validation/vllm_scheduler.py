@@ -264,7 +264,8 @@ class SchedulerDriver:
             )
 
     def _has_work(self) -> bool:
-        return self.scheduler.has_requests() or self.settings.idle_steps == "run"
+        idle_too = self.settings.idle_steps == "run" and bool(self.arrivals)
+        return self.scheduler.has_requests() or idle_too
 
     def _schedule(self) -> tuple[Any, frozenset[str]]:
         batch = self.scheduler.schedule()
