@@ -73,6 +73,35 @@ def record(target: str, engine: Path, workload: Path, out: Path, device: str) ->
         sys.exit(EXIT_STUCK)
 
 
+@main.command()
+@click.option("--minutes", type=float, default=1.0, show_default=True, help="How long.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other cases.")
+@click.option(
+    "--target", type=click.Choice(["sim", "reference"]), default="sim", help="What to compare with vLLM."
+)
+@click.option(
+    "--regressions",
+    type=click.Path(path_type=Path),
+    default=Path("tests/recorded_vllm/regressions"),
+    show_default=True,
+    help="Folder for the cases that differ, made small.",
+)
+@reports_input_errors
+def fuzz(minutes: float, seed: int, target: str, regressions: Path) -> None:
+    """Compare the simulator with a real vLLM's scheduler on random cases (needs vLLM).
+
+    A case that differs is made as small as possible and saved, with the real log, as a regression test.
+    Exit code 0: no difference; 1: differences were found and saved; 2: vLLM is missing.
+    """
+    from validation.fuzz import fuzz as run_fuzz
+    from validation.vllm_scheduler import require_vllm
+
+    require_vllm()
+    tally = run_fuzz(minutes, seed, target, regressions, click.echo)
+    click.echo(tally.text())
+    sys.exit(EXIT_DIFFERENT if tally.differences else 0)
+
+
 @main.command(hidden=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the recordings.")
 @click.option("--seeds", type=int, default=300, show_default=True, help="Random cases to choose from.")
