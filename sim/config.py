@@ -79,8 +79,8 @@ class RunConfig(Strict):
         None, "How long an engine step takes; null: `roofline`, which needs `model` and `gpu`."
     )
     workload: WorkloadSpec = key(..., "What arrives.")
-    run: RunSection = key(RunSection, "How long to simulate.")
-    output: OutputSection = key(OutputSection, "What is written to the run folder.")
+    run: RunSection = key(RunSection, "When to stop, and the warm-up.")
+    output: OutputSection = key(OutputSection, "What is recorded, written and drawn.")
 
     @field_validator("model")
     @classmethod

@@ -98,8 +98,8 @@ def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
     usable = engine["usable_blocks"]
     figure = Figure(figsize=(8.2, 10.4))
     axes = figure.subplots(6, 1, sharex=True, gridspec_kw={"hspace": 0.46})
-    figure.subplots_adjust(left=0.105, right=0.9, top=0.905, bottom=0.055)
-    percent = PercentFormatter(1.0, decimals=None)
+    figure.subplots_adjust(left=0.105, right=0.925, top=0.905, bottom=0.055)
+    percent = PercentFormatter(1.0, symbol=" %")
 
     ax = axes[0]
     used, cached = steps["used_blocks"] / usable, steps["cached_free_blocks"] / usable
@@ -190,7 +190,7 @@ def _hit_rate(ax: Axes, s: _Series, steps: Rows) -> None:
         window = np.where(dq > 0, dh / np.maximum(dq, 1), np.nan)
         whole = np.where(queries > 0, hits / np.maximum(queries, 1), np.nan)
     scale = s.time[-1] / time[-1] if time[-1] > 0 else 1.0
-    ax.stairs(window, edges * scale, color=style.SKY, linewidth=1.0, label="in this 1/60 of the run")
+    ax.stairs(window, edges * scale, color=style.SKY, linewidth=1.0, label="in each 1/60 of the run")
     pick = slice(None) if s.edges is None else s.edges
     ax.plot(s.x, whole[pick], color=style.BLUE, label="since the start")
 
@@ -239,7 +239,7 @@ def latency(summary: Mapping[str, Any], requests: Rows, warmup_ns: int) -> Figur
         return None
     figure = Figure(figsize=(8.2, 3.5))
     axes = figure.subplots(1, 3, sharey=True)
-    figure.subplots_adjust(left=0.075, right=0.985, top=0.74, bottom=0.15, wspace=0.1)
+    figure.subplots_adjust(left=0.075, right=0.985, top=0.74, bottom=0.1, wspace=0.1)
     for ax, (name, title, color) in zip(axes, panels, strict=True):
         values = np.sort(data[name])
         ax.set_title(title, color="black")
@@ -273,7 +273,7 @@ def latency(summary: Mapping[str, Any], requests: Rows, warmup_ns: int) -> Figur
             )
         ax.margins(x=0.06)
         ax.set_ylim(0, 1.03)
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     axes[0].set_ylabel("of requests")
     _heading(figure, summary, y=0.955)
     return figure
@@ -287,14 +287,23 @@ def _short(v: float) -> str:
 
 
 def _title(ax: Axes, title: str, note: str) -> None:
+    """A bold title and, behind it, a note in grey."""
     ax.set_title(title, pad=4)
     if note:
-        ax.text(1.0, 1.0, note, transform=ax.transAxes, ha="right", va="bottom", fontsize=8, color="#444444")
-        ax.texts[-1].set_position((1.0, 1.04))
+        ax.annotate(
+            note,
+            xy=(1.0, 0.0),
+            xycoords=ax._left_title,  # type: ignore[attr-defined]
+            xytext=(8, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color="#444444",
+            va="bottom",
+        )
 
 
 def _legend(ax: Axes) -> None:
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.06), borderaxespad=0.4, handlelength=1.0)
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.97), borderaxespad=0.0, ncols=2, columnspacing=1.2)
 
 
 def _from_zero(ax: Axes) -> None:
