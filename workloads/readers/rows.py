@@ -38,6 +38,8 @@ def json_rows(lines: Sequence[str], path: Path) -> Iterator[tuple[int, str, dict
             ) from None
         except RecursionError:
             raise WorkloadError("not a request: brackets nested too deep", path, number, 1) from None
+        except ValueError:
+            raise WorkloadError("not a request: a number with too many digits", path, number, 1) from None
         if type(row) is not dict:
             raise WorkloadError(
                 f"expected a JSON object, got {_kind(row)}; every line must hold one request", path, number, 1
