@@ -1,0 +1,238 @@
+"""Every array of the engine, sized and allocated before the run: the core allocates nothing.
+
+numpy reserves address space for zeros but touches no page of it, so generous bounds (the block hashes of a long
+context for every slot, say) cost memory only where a run really goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sim.config_engine import EngineSettings
+from sim.core import codes as c
+from sim.core import state as s
+from sim.core.block_hash import hash_multipliers
+from sim.core.engine import init_engine
+from sim.step_time import StepTime
+from workloads.requests import Workload
+
+_POLICIES = {"fcfs": c.POLICY_FCFS, "priority": c.POLICY_PRIORITY}
+_LOG_ROWS = 16384
+_EVENT_ROWS = 65536
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """What a run keeps: times in ns; a period of 0 takes no samples."""
+
+    sample_period_ns: int = 1_000_000_000
+    every_step: bool = False
+    events: bool = False
+    warmup_ns: int = 0
+
+
+def _array(dtype: np.dtype[Any], shape: int | tuple[int, ...]) -> s.Record:
+    return np.zeros(shape, dtype=dtype).view(np.recarray)
+
+
+def _record(dtype: np.dtype[Any], values: dict[str, int]) -> s.Record:
+    """One record; the fields that are not named are 0."""
+    record = _array(dtype, 1)[0]
+    for name, value in values.items():
+        setattr(record, name, value)
+    return record
+
+
+def _params(e: EngineSettings, w: Workload, log: LogOptions) -> s.Record:
+    logical = w.clock == "logical"
+    return _record(
+        s.PARAMS,
+        {
+            "num_blocks": e.num_gpu_blocks,
+            "num_groups": len(e.kv_cache_groups),
+            "max_num_scheduled_tokens": e.scheduled_tokens,
+            "max_num_batched_tokens": e.max_num_batched_tokens,
+            "max_num_active_seqs": e.active_seqs,
+            "max_model_len": e.max_model_len,
+            "enable_caching": int(e.enable_prefix_caching),
+            "enable_chunked_prefill": int(e.enable_chunked_prefill),
+            "long_prefill_token_threshold": e.long_prefill_token_threshold,
+            "long_prefill_adaptive": int(e.long_prefill_token_threshold_adaptive),
+            "async_scheduling": int(e.async_scheduling),
+            "policy": _POLICIES[e.policy],
+            "reserve_full_isl": int(e.scheduler_reserve_full_isl),
+            "watermark_blocks": int(e.watermark * e.num_gpu_blocks),
+            "free_order": c.FREE_SPLIT,
+            "single_request_exempt": 1,
+            "clock": c.CLOCK_LOGICAL if logical else c.CLOCK_TIME,
+            "idle_run": int(logical and e.idle_steps == "run"),
+            "vocab_size": w.vocab_size,
+            "closed_loop": int(w.closed_loop),
+            "sample_period_ns": 0 if logical else log.sample_period_ns,
+            "log_every_step": int(log.every_step),
+            "log_events": int(log.events),
+            "warmup_ns": log.warmup_ns,
+        },
+    )
+
+
+def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
+    n = int(params.num_blocks)
+    capacity = 16
+    while capacity < 2 * n:
+        capacity *= 2
+    sizes = [(n >> shift) + 1 for shift in (6, 12, 18)]
+    blocks = _array(s.BLOCK, n + 2)
+    for name in ("prev_free", "next_free", "dup_prev", "dup_next"):
+        blocks[name] = -1
+    event_rows = max(_EVENT_ROWS, 2 * (4 * n + 8 * slots + 64)) if params.log_events else 1
+    return s.Pool(
+        params=params,
+        ctl=ctl,
+        meta=_record(s.POOL_META, {}),
+        blocks=blocks,
+        table=np.zeros(2 * capacity, dtype=np.uint64),
+        free_bits=np.zeros(n // 64 + 2, dtype=np.uint64),
+        len_count=np.zeros(n + 1, dtype=np.int32),
+        len_tree=np.zeros(sum(sizes), dtype=np.uint64),
+        len_level=np.array([0, sizes[0], sizes[0] + sizes[1]], dtype=np.int64),
+        events=np.zeros((event_rows, c.EVENT_COLUMNS), dtype=np.int64),
+    )
+
+
+def _children(requests: s.Record, parent: np.ndarray) -> None:
+    """Link the children of each request in order of index."""
+    requests.first_child[:] = -1
+    requests.next_sibling[:] = -1
+    for i in np.flatnonzero(parent >= 0)[::-1]:
+        p = parent[i]
+        requests.next_sibling[i] = requests.first_child[p]
+        requests.first_child[p] = i
+
+
+def _requests(e: EngineSettings, w: Workload, capacity: int) -> s.Record:
+    n = len(w)
+    rq = _array(s.REQUEST, capacity + 2)
+    for name in ("arrival", "order_time", "status", "slot", "batch_pos", "heap_pos", "parent"):
+        rq[name] = -1
+    for name in ("first_scheduled", "first_token", "finish"):
+        rq[name] = -1
+    for name in ("arrival", "prompt_len", "output_len", "max_tokens", "priority", "salt", "out_seg", "think_ns"):
+        rq[name][:n] = getattr(w, name)
+    rq.parent[:n] = w.parent
+    if e.policy == "priority":
+        names = [w.request_id(i) for i in range(n)]
+        for rank, i in enumerate(sorted(range(n), key=names.__getitem__)):
+            rq.id_rank[i] = rank
+    if w.clock == "logical":
+        rq.order_time[:n] = np.arange(n) if e.arrival_time == "seq" else w.arrival
+    _children(rq, w.parent)
+    return rq
+
+
+def _pieces(w: Workload, capacity: int, num_pieces: int) -> tuple[np.ndarray, s.Record]:
+    seg_ptr = np.full(capacity + 1, w.seg_ptr[-1] if len(w) else 0, dtype=np.int64)
+    seg_ptr[: w.seg_ptr.size] = w.seg_ptr
+    pieces = _array(s.PIECE, num_pieces)
+    m = w.seg_id.size
+    pieces.seg[:m] = w.seg_id
+    pieces.start[:m] = w.seg_start
+    pieces.length[:m] = w.seg_len
+    return seg_ptr, pieces
+
+
+def _queues(w: Workload, capacity: int, slots: int) -> s.Queues:
+    known = np.flatnonzero(w.arrival >= 0)
+    return s.Queues(
+        lists=_array(s.LISTS, slots),
+        wait_heap=np.zeros(capacity, dtype=np.int32),
+        order=known[np.argsort(w.arrival[known], kind="stable")].astype(np.int32),
+        arrival_heap=np.zeros(capacity, dtype=np.int32),
+        entries=_array(s.BATCH_ENTRY, (3, slots)),
+        batches=_array(s.BATCH, 3),
+    )
+
+
+def _logs() -> s.Logs:
+    weighted = _array(s.WEIGHTED, len(c.TW_METRICS))
+    weighted["peak"] = -1.0
+    weighted["peak_at"] = -1
+    return s.Logs(
+        steps=np.zeros((_LOG_ROWS, len(c.LOG_COLUMNS)), dtype=np.int64),
+        weighted=weighted,
+        histogram=np.zeros((len(c.TW_METRICS), c.TW_BINS), dtype=np.int64),
+    )
+
+
+def allocate(
+    engine: EngineSettings,
+    workload: Workload,
+    step_time: StepTime,
+    log: LogOptions,
+    *,
+    extra_requests: int = 0,
+    extra_pieces: int = 0,
+    longest: int = 0,
+) -> s.State:
+    """Allocate and initialise the state of an engine that will serve the workload.
+
+    ``extra_requests`` and ``extra_pieces`` leave room for requests that are added during a coupled run, whose
+    sequences are at most ``longest`` tokens. The workload's arrays are copied, never changed.
+    """
+    params = _params(engine, workload, log)
+    num_groups = len(engine.kv_cache_groups)
+    groups = _array(s.GROUP, num_groups)
+    groups.attention[:] = c.GROUP_FULL
+    groups.block_size[:] = [g.block_size or engine.block_size for g in engine.kv_cache_groups]
+    groups.hash_ratio[:] = groups.block_size // engine.block_size
+    capacity = max(1, len(workload) + extra_requests)
+    # the head of the waiting queue owns a slot beside the running requests
+    slots = min(engine.active_seqs, capacity) + 1
+    if len(workload):
+        longest = max(longest, int((workload.prompt_len.astype(np.int64) + workload.output_len).max()))
+    # an asynchronous step may lie one token past the last one
+    longest = min(longest + 2, engine.max_model_len)
+    table_width = max(1, -(-longest // int(groups.block_size.min())))
+    hash_units = max(1, -(-longest // engine.block_size))
+    ctl = _record(
+        s.CONTROL,
+        {
+            "num_requests": len(workload),
+            "closed_end": len(workload),
+            "next_sample": log.sample_period_ns,
+        },
+    )
+    count = _record(s.COUNTERS, {})
+    requests = _requests(engine, workload, capacity)
+    seg_ptr, pieces = _pieces(workload, capacity, max(1, workload.seg_id.size + extra_pieces))
+    kv = s.KVCache(
+        params=params,
+        ctl=ctl,
+        count=count,
+        pool=_pool(params, ctl, slots),
+        groups=groups,
+        requests=requests,
+        tables=_array(s.TABLE, (num_groups, slots)),
+        table_blocks=np.zeros((num_groups, slots, table_width), dtype=np.int32),
+        slots=_array(s.SLOT, slots),
+        hashes=np.zeros((slots, hash_units), dtype=np.uint64),
+        seg_ptr=seg_ptr,
+        pieces=pieces,
+        tokens=workload.tokens if workload.tokens.size else np.zeros(1, dtype=np.int32),
+        hash_mult=hash_multipliers(engine.block_size),
+    )
+    state = s.State(
+        params=params,
+        ctl=ctl,
+        count=count,
+        kv=kv,
+        requests=requests,
+        queues=_queues(workload, capacity, slots),
+        step_time=s.StepTime(**step_time._asdict()),
+        logs=_logs(),
+    )
+    init_engine(state)
+    return state

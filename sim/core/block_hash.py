@@ -1,0 +1,173 @@
+"""Tokens as a pure function of (segment, offset), and the chain of block hashes over them.
+
+vLLM (0.32.0, kv_cache_utils.hash_block_tokens) chains a cryptographic hash over (parent, tokens, extra keys). Only
+equality of the keys has an effect on the pool, so the core chains 64-bit mixed sums instead: two different
+prefixes collide with probability 2**-64 a pair, i.e. some n*n/2**65 for n distinct blocks (3e-6 at ten million).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sim.core.jit import inner, leaf
+from sim.core.state import KVCache, Record
+
+_SEGMENT = np.uint64(0x9E3779B97F4A7C15)
+_OFFSET = np.uint64(0xD1342543DE82EF95)
+_TOKEN_MIX = np.uint64(0xD6E8FEB86659FD93)
+_MIX1 = np.uint64(0xFF51AFD7ED558CCD)
+_MIX2 = np.uint64(0xC4CEB9FE1A85EC53)
+_PARENT = np.uint64(0x9FB21C651E98DF25)
+_GROUP = np.uint64(0xA0761D6478BD642F)
+_NONE_HASH = np.uint64(0x2545F4914F6CDD1D)
+_ONE = np.uint64(1)
+_ZERO = np.uint64(0)
+_32 = np.uint64(32)
+_33 = np.uint64(33)
+
+
+def hash_multipliers(unit: int) -> np.ndarray:
+    """Odd multipliers of the content sum, one for each position in a hash unit: uint64[unit]."""
+    x = np.arange(1, unit + 1, dtype=np.uint64) * _SEGMENT
+    x ^= x >> _33
+    x *= _MIX1
+    x ^= x >> _33
+    x *= _MIX2
+    x ^= x >> _33
+    return x | _ONE
+
+
+@leaf
+def mix64(x: np.uint64) -> np.uint64:
+    """Bijective finaliser of MurmurHash3 (64 bits)."""
+    x ^= x >> _33
+    x *= _MIX1
+    x ^= x >> _33
+    x *= _MIX2
+    x ^= x >> _33
+    return x
+
+
+@leaf
+def synthetic_token(base: np.uint64, offset: int, vocab: np.uint64) -> np.uint64:
+    """Token at ``offset`` of a synthetic segment; ``base`` is segment * _SEGMENT."""
+    x = base + np.uint64(offset + 1) * _OFFSET
+    x ^= x >> _32
+    x *= _TOKEN_MIX
+    x ^= x >> _32
+    return ((x >> _32) * vocab) >> _32
+
+
+@leaf
+def content_sum(
+    pool: np.ndarray, mult: np.ndarray, seg: int, start: int, n: int, position: int, vocab: np.uint64
+) -> np.uint64:
+    """Multilinear sum over n tokens of a segment that stand at ``position`` of a hash unit."""
+    total = _ZERO
+    if seg >= 0:
+        base = np.uint64(seg) * _SEGMENT
+        for j in range(n):
+            total += synthetic_token(base, start + j, vocab) * mult[position + j]
+    else:
+        first = -(seg + 1) + start
+        for j in range(n):
+            total += np.uint64(pool[first + j]) * mult[position + j]
+    return total
+
+
+@leaf
+def chain_hash(parent: np.uint64, content: np.uint64) -> np.uint64:
+    """Key of a hash unit from its parent's key and its content; never 0, which marks an empty slot."""
+    h = mix64(parent * _PARENT + content + _ONE)
+    if h == _ZERO:
+        h = _ONE
+    return h
+
+
+@leaf
+def root_hash(salt: int) -> np.uint64:
+    """Parent of the first unit; a cache salt makes another tree (VLLM.md 2.3)."""
+    if salt == 0:
+        return _NONE_HASH
+    return mix64(_NONE_HASH + np.uint64(salt) * _PARENT)
+
+
+@leaf
+def group_key(h: np.uint64, group: int) -> np.uint64:
+    """Key of a hash in a KV-cache group (vLLM appends the group id to the hash)."""
+    if group == 0:
+        return h
+    k = mix64(h ^ (np.uint64(group) * _GROUP))
+    if k == _ZERO:
+        k = _ONE
+    return k
+
+
+@inner
+def _extend(
+    hashes: np.ndarray,
+    tokens: np.ndarray,
+    mult: np.ndarray,
+    pieces: Record,
+    out_seg: int,
+    last_piece: int,
+    cursor: tuple[int, int, int],
+    wanted: int,
+    parent: np.uint64,
+    slot: int,
+    vocab: np.uint64,
+) -> tuple[int, int]:
+    """Append hashes up to ``wanted``; ``cursor`` is (hashes known, piece, offset in it)."""
+    unit = mult.size
+    have, piece, offset = cursor
+    h = parent
+    while have < wanted:
+        content = _ZERO
+        position = 0
+        while position < unit:
+            if piece < last_piece:
+                length = pieces.length[piece]
+                n = min(length - offset, unit - position)
+                seg = pieces.seg[piece]
+                content += content_sum(tokens, mult, seg, pieces.start[piece] + offset, n, position, vocab)
+                offset += n
+                if offset == length:
+                    piece += 1
+                    offset = 0
+            else:
+                n = unit - position
+                content += content_sum(tokens, mult, out_seg, offset, n, position, vocab)
+                offset += n
+            position += n
+        h = chain_hash(h, content)
+        hashes[slot, have] = h
+        have += 1
+    return piece, offset
+
+
+@inner
+def ensure_hashes(kv: KVCache, r: int, slot: int, wanted: int) -> None:
+    """Make the first ``wanted`` hashes of request r known.
+
+    ``wanted`` units must not exceed the request's known tokens (prompt and generated).
+    """
+    have = np.int64(kv.slots.num_hashed[slot])
+    if have >= wanted:
+        return
+    parent = root_hash(kv.requests.salt[r]) if have == 0 else kv.hashes[slot, have - 1]
+    piece, offset = _extend(
+        kv.hashes,
+        kv.tokens,
+        kv.hash_mult,
+        kv.pieces,
+        kv.requests.out_seg[r],
+        kv.seg_ptr[r + 1],
+        (have, kv.slots.hash_piece[slot], kv.slots.hash_offset[slot]),
+        wanted,
+        parent,
+        slot,
+        np.uint64(kv.params.vocab_size),
+    )
+    kv.slots.num_hashed[slot] = wanted
+    kv.slots.hash_piece[slot] = piece
+    kv.slots.hash_offset[slot] = offset

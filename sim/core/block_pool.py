@@ -1,0 +1,151 @@
+"""BlockPool (vLLM 0.32.0, v1/core/block_pool.py) on arrays.
+
+Block 0 is the null block: never in the free queue, never hashed, its reference count is not kept.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sim.core import codes as c
+from sim.core.block_hash import group_key
+from sim.core.events import emit
+from sim.core.free_queue import queue_insert_after, queue_last, queue_popleft, queue_remove, queue_reset
+from sim.core.jit import inner, leaf
+from sim.core.prefix_map import map_clear, map_get_one_block, map_insert, map_pop
+from sim.core.probes import probe_free, probe_reset, probe_take
+from sim.core.state import Pool
+
+NULL_BLOCK = 0
+_NO_HASH = np.uint64(0)
+
+
+@leaf
+def init_pool(pool: Pool) -> None:
+    """Fill the free queue in ascending order and take block 0 out as the null block."""
+    n = pool.params.num_blocks
+    queue_reset(pool, n)
+    queue_popleft(pool, n)
+    probe_reset(pool, n)
+
+
+@leaf
+def get_num_free_blocks(pool: Pool) -> int:
+    """Length of the free queue."""
+    return pool.meta.num_free
+
+
+@leaf
+def get_cached_block(pool: Pool, block_hash: np.uint64, group: int) -> int:
+    """First block cached under the hash in one group, -1 on a miss."""
+    return map_get_one_block(pool, group_key(block_hash, group))
+
+
+@inner
+def maybe_evict_cached_block(pool: Pool, b: int) -> bool:
+    """Take the block's key out of the prefix map; True when it had one (``_maybe_evict_cached_block``)."""
+    key = pool.blocks.block_hash[b]
+    if key == _NO_HASH:
+        return False
+    map_pop(pool, key, b)
+    pool.blocks.block_hash[b] = _NO_HASH
+    pool.meta.num_cached -= 1
+    pool.meta.evictions += 1
+    if pool.blocks.reused[b] == 0:
+        pool.meta.evicted_unused += 1
+    emit(pool, c.EV_BLOCK_REMOVED, -1, b, np.int64(key), 0)
+    return True
+
+
+@leaf
+def get_new_block(pool: Pool) -> int:
+    """Take the front block, evict what it caches, and give it one reference (``get_new_blocks`` of one).
+
+    The caller has made sure that a block is free.
+    """
+    b = queue_popleft(pool, pool.params.num_blocks)
+    probe_take(pool, b)
+    if maybe_evict_cached_block(pool, b):
+        pool.meta.num_cached_free -= 1
+    pool.blocks.ref_cnt[b] = 1
+    pool.meta.allocations += 1
+    return b
+
+
+@leaf
+def touch(pool: Pool, b: int) -> None:
+    """Add a reference to a hit block; a free one leaves the queue."""
+    if pool.blocks.ref_cnt[b] == 0:
+        queue_remove(pool, b)
+        probe_take(pool, b)
+        if pool.blocks.block_hash[b] != _NO_HASH:
+            pool.meta.num_cached_free -= 1
+    pool.blocks.ref_cnt[b] += 1
+    pool.blocks.reused[b] = 1
+
+
+@leaf
+def free_block(pool: Pool, b: int, front: int) -> int:
+    """Drop one reference of one block of an ordered list being freed (``free_blocks``).
+
+    ``front`` is the block behind which the next unhashed block of this list goes, at first the head sentinel: the
+    list's unhashed blocks keep their order at the front of the queue, its hashed ones at the tail. Splitting the
+    list block by block gives the same queue as vLLM's prepend_n followed by append_n, because the two ends do not
+    meet: while the queue is empty, the head sentinel is the last element for both.
+
+    Returns the new ``front``.
+    """
+    if b == NULL_BLOCK:
+        return front
+    pool.blocks.ref_cnt[b] -= 1
+    if pool.blocks.ref_cnt[b] != 0:
+        return front
+    hashed = pool.blocks.block_hash[b] != _NO_HASH
+    if hashed:
+        pool.meta.num_cached_free += 1
+    if hashed or pool.params.free_order == c.FREE_APPEND:
+        queue_insert_after(pool, b, queue_last(pool, pool.params.num_blocks + 1))
+    else:
+        queue_insert_after(pool, b, front)
+        front = b
+    probe_free(pool, b)
+    return front
+
+
+@leaf
+def cache_full_block(pool: Pool, request: int, b: int, block_hash: np.uint64, group: int) -> None:
+    """Put a full block into the prefix map (one step of ``cache_full_blocks``); the block carries no key yet."""
+    key = group_key(block_hash, group)
+    pool.blocks.block_hash[b] = key
+    pool.blocks.reused[b] = 0
+    map_insert(pool, key, b)
+    pool.meta.num_cached += 1
+    emit(pool, c.EV_BLOCK_STORED, request, b, np.int64(key), group)
+
+
+@leaf
+def evict_block(pool: Pool, b: int) -> bool:
+    """Un-key a block without moving it in the queue (``evict_blocks`` of one id)."""
+    was_free = pool.blocks.ref_cnt[b] == 0
+    if not maybe_evict_cached_block(pool, b):
+        return False
+    if was_free:
+        pool.meta.num_cached_free -= 1
+    return True
+
+
+@leaf
+def reset_prefix_cache(pool: Pool) -> bool:
+    """Empty the prefix map; refused (False) while a block other than the null block is in use.
+
+    The order of the free queue stays.
+    """
+    if pool.params.num_blocks - get_num_free_blocks(pool) != 1:
+        return False
+    map_clear(pool)
+    for b in range(pool.params.num_blocks):
+        pool.blocks.block_hash[b] = _NO_HASH
+    pool.meta.num_cached = 0
+    pool.meta.num_cached_free = 0
+    emit(pool, c.EV_ALL_BLOCKS_CLEARED, -1, -1, 0, 0)
+    return True

@@ -1,0 +1,132 @@
+"""Named integers of the core: request states, phases, exit reasons, counters and event types."""
+
+from enum import IntEnum
+
+# KV-cache group types (vLLM 0.32.0, KVCacheSpec subclasses)
+GROUP_FULL = 0
+
+# Scheduling policies
+POLICY_FCFS = 0
+POLICY_PRIORITY = 1
+
+# Rule of free_blocks (VLLM.md 1.5): append all, or unhashed to the front and hashed to the tail
+FREE_APPEND = 0
+FREE_SPLIT = 1
+
+# What the engine's clock counts
+CLOCK_TIME = 0
+CLOCK_LOGICAL = 1
+
+
+# Request states; the ``status`` column of requests.parquet
+S_NOT_ARRIVED = -1
+S_WAITING = 0
+S_RUNNING = 1
+S_PREEMPTED = 2
+S_FINISHED = 3
+S_REJECTED = 4
+S_UNSERVABLE = 5
+S_ABORTED = 6
+
+# What the engine does next
+P_SCHEDULE = 0
+P_UPDATE = 1
+
+# Why run_until or advance returned
+X_SCHEDULED = 0  # advance: one schedule() was made
+X_UPDATED = 1  # advance: one update_from_output() was made
+X_DONE = 2  # no request is left, none will come
+X_TIME = 3  # the next phase lies at or after t_end
+X_MAX_STEPS = 4
+X_LOG_FULL = 5  # drain the step log and call again
+X_EVENTS_FULL = 6  # drain the event log and call again
+X_STUCK = 7  # logical clock: the head of the queue can never be admitted and nothing else will happen
+
+
+class Status(IntEnum):
+    """State of a request, for the shell; the core uses the plain integers."""
+
+    NOT_ARRIVED = S_NOT_ARRIVED
+    WAITING = S_WAITING
+    RUNNING = S_RUNNING
+    PREEMPTED = S_PREEMPTED
+    FINISHED = S_FINISHED
+    REJECTED = S_REJECTED
+    UNSERVABLE = S_UNSERVABLE
+    ABORTED = S_ABORTED
+
+
+class ExitReason(IntEnum):
+    """Why ``run_until`` or ``advance`` returned, for the shell."""
+
+    SCHEDULED = X_SCHEDULED
+    UPDATED = X_UPDATED
+    DONE = X_DONE
+    TIME = X_TIME
+    MAX_STEPS = X_MAX_STEPS
+    LOG_FULL = X_LOG_FULL
+    EVENTS_FULL = X_EVENTS_FULL
+    STUCK = X_STUCK
+
+
+# ---- event types (column 1 of the event log) ----
+EV_BLOCK_STORED = 0
+EV_BLOCK_REMOVED = 1
+EV_ALL_BLOCKS_CLEARED = 2
+EV_ADMITTED = 3
+EV_PREEMPTED = 4
+EV_FINISHED = 5
+EV_ALLOCATION_FAILED = 6
+EVENT_COLUMNS = 6
+EVENT_NAMES = (
+    "block_stored",
+    "block_removed",
+    "all_blocks_cleared",
+    "admitted",
+    "preempted",
+    "finished",
+    "allocation_failed",
+)
+
+# ---- columns of the step log ----
+LOG_COLUMNS = (
+    "time_ns",
+    "step",
+    "num_running",
+    "num_waiting",
+    "num_free_blocks",
+    "used_blocks",
+    "num_cached_hashes",
+    "num_cached_blocks",
+    "cached_free_blocks",
+    "num_scheduled_tokens",
+    "num_scheduled_reqs",
+    "allocated_slots",
+    "held_tokens",
+    "wasted_slots",
+    "free_runs",
+    "largest_free_run",
+    "table_blocks",
+    "table_runs",
+    "prefix_queries",
+    "prefix_hits",
+    "preempted_queries",
+    "preempted_hits",
+    "preemptions",
+    "finished",
+    "evictions",
+    "step_duration_ns",
+)
+
+# ---- time-weighted metrics ----
+TW_METRICS = (
+    "usage",
+    "internal_fragmentation",
+    "external_fragmentation",
+    "num_running",
+    "num_waiting",
+    "free_runs",
+)
+TW_FRACTIONS = 3  # the first three are fractions, the others counts
+TW_FRACTION_BINS = 1000
+TW_BINS = 7424  # fraction bins, or the bins of log_bin() up to 2**63

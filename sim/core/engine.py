@@ -1,0 +1,265 @@
+"""The engine loop: which call comes next, and when (vLLM 0.32.0, EngineCore.step and step_with_batch_queue).
+
+A synchronous engine schedules, executes, updates. An asynchronous one keeps two batches in flight: it schedules
+batch k+1 before it updates from batch k, and executes them one after the other.
+
+On the real clock a schedule call takes no time, a batch runs for the duration of the step-time model and its update
+follows at once. On the logical clock the time is the index of the loop step. Events at one instant are ordered:
+arrivals, then the engine. How a run is cut into calls never changes its result: a call ends only between phases.
+"""
+
+from __future__ import annotations
+
+from sim.core import codes as c
+from sim.core import kv_cache_manager as kv
+from sim.core.block_pool import init_pool
+from sim.core.events import emit, event_headroom
+from sim.core.jit import entry, inner, leaf
+from sim.core.lifecycle import NEVER, arrival_heap_push, drop_waiting, ingest_arrivals, next_arrival, request_ended
+from sim.core.log import advance_time_weighted, write_row
+from sim.core.request_queue import init_waiting, waiting_peek
+from sim.core.scheduler import has_requests, schedule, update_from_output
+from sim.core.state import State
+
+_RING = 3
+
+
+@leaf
+def _depth(st: State) -> int:
+    """Batches in flight at the most."""
+    return 2 if st.params.async_scheduling else 1
+
+
+@inner
+def _log_until(st: State, time: int) -> bool:
+    """Write the samples that fall before or at ``time``; False when the log is full first."""
+    period = st.params.sample_period_ns
+    if period <= 0 or st.params.log_every_step:
+        return True
+    while st.ctl.next_sample <= time:
+        if st.ctl.log_len >= st.logs.steps.shape[0]:
+            return False
+        write_row(st, st.ctl.next_sample)
+        st.ctl.next_sample += period
+    return True
+
+
+@leaf
+def _has_room(st: State) -> int:
+    """0 when the logs have room for one more phase, else the reason to return with."""
+    if st.params.log_every_step and st.ctl.log_len >= st.logs.steps.shape[0]:
+        return c.X_LOG_FULL
+    if st.params.log_events and st.ctl.num_events + event_headroom(st.kv.pool, st.queues.lists.size) > st.kv.pool.events.shape[0]:
+        return c.X_EVENTS_FULL
+    return 0
+
+
+@leaf
+def _move_clock(st: State, time: int) -> bool:
+    """Let ``time`` come: samples and time-weighted sums of the state before it; False when the log is full."""
+    if not _log_until(st, time):
+        return False
+    advance_time_weighted(st, time)
+    st.ctl.now = time
+    return True
+
+
+@inner
+def _note_stuck(st: State, batch: int, flushed: bool) -> None:
+    """Detect that the head of the queue can never be admitted.
+
+    With nothing running, nothing in flight and every block free, an empty schedule call is final: vLLM would repeat
+    it for ever. On the real clock the request is dropped as unservable and the run goes on; on the logical clock
+    the engine stays as it is, as vLLM's does.
+    """
+    if st.queues.batches.entries[batch] > 0 or st.ctl.num_running > 0 or flushed:
+        return
+    if st.ctl.num_waiting == 0 or st.ctl.num_preempted > 0:
+        return
+    if st.kv.pool.meta.num_free != st.params.num_blocks - 1:
+        return
+    if st.params.clock == c.CLOCK_TIME:
+        drop_waiting(st, waiting_peek(st), c.S_UNSERVABLE, st.ctl.now)
+    else:
+        st.ctl.stuck = 1
+
+
+@inner
+def _drop_hopeless(st: State) -> None:
+    """Without the full-sequence reserve a request that outgrows the pool preempts itself over and over.
+
+    It is alone and was its own victim: on the real clock it is dropped as unservable.
+    """
+    if st.params.clock != c.CLOCK_TIME or st.params.reserve_full_isl or st.ctl.num_preempted == 0:
+        return
+    if st.ctl.num_running > 0 or st.kv.pool.meta.num_free != st.params.num_blocks - 1:
+        return
+    r = st.queues.lists.preempted[st.ctl.num_preempted - 1]
+    drop_waiting(st, r, c.S_UNSERVABLE, st.ctl.now)
+
+
+@inner
+def _schedule_phase(st: State) -> bool:
+    """One schedule call and its place in the batch queue; False when there was nothing to schedule."""
+    length = st.ctl.num_in_flight
+    if not has_requests(st) and not (st.params.idle_run and length == 0):
+        if length > 0:
+            st.ctl.phase = c.P_UPDATE
+        return False
+    batch = (st.ctl.ring_head + length) % _RING
+    flushed = st.ctl.finished_pending > 0
+    schedule(st, batch)
+    st.ctl.last_batch = batch
+    start = max(st.ctl.now, st.ctl.last_done)
+    st.ctl.last_done = start + st.queues.batches.duration[batch]
+    st.queues.batches.done[batch] = st.ctl.last_done
+    st.ctl.num_in_flight = length + 1
+    _note_stuck(st, batch, flushed)
+    _drop_hopeless(st)
+    executed = st.queues.batches.entries[batch] > 0
+    if st.ctl.num_in_flight < _depth(st) and (executed or has_requests(st)):
+        st.ctl.step += 1
+    else:
+        st.ctl.phase = c.P_UPDATE
+    return True
+
+
+@leaf
+def _update_phase(st: State) -> None:
+    """Take the oldest batch out of the queue and deliver its tokens; ends the loop step."""
+    batch = st.ctl.ring_head
+    update_from_output(st, batch, st.ctl.now)
+    st.ctl.last_batch = batch
+    st.ctl.ring_head = (batch + 1) % _RING
+    st.ctl.num_in_flight -= 1
+    st.ctl.phase = c.P_SCHEDULE
+    st.ctl.step += 1
+    if st.params.log_every_step:
+        write_row(st, st.ctl.now)
+
+
+@leaf
+def _phase_time(st: State) -> int:
+    """When the next phase happens: never before now; on the logical clock, the step index."""
+    if st.params.clock == c.CLOCK_LOGICAL:
+        return st.ctl.step
+    if st.ctl.phase == c.P_UPDATE:
+        return max(st.ctl.now, st.queues.batches.done[st.ctl.ring_head])
+    return st.ctl.now
+
+
+@leaf
+def _is_idle(st: State) -> bool:
+    return st.ctl.num_in_flight == 0 and not has_requests(st)
+
+
+@leaf
+def _logical_end(st: State) -> bool:
+    """The recorded loop ends when no request is left or to come and no batch is in flight."""
+    unfinished = st.ctl.num_running + st.ctl.num_waiting
+    return unfinished == 0 and st.ctl.num_in_flight == 0
+
+
+@inner
+def _one_phase(st: State, t_end: int) -> int:
+    """Make the next phase if it lies before ``t_end``; returns an ExitReason."""
+    while True:
+        full = _has_room(st)
+        if full != 0:
+            return full
+        time = _phase_time(st)
+        if st.ctl.phase == c.P_UPDATE:
+            if time >= t_end:
+                return c.X_TIME
+            if not _move_clock(st, time):
+                return c.X_LOG_FULL
+            _update_phase(st)
+            return c.X_UPDATED
+        nxt = next_arrival(st)
+        if nxt > time:
+            if st.params.clock == c.CLOCK_LOGICAL and nxt == NEVER:
+                if _logical_end(st):
+                    return c.X_DONE
+                if st.ctl.stuck == 1:
+                    return c.X_STUCK
+            if _is_idle(st) and not (st.params.idle_run and nxt != NEVER):
+                if nxt == NEVER:
+                    return c.X_DONE
+                time = nxt
+        if time >= t_end:
+            return c.X_TIME
+        if not _move_clock(st, time):
+            return c.X_LOG_FULL
+        if st.params.clock == c.CLOCK_LOGICAL:
+            st.ctl.step = time
+        ingest_arrivals(st, time)
+        if _schedule_phase(st):
+            return c.X_SCHEDULED
+
+
+@entry
+def advance(st: State, t_end: int) -> int:
+    """Make one phase, schedule or update, if it lies before ``t_end`` (ns or step index).
+
+    Returns an ExitReason: SCHEDULED, UPDATED, DONE, TIME, LOG_FULL, EVENTS_FULL or STUCK. Modifies the arrays of
+    ``st`` in place.
+    """
+    return _one_phase(st, t_end)
+
+
+@entry
+def run_until(st: State, t_end: int, max_steps: int) -> int:
+    """Run phases that lie before ``t_end`` until one of the exit reasons holds.
+
+    ``max_steps`` bounds the phases of this call. Returns an ExitReason: DONE, TIME, MAX_STEPS, LOG_FULL, EVENTS_FULL
+    or STUCK. Modifies the arrays of ``st`` in place; a later call goes on where this one stopped.
+    """
+    for _ in range(max_steps):
+        reason = _one_phase(st, t_end)
+        if reason > c.X_UPDATED:
+            return reason
+    return c.X_MAX_STEPS
+
+
+@entry
+def init_engine(st: State) -> None:
+    """Bring freshly allocated arrays into the state of an engine that has seen no request."""
+    init_pool(st.kv.pool)
+    init_waiting(st)
+    n = st.kv.slots.size
+    for i in range(n):
+        st.kv.slots.free_stack[i] = n - 1 - i
+    st.ctl.num_free_slots = n
+    st.ctl.head_req = -1
+
+
+@entry
+def add_arrival(st: State, r: int) -> None:
+    """Make request r, whose row is filled in and whose arrival is not in the past, known to a running engine."""
+    arrival_heap_push(st, r)
+
+
+@entry
+def abort_request(st: State, r: int) -> bool:
+    """``finish_requests`` with status ABORTED at the current time; False when the request has ended already."""
+    status = st.requests.status[r]
+    if status == c.S_WAITING or status == c.S_PREEMPTED:
+        drop_waiting(st, r, c.S_ABORTED, st.ctl.now)
+        st.ctl.finished_pending += 1
+        return True
+    if status != c.S_RUNNING:
+        return False
+    kept = 0
+    for i in range(st.ctl.num_running):
+        other = st.queues.lists.running[i]
+        if other != r:
+            st.queues.lists.running[kept] = other
+            kept += 1
+    st.ctl.num_running = kept
+    for g in range(st.params.num_groups):
+        st.kv.groups.held[g] -= st.requests.num_computed[r]
+    kv.free(st.kv, r)
+    emit(st.kv.pool, c.EV_FINISHED, r, -1, c.S_ABORTED, st.requests.num_tokens[r])
+    st.ctl.finished_pending += 1
+    request_ended(st, r, c.S_ABORTED, st.ctl.now)
+    return True

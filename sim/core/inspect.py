@@ -1,0 +1,39 @@
+"""Read-only walks over the state for recorders and checks; nothing of the engine needs them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sim.core import codes as c
+from sim.core.jit import entry
+from sim.core.state import Pool, State
+
+
+@entry
+def free_queue_order(pool: Pool, out: np.ndarray) -> int:
+    """Write the ids of the free queue in queue order into ``out`` (int32[>= N]); returns their number."""
+    n = 0
+    b = pool.blocks.next_free[pool.params.num_blocks]
+    while b != pool.params.num_blocks + 1:
+        out[n] = b
+        n += 1
+        b = pool.blocks.next_free[b]
+    return n
+
+
+@entry
+def waiting_order(st: State, out: np.ndarray) -> int:
+    """Write the waiting requests into ``out`` (int32[>= R]); returns their number.
+
+    FCFS: in queue order. Priority: the heap as it stands, which the caller sorts.
+    """
+    n = st.ctl.num_waiting
+    if st.params.policy == c.POLICY_PRIORITY:
+        for i in range(n):
+            out[i] = st.queues.wait_heap[i]
+        return n
+    r = st.requests.wait_next[st.queues.wait_heap.size]
+    for i in range(n):
+        out[i] = r
+        r = st.requests.wait_next[r]
+    return n

@@ -1,0 +1,121 @@
+"""Rules of one KV-cache group (vLLM 0.32.0, v1/core/single_type_kv_cache_manager.py).
+
+Each function that depends on the attention type dispatches on ``groups.kind[g]``; full attention (and MLA, which
+differs in page size alone) is ``FullAttentionManager``: left-to-right look-up, nothing skipped.
+"""
+
+from __future__ import annotations
+
+from sim.core import codes as c
+from sim.core.block_hash import ensure_hashes
+from sim.core.block_pool import cache_full_block, free_block, get_cached_block, get_new_block, touch
+from sim.core.jit import inner, leaf
+from sim.core.state import KVCache
+
+# Hashes are made in chunks while a look-up goes on; those behind the first miss are needed soon after anyway.
+_LOOKUP_CHUNK = 32
+
+
+@leaf
+def cdiv(a: int, b: int) -> int:
+    """Ceiling division of non-negative integers."""
+    return (a + b - 1) // b
+
+
+@inner
+def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> int:
+    """Leading blocks that are cached in every group, looked up left to right until the first miss.
+
+    Writes the hit blocks to the front of the slot's tables, whose lengths stay 0, and returns their number
+    (``FullAttentionManager.find_longest_cache_hit``); groups have one block size here.
+    """
+    limit = max_length // kv.groups.block_size[0]
+    ratio = kv.groups.hash_ratio[0]
+    n = 0
+    while n < limit:
+        if (n + 1) * ratio > kv.slots.num_hashed[slot]:
+            ensure_hashes(kv, r, slot, min(limit, n + _LOOKUP_CHUNK) * ratio)
+        # the hash of a larger block is that of its last unit, which chains over the others (>= 0.24)
+        h = kv.hashes[slot, (n + 1) * ratio - 1]
+        for g in range(kv.params.num_groups):
+            b = get_cached_block(kv.pool, h, g)
+            if b < 0:
+                return n
+            kv.table_blocks[g, slot, n] = b
+        n += 1
+    return n
+
+
+@inner
+def get_num_blocks_to_allocate(kv: KVCache, slot: int, g: int, num_tokens: int, num_hits: int) -> int:
+    """Free blocks that slots for ``num_tokens`` tokens would take from the queue.
+
+    Hit blocks without a reference count too: touching them takes them out of the queue.
+    """
+    need = max(cdiv(num_tokens, kv.groups.block_size[g]) - num_hits - kv.tables.length[g, slot], 0)
+    for i in range(num_hits):
+        if kv.pool.blocks.ref_cnt[kv.table_blocks[g, slot, i]] == 0:
+            need += 1
+    return need
+
+
+@leaf
+def _append_to_table(kv: KVCache, slot: int, g: int, b: int) -> None:
+    """Account for block b, which stands at the end of the table already."""
+    n = kv.tables.length[g, slot]
+    if n == 0 or kv.table_blocks[g, slot, n - 1] + 1 != b:
+        kv.tables.runs[g, slot] += 1
+        kv.count.table_runs += 1
+    kv.tables.length[g, slot] = n + 1
+    kv.count.table_blocks += 1
+    kv.groups.allocated[g] += 1
+
+
+@inner
+def add_local_computed_blocks(kv: KVCache, slot: int, g: int, num_hits: int) -> None:
+    """Touch the hit blocks in ascending position and make them the beginning of the table."""
+    for i in range(num_hits):
+        b = kv.table_blocks[g, slot, i]
+        touch(kv.pool, b)
+        _append_to_table(kv, slot, g, b)
+    kv.tables.num_cached[g, slot] = num_hits
+
+
+@leaf
+def allocate_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int) -> None:
+    """Append blocks from the front of the free queue until the table has slots for ``num_tokens``."""
+    need = cdiv(num_tokens, kv.groups.block_size[g]) - kv.tables.length[g, slot]
+    for _ in range(need):
+        b = get_new_block(kv.pool)
+        kv.table_blocks[g, slot, kv.tables.length[g, slot]] = b
+        _append_to_table(kv, slot, g, b)
+
+
+@inner
+def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> None:
+    """Offer the blocks that ``num_tokens`` known tokens fill to the prefix map, in order of position."""
+    full = num_tokens // kv.groups.block_size[g]
+    done = kv.tables.num_cached[g, slot]
+    if done >= full:
+        return
+    ratio = kv.groups.hash_ratio[g]
+    ensure_hashes(kv, r, slot, full * ratio)
+    for i in range(done, full):
+        h = kv.hashes[slot, (i + 1) * ratio - 1]
+        cache_full_block(kv.pool, r, kv.table_blocks[g, slot, i], h, g)
+    kv.tables.num_cached[g, slot] = full
+
+
+@inner
+def free_table(kv: KVCache, slot: int, g: int) -> None:
+    """Free the slot's blocks of the group, the tail of the table first, and empty the table."""
+    front = kv.params.num_blocks
+    n = kv.tables.length[g, slot]
+    for i in range(n - 1, -1, -1):
+        front = free_block(kv.pool, kv.table_blocks[g, slot, i], front)
+    kv.count.table_blocks -= n
+    kv.count.table_runs -= kv.tables.runs[g, slot]
+    kv.groups.allocated[g] -= n
+    kv.tables.length[g, slot] = 0
+    kv.tables.num_cached[g, slot] = 0
+    kv.tables.runs[g, slot] = 0

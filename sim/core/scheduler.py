@@ -1,0 +1,372 @@
+"""Scheduler and AsyncScheduler (vLLM 0.32.0, v1/core/sched): who computes how many tokens in the next step.
+
+Running requests first, in order of admission; then, unless somebody was preempted in this step, waiting ones. A
+preempted request loses its blocks but keeps its generated tokens and comes back as if they were prompt.
+"""
+
+from __future__ import annotations
+
+from sim.core import codes as c
+from sim.core import kv_cache_manager as kv
+from sim.core.events import emit
+from sim.core.jit import inner, leaf
+from sim.core.lifecycle import request_ended
+from sim.core.request_queue import waiting_peek, waiting_push, waiting_remove
+from sim.core.state import State
+from sim.core.step_time import step_duration_ns
+
+
+@leaf
+def _long_prefill_threshold(st: State) -> int:
+    """Cap on one request's tokens in this step, 0: none; a request that is alone is spared (>= 0.31)."""
+    threshold = st.params.long_prefill_token_threshold
+    if threshold <= 0:
+        return 0
+    eligible = st.ctl.num_running + st.ctl.num_waiting
+    if st.params.single_request_exempt and eligible <= 1:
+        return 0
+    if st.params.long_prefill_adaptive:
+        threshold = max(threshold, st.params.max_num_batched_tokens // eligible)
+    return threshold
+
+
+@inner
+def _preempt(st: State, r: int) -> None:
+    """``_preempt_request``: free the blocks, forget what was computed, go to the head of the queue."""
+    slot = st.requests.slot[r]
+    for g in range(st.params.num_groups):
+        st.kv.groups.held[g] -= st.requests.num_computed[r]
+    emit(st.kv.pool, c.EV_PREEMPTED, r, -1, st.requests.num_computed[r], st.kv.tables.length[0, slot])
+    kv.free(st.kv, r)
+    st.requests.status[r] = c.S_PREEMPTED
+    st.requests.lost[r] = st.requests.num_computed[r]
+    st.requests.num_computed[r] = 0
+    # tokens of the batch in flight are still delivered, but no longer move the counters
+    st.requests.stale[r] = st.requests.in_flight[r]
+    st.requests.placeholders[r] = 0
+    st.requests.preemptions[r] += 1
+    st.count.preemptions += 1
+    waiting_push(st, r, True)
+    n = st.ctl.num_preempted
+    st.queues.lists.preempted[n] = r
+    st.ctl.num_preempted = n + 1
+
+
+@inner
+def _pop_victim(st: State) -> int:
+    """Index in ``running`` of the request to preempt.
+
+    FCFS: the last one. Priority: the first maximum of (priority, arrival time) in running order.
+    """
+    n = st.ctl.num_running
+    if st.params.policy == c.POLICY_FCFS:
+        return n - 1
+    rq = st.requests
+    best = 0
+    for i in range(1, n):
+        a = st.queues.lists.running[i]
+        b = st.queues.lists.running[best]
+        if rq.priority[a] > rq.priority[b] or (
+            rq.priority[a] == rq.priority[b] and rq.order_time[a] > rq.order_time[b]
+        ):
+            best = i
+    return best
+
+
+@leaf
+def _remove_running(st: State, index: int) -> None:
+    n = st.ctl.num_running - 1
+    for i in range(index, n):
+        st.queues.lists.running[i] = st.queues.lists.running[i + 1]
+    st.ctl.num_running = n
+
+
+@inner
+def _remove_from_batch(st: State, slot: int, r: int) -> int:
+    """Take a request out of the batch being built; returns its tokens."""
+    p = st.requests.batch_pos[r]
+    tokens = st.queues.entries.tokens[slot, p]
+    n = st.queues.batches.entries[slot] - 1
+    for i in range(p, n):
+        moved = st.queues.entries.req[slot, i + 1]
+        st.queues.entries.req[slot, i] = moved
+        st.queues.entries.tokens[slot, i] = st.queues.entries.tokens[slot, i + 1]
+        st.requests.batch_pos[moved] = i
+    st.queues.batches.entries[slot] = n
+    st.requests.batch_pos[r] = -1
+    return tokens
+
+
+@leaf
+def _add_to_batch(st: State, slot: int, r: int, tokens: int) -> None:
+    n = st.queues.batches.entries[slot]
+    st.queues.entries.req[slot, n] = r
+    st.queues.entries.tokens[slot, n] = tokens
+    st.queues.batches.entries[slot] = n + 1
+    st.requests.batch_pos[r] = n
+
+
+@inner
+def _schedule_running(st: State, batch: int, budget: int, threshold: int) -> int:
+    """Give tokens to running requests, preempting from the end when the pool is short; returns the budget left."""
+    rq = st.requests
+    index = 0
+    while index < st.ctl.num_running and budget > 0:
+        r = st.queues.lists.running[index]
+        ph = rq.placeholders[r]
+        computed = rq.num_computed[r]
+        if ph > 0 and computed + 2 - ph >= rq.prompt_len[r] + rq.max_tokens[r]:
+            # async: the step in flight is known to be the last one
+            index += 1
+            continue
+        n = rq.num_tokens[r] + ph - computed
+        if 0 < threshold < n:
+            n = threshold
+        n = min(n, budget, st.params.max_model_len - computed - 1)
+        if n == 0:
+            index += 1
+            continue
+        scheduled = True
+        while not kv.allocate_running(st.kv, r, rq.slot[r], n):
+            victim_index = _pop_victim(st)
+            victim = st.queues.lists.running[victim_index]
+            _remove_running(st, victim_index)
+            if victim_index < index:
+                index -= 1
+            if rq.batch_pos[victim] >= 0:
+                budget += _remove_from_batch(st, batch, victim)
+            _preempt(st, victim)
+            if victim == r:
+                scheduled = False
+                break
+        if not scheduled:
+            break
+        _add_to_batch(st, batch, r, n)
+        budget -= n
+        index += 1
+    return budget
+
+
+@leaf
+def _take_slot_as_head(st: State, r: int) -> int:
+    """Slot for the request at the head of the queue; an earlier head that never got in gives its own back."""
+    head = st.ctl.head_req
+    if head != r:
+        if head >= 0:
+            kv.release_slot(st.kv, head)
+        st.ctl.head_req = r
+    return kv.acquire_slot(st.kv, r)
+
+
+@leaf
+def _record_failure(st: State, r: int, outcome: int, wanted: int) -> None:
+    if outcome == kv.FAIL_RESERVE:
+        st.count.fail_reserve += 1
+    elif outcome == kv.FAIL_WATERMARK:
+        st.count.fail_watermark += 1
+    else:
+        st.count.fail_pool += 1
+    emit(st.kv.pool, c.EV_ALLOCATION_FAILED, r, -1, outcome, wanted)
+
+
+@inner
+def _record_admission(st: State, r: int, hits: int, now: int) -> None:
+    """Statistics of a successful look-up (``record_prefix_cache_stats``), and of the request."""
+    rq = st.requests
+    resumed = rq.preemptions[r] > 0
+    if st.params.enable_caching:
+        if resumed:
+            st.count.preempted_requests += 1
+            st.count.preempted_queries += rq.num_tokens[r]
+            st.count.preempted_hits += hits
+        else:
+            st.count.prefix_requests += 1
+            st.count.prefix_queries += rq.num_tokens[r]
+            st.count.prefix_hits += hits
+    if resumed:
+        rq.resumed_hits[r] += hits
+        again = max(rq.lost[r] - hits, 0)
+        rq.recomputed[r] += again
+        st.count.recomputed_tokens += again
+    else:
+        rq.hit_tokens[r] = hits
+        rq.first_scheduled[r] = now
+    emit(st.kv.pool, c.EV_ADMITTED, r, -1, hits, rq.num_tokens[r])
+
+
+@inner
+def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> None:
+    """Admit from the head of the queue until something does not fit; the first refusal ends the scan."""
+    rq = st.requests
+    while budget > 0 and st.ctl.num_waiting > 0:
+        if st.ctl.num_running >= st.params.max_num_active_seqs:
+            break
+        r = waiting_peek(st)
+        slot = _take_slot_as_head(st, r)
+        num_hits = kv.get_computed_blocks(st.kv, r, slot)
+        hit_tokens = num_hits * st.kv.groups.block_size[0]
+        n = rq.num_tokens[r] - hit_tokens
+        if 0 < threshold < n:
+            n = threshold
+        if st.params.enable_chunked_prefill == 0 and n > budget:
+            break
+        n = min(n, budget)
+        outcome = kv.can_admit(st.kv, r, slot, n, num_hits, st.ctl.num_running > 0)
+        if outcome != kv.ALLOCATED:
+            _record_failure(st, r, outcome, rq.num_tokens[r] - hit_tokens)
+            break
+        kv.admit(st.kv, r, slot, n, num_hits)
+        _record_admission(st, r, hit_tokens, st.ctl.now)
+        waiting_remove(st, r)
+        st.ctl.head_req = -1
+        st.queues.lists.running[st.ctl.num_running] = r
+        st.ctl.num_running += 1
+        rq.status[r] = c.S_RUNNING
+        rq.num_computed[r] = hit_tokens
+        for g in range(st.params.num_groups):
+            st.kv.groups.held[g] += hit_tokens
+        _add_to_batch(st, batch, r, n)
+        budget -= n
+
+
+@inner
+def _after_schedule(st: State, batch: int) -> None:
+    """Advance the computed tokens and note who will sample (``_update_after_schedule``); time the batch."""
+    rq = st.requests
+    total = 0
+    decode_seqs = 0
+    decode_context = 0
+    pairs = 0
+    prefill_context = 0
+    sampled_seqs = 0
+    for i in range(st.queues.batches.entries[batch]):
+        r = st.queues.entries.req[batch, i]
+        n = st.queues.entries.tokens[batch, i]
+        rq.batch_pos[r] = -1
+        before = rq.num_computed[r]
+        rq.num_computed[r] = before + n
+        rq.in_flight[r] += n
+        sampled = before + n >= rq.num_tokens[r] + rq.placeholders[r]
+        st.queues.entries.sampled[batch, i] = sampled
+        if sampled:
+            sampled_seqs += 1
+            if st.params.async_scheduling:
+                rq.placeholders[r] += 1
+        total += n
+        if n == 1:
+            decode_seqs += 1
+            decode_context += before
+        else:
+            pairs += n * before + n * (n + 1) // 2
+            prefill_context += before + n
+    for g in range(st.params.num_groups):
+        st.kv.groups.held[g] += total
+    st.queues.batches.tokens[batch] = total
+    st.queues.batches.duration[batch] = step_duration_ns(
+        st.step_time,
+        total,
+        total - decode_seqs,
+        decode_seqs,
+        decode_context,
+        pairs,
+        prefill_context,
+        sampled_seqs,
+    )
+    if total > 0:
+        st.count.steps += 1
+        st.count.scheduled_tokens += total
+        st.count.decode_tokens += decode_seqs
+        st.count.prefill_tokens += total - decode_seqs
+        st.count.sampled_tokens += sampled_seqs
+        st.count.busy_ns += st.queues.batches.duration[batch]
+
+
+@inner
+def schedule(st: State, batch: int) -> None:
+    """Build one batch in ring entry ``batch`` (``Scheduler.schedule``)."""
+    st.ctl.num_preempted = 0
+    st.queues.batches.entries[batch] = 0
+    st.queues.batches.loop_step[batch] = st.ctl.step
+    threshold = _long_prefill_threshold(st)
+    # the input budget binds like the token budget where no draft tokens are scheduled
+    budget = min(st.params.max_num_scheduled_tokens, st.params.max_num_batched_tokens)
+    budget = _schedule_running(st, batch, budget, threshold)
+    if st.ctl.num_preempted == 0:
+        _schedule_waiting(st, batch, budget, threshold)
+    _after_schedule(st, batch)
+    st.ctl.finished_pending = 0
+
+
+@inner
+def _finish(st: State, r: int, was_running: bool, now: int) -> None:
+    """Free a request that has produced its last token; a preempted one leaves the queue instead."""
+    rq = st.requests
+    slot = rq.slot[r]
+    if was_running:
+        for g in range(st.params.num_groups):
+            slots = st.kv.tables.length[g, slot] * st.kv.groups.block_size[g]
+            rq.allocated_slots[r] += slots
+            rq.wasted_slots[r] += slots - rq.num_computed[r]
+            st.kv.groups.held[g] -= rq.num_computed[r]
+    else:
+        waiting_remove(st, r)
+        if st.ctl.head_req == r:
+            st.ctl.head_req = -1
+    emit(st.kv.pool, c.EV_FINISHED, r, -1, c.S_FINISHED, rq.num_tokens[r])
+    kv.free(st.kv, r)
+    n = st.ctl.num_finished
+    st.queues.lists.finished[n] = r
+    st.ctl.num_finished = n + 1
+    st.ctl.finished_pending += 1
+    st.count.finished += 1
+    request_ended(st, r, c.S_FINISHED, now)
+
+
+@inner
+def update_from_output(st: State, batch: int, now: int) -> None:
+    """Deliver the tokens of an executed batch, in its order (``Scheduler.update_from_output``)."""
+    rq = st.requests
+    st.ctl.num_finished = 0
+    stopped_running = 0
+    for i in range(st.queues.batches.entries[batch]):
+        r = st.queues.entries.req[batch, i]
+        n = st.queues.entries.tokens[batch, i]
+        status = rq.status[r]
+        if status >= c.S_FINISHED:
+            continue
+        rq.in_flight[r] -= n
+        stale = rq.stale[r] > 0
+        if stale:
+            rq.stale[r] -= n
+        if st.queues.entries.sampled[batch, i] == 0:
+            continue
+        tokens = rq.num_tokens[r] + 1
+        rq.num_tokens[r] = tokens
+        generated = tokens - rq.prompt_len[r]
+        if generated == 1:
+            rq.first_token[r] = now
+        stopped = tokens >= st.params.max_model_len or generated >= rq.output_len[r]
+        was_running = status == c.S_RUNNING
+        if st.params.async_scheduling:
+            if not stale:
+                rq.placeholders[r] -= 1
+            if was_running:
+                kv.cache_blocks(st.kv, r, rq.slot[r], rq.num_computed[r] - rq.placeholders[r])
+        if stopped:
+            _finish(st, r, was_running, now)
+            if was_running:
+                stopped_running += 1
+    if stopped_running > 0:
+        kept = 0
+        for i in range(st.ctl.num_running):
+            r = st.queues.lists.running[i]
+            if rq.status[r] == c.S_RUNNING:
+                st.queues.lists.running[kept] = r
+                kept += 1
+        st.ctl.num_running = kept
+
+
+@leaf
+def has_requests(st: State) -> bool:
+    """Unfinished requests, or finished ids that the workers have not been told (``has_requests``)."""
+    return st.ctl.num_running + st.ctl.num_waiting + st.ctl.finished_pending > 0

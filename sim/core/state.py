@@ -1,0 +1,319 @@
+"""State of the engine: a few structs of arrays, allocated once by the shell (see ``sim.capacity``).
+
+Things that come in numbers (blocks, requests, slots) are record arrays, one cache line or less each; counters
+are single records. Numba passes a record as one pointer, which keeps the argument lists of the jitted functions
+short: compile time grows faster than linearly with the number of arrays in a NamedTuple.
+
+N blocks, G KV-cache groups, R requests (capacity), S slots, B blocks a table can have, H hash units a request can
+have. A slot is the index of a request's block tables and hashes; a request owns one from its first look-up to its
+end or preemption.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.core.struct import Struct
+
+#: A record (np.record) or record array (np.recarray); fields are attributes, checked by the jitted code.
+Record = Any
+
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+F64 = NDArray[np.float64]
+
+
+def _dtype(fields: dict[str, type]) -> np.dtype[Any]:
+    return np.dtype(list(fields.items()), align=True)
+
+
+#: Settings that never change during a run.
+PARAMS = _dtype(
+    {
+        "num_blocks": np.int64,  # N, the null block included
+        "num_groups": np.int64,  # G
+        "max_num_scheduled_tokens": np.int64,
+        "max_num_batched_tokens": np.int64,
+        "max_num_active_seqs": np.int64,
+        "max_model_len": np.int64,
+        "enable_caching": np.int64,
+        "enable_chunked_prefill": np.int64,
+        "long_prefill_token_threshold": np.int64,
+        "long_prefill_adaptive": np.int64,
+        "async_scheduling": np.int64,
+        "policy": np.int64,  # POLICY_*
+        "reserve_full_isl": np.int64,
+        "watermark_blocks": np.int64,
+        "free_order": np.int64,  # FREE_*
+        "single_request_exempt": np.int64,  # the long-prefill threshold spares a request that is alone
+        "clock": np.int64,  # CLOCK_*
+        "idle_run": np.int64,  # logical clock: step through idle indices instead of skipping them
+        "vocab_size": np.int64,
+        "closed_loop": np.int64,
+        "sample_period_ns": np.int64,  # 0: no samples by time
+        "log_every_step": np.int64,
+        "log_events": np.int64,
+        "warmup_ns": np.int64,
+    }
+)
+
+#: Where the engine stands.
+CONTROL = _dtype(
+    {
+        "now": np.int64,  # ns, or the step index on a logical clock
+        "phase": np.int64,  # P_*
+        "step": np.int64,  # index of the engine-loop step
+        "num_running": np.int64,
+        "num_waiting": np.int64,
+        "finished_pending": np.int64,  # finished ids that the next schedule() reports to the workers
+        "num_in_flight": np.int64,  # batches in flight
+        "ring_head": np.int64,  # ring index of the oldest of them
+        "last_done": np.int64,  # ns at which the youngest of them completes
+        "last_batch": np.int64,  # ring index of the batch of the last phase
+        "head_req": np.int64,  # waiting request that owns a slot without running, or -1
+        "num_preempted": np.int64,  # in the last schedule()
+        "num_finished": np.int64,  # in the last update_from_output()
+        "order_pos": np.int64,  # next entry of the sorted arrivals
+        "heap_len": np.int64,  # released successors that have not arrived
+        "closed_next": np.int64,  # next request of the closed-loop pool
+        "closed_end": np.int64,
+        "num_requests": np.int64,  # known to the engine; grows in coupled runs
+        "num_ended": np.int64,  # requests that reached a final state
+        "num_free_slots": np.int64,  # height of the stack of free slots
+        "next_sample": np.int64,
+        "log_len": np.int64,
+        "num_events": np.int64,
+        "events_lost": np.int64,  # stays 0, or the headroom rule was broken
+        "last_time": np.int64,  # up to here the time-weighted sums are complete
+        "stuck": np.int64,  # 1: nothing can happen until another request arrives
+    }
+)
+
+#: Cumulative counters of the engine, and two gauges.
+COUNTERS = _dtype(
+    {
+        "steps": np.int64,  # schedule() calls with at least one token
+        "prefix_requests": np.int64,
+        "prefix_queries": np.int64,
+        "prefix_hits": np.int64,
+        "preempted_requests": np.int64,
+        "preempted_queries": np.int64,
+        "preempted_hits": np.int64,
+        "preemptions": np.int64,
+        "recomputed_tokens": np.int64,
+        "fail_reserve": np.int64,  # admissions refused by the full-sequence reserve
+        "fail_watermark": np.int64,  # by the watermark alone
+        "fail_pool": np.int64,  # by the pool
+        "scheduled_tokens": np.int64,
+        "prefill_tokens": np.int64,
+        "decode_tokens": np.int64,
+        "sampled_tokens": np.int64,
+        "finished": np.int64,
+        "busy_ns": np.int64,
+        "table_blocks": np.int64,  # gauge: sum of the running requests' table lengths
+        "table_runs": np.int64,  # gauge: maximal runs of consecutive ids in those tables
+    }
+)
+
+#: Counters and gauges of the block pool.
+POOL_META = _dtype(
+    {
+        "num_free": np.int64,  # length of the free queue
+        "num_keys": np.int64,  # keys in the prefix map
+        "free_runs": np.int64,  # maximal runs of consecutive ids in the free set
+        "largest_free_run": np.int64,
+        "num_cached": np.int64,  # blocks that carry a hash
+        "num_cached_free": np.int64,  # of these, free (evictable)
+        "allocations": np.int64,  # cumulative
+        "evictions": np.int64,  # cumulative: cached blocks that lost their key
+        "evicted_unused": np.int64,  # of these, without one hit since they were cached
+    }
+)
+
+#: One block (vLLM 0.32.0, KVCacheBlock). Block 0 is the null block; N and N+1 are the free queue's sentinels.
+BLOCK = _dtype(
+    {
+        "prev_free": np.int32,  # neighbours in the free queue, -1: not in it
+        "next_free": np.int32,
+        "dup_prev": np.int32,  # ring of the blocks with one key, in order of insertion; -1: not in the map
+        "dup_next": np.int32,
+        "block_hash": np.uint64,  # key in the prefix map, 0: none
+        "ref_cnt": np.int32,  # not kept for the null block
+        "run_len": np.int32,  # valid at both ends of a free run: its length
+        "reused": np.int32,  # 1: hit at least once since it was cached
+    }
+)
+
+#: One KV-cache group.
+GROUP = _dtype(
+    {
+        "attention": np.int64,  # GROUP_*
+        "block_size": np.int64,  # tokens
+        "hash_ratio": np.int64,  # hash units a block
+        "allocated": np.int64,  # gauge: blocks in the tables, null blocks not counted
+        "held": np.int64,  # gauge: computed tokens that they hold
+    }
+)
+
+#: One block table: group x slot.
+TABLE = _dtype(
+    {
+        "length": np.int32,
+        "num_cached": np.int32,  # blocks already offered to the prefix map
+        "runs": np.int32,  # maximal runs of consecutive ids
+    }
+)
+
+#: One slot's chain of hashes.
+SLOT = _dtype(
+    {
+        "hash_piece": np.int64,  # piece of the prompt in which the next hash unit begins
+        "hash_offset": np.int64,  # tokens of that piece that are already hashed
+        "num_hashed": np.int32,
+        "free_stack": np.int32,  # entry of the stack of free slots, not a property of this slot
+    }
+)
+
+#: One request.
+REQUEST = _dtype(
+    {
+        "arrival": np.int64,  # ns or step; -1: not known yet
+        "priority": np.int64,
+        "order_time": np.int64,  # vLLM's arrival_time, as far as the priority policy compares it
+        "out_seg": np.int64,
+        "salt": np.int64,
+        "think_ns": np.int64,
+        "first_scheduled": np.int64,
+        "first_token": np.int64,
+        "finish": np.int64,
+        "wasted_slots": np.int64,  # at the end
+        "allocated_slots": np.int64,
+        "prompt_len": np.int32,
+        "output_len": np.int32,  # tokens after which the request stops
+        "max_tokens": np.int32,
+        "num_computed": np.int32,
+        "num_tokens": np.int32,  # prompt + generated
+        "placeholders": np.int32,  # scheduled to be sampled, not delivered yet (async)
+        "in_flight": np.int32,  # tokens of batches in flight
+        "stale": np.int32,  # of these, from before a preemption
+        "slot": np.int32,  # -1: none
+        "batch_pos": np.int32,  # position in the batch being built, -1: not in it
+        "status": np.int32,  # S_*
+        "preemptions": np.int32,
+        "lost": np.int32,  # tokens computed before the last preemption
+        "hit_tokens": np.int32,
+        "resumed_hits": np.int32,
+        "recomputed": np.int32,
+        "peak_blocks": np.int32,
+        "id_rank": np.int32,  # rank of the request id as a string
+        "parent": np.int32,
+        "first_child": np.int32,  # -1: none
+        "next_sibling": np.int32,
+        "wait_prev": np.int32,  # FCFS queue; records R and R+1 are its sentinels
+        "wait_next": np.int32,
+        "heap_pos": np.int32,  # position in the priority queue, -1
+    }
+)
+
+#: One piece of a prompt.
+PIECE = _dtype({"seg": np.int64, "start": np.int32, "length": np.int32})
+
+#: One request of a batch.
+BATCH_ENTRY = _dtype({"req": np.int32, "tokens": np.int32, "sampled": np.int32})
+
+#: One batch.
+BATCH = _dtype(
+    {
+        "entries": np.int64,
+        "loop_step": np.int64,
+        "tokens": np.int64,
+        "done": np.int64,  # ns
+        "duration": np.int64,  # ns
+    }
+)
+
+#: Lists of requests, one entry a slot.
+LISTS = _dtype({"running": np.int32, "preempted": np.int32, "finished": np.int32})
+
+#: Time-weighted sums of one metric.
+WEIGHTED = _dtype({"total": np.float64, "peak": np.float64, "peak_at": np.int64})
+
+
+class Pool(Struct):
+    """BlockPool (vLLM 0.32.0, v1/core/block_pool.py)."""
+
+    params: Record  # PARAMS
+    ctl: Record  # CONTROL
+    meta: Record  # POOL_META
+    blocks: Record  # BLOCK[N+2]
+    table: U64  # (2*capacity,) prefix map: [2*i] a key (0: empty), [2*i+1] its first block; capacity >= 2*N
+    free_bits: U64  # (N//64 + 2,) bit b+1: block b is free
+    len_count: I32  # (N+1,) number of free runs of each length
+    len_tree: U64  # three levels of bitmaps over the lengths that occur, one behind the other
+    len_level: I64  # (3,) their offsets
+    events: I64  # (rows, EVENT_COLUMNS): time, type, request, block, a, b
+
+
+class KVCache(Struct):
+    """KVCacheManager and coordinator: the pool, the block tables and the hashes of the requests' tokens."""
+
+    params: Record  # PARAMS
+    ctl: Record  # CONTROL
+    count: Record  # COUNTERS
+    pool: Pool
+    groups: Record  # GROUP[G]
+    requests: Record  # REQUEST[R+2]
+    tables: Record  # TABLE[G, S]
+    table_blocks: I32  # (G, S, B)
+    slots: Record  # SLOT[S]
+    hashes: U64  # (S, H)
+    seg_ptr: I64  # (R+1,) pieces of a prompt
+    pieces: Record  # PIECE[M]
+    tokens: I32  # (K,) pool of explicit token ids
+    hash_mult: U64  # (hash unit,) odd multipliers of the content sum
+
+
+class Queues(Struct):
+    """Waiting and running requests, arrivals to come, and the batches in flight."""
+
+    lists: Record  # LISTS[S]
+    wait_heap: I32  # (R,) priority queue
+    order: I32  # requests with a known arrival, sorted by (arrival, index)
+    arrival_heap: I32  # (R,) released successors, a heap by (arrival, index)
+    entries: Record  # BATCH_ENTRY[3, S]
+    batches: Record  # BATCH[3]
+
+
+class StepTime(Struct):
+    """Model of the duration of a step, see ``step_time.step_duration_ns``."""
+
+    kind: int
+    coef: F64  # (12,)
+    axis_tokens: F64
+    axis_context: F64
+    table: F64
+
+
+class Logs(Struct):
+    """Preallocated logs, drained by the shell between calls."""
+
+    steps: I64  # (rows, len(LOG_COLUMNS))
+    weighted: Record  # WEIGHTED[metrics]
+    histogram: I64  # (metrics, TW_BINS) ns
+
+
+class State(Struct):
+    """Everything that the engine reads or changes."""
+
+    params: Record  # PARAMS
+    ctl: Record  # CONTROL
+    count: Record  # COUNTERS
+    kv: KVCache
+    requests: Record  # REQUEST[R+2], the same array as in kv
+    queues: Queues
+    step_time: StepTime
+    logs: Logs
