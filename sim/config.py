@@ -145,7 +145,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
     stem = Path(path).name
     for ending in (".yaml", ".yml"):
         stem = stem.removesuffix(ending)
-    return Loaded(config, document, Path(path).resolve().parent, config.name or _folder_name(stem))
+    return Loaded(config, document, Path(path).parent, config.name or _folder_name(stem))
 
 
 def _split_hint(p: Problem) -> Problem:

@@ -15,8 +15,10 @@ import numpy as np
 
 from sim import __version__
 from sim.columns import REQUESTS, STEPS
-from sim.config import load_config
+from sim.config import Loaded, load_config
 from sim.config_workload import to_workload
+from sim.config_yaml import KeyPath, Problem, to_input_errors
+from sim.errors import InputError
 from sim.progress import reporter
 from sim.report.units import count, plural, seconds, size
 from sim.resolve import Resolved, content_id, resolve
@@ -74,10 +76,11 @@ def run(config: str, options: RunOptions) -> Outcome:
     started = time.time()
     clock = time.perf_counter()
     say = _talker(options.quiet)
-    resolved = resolve(load_config(config, _all_overrides(options), options.seed))
+    loaded = load_config(config, _all_overrides(options), options.seed)
+    resolved = resolve(loaded)
     if options.out is not None:
         check_target(Path(options.out))
-    workload = to_workload(resolved.spec, resolved.seed, resolved.folder)
+    workload = _workload(loaded, resolved)
     period = resolved.sample_period_ns or auto_period(workload)
     resolved.config["output"]["sample_period"] = format_duration(period)
     digest = workload.content_hash()
@@ -144,8 +147,29 @@ def check(config: str, overrides: Sequence[str] = (), seed: int | None = None) -
     Raises:
         InputError: what `run` would say.
     """
-    resolved = resolve(load_config(config, overrides, seed))
-    return resolved, to_workload(resolved.spec, resolved.seed, resolved.folder)
+    loaded = load_config(config, overrides, seed)
+    resolved = resolve(loaded)
+    return resolved, _workload(loaded, resolved)
+
+
+def _workload(loaded: Loaded, resolved: Resolved) -> Workload:
+    """The requests; a problem without a place in a trace gets the place of its key in the config."""
+    try:
+        return to_workload(resolved.spec, resolved.seed, resolved.folder)
+    except InputError as e:
+        if e.line is not None:
+            raise
+        path: KeyPath = ("workload",)
+        for key in loaded.document.values:
+            if key[0] == "workload" and key[-1] == "path" and e.file is not None:
+                value: Any = loaded.document.data
+                for part in key:
+                    value = value[part]
+                if Path(e.file).name == Path(str(value)).name:
+                    path = key
+        message = e.message if e.file is None else f"{e.file}: {e.message}"
+        problem = Problem(path, message, e.hint)
+        raise to_input_errors([problem], loaded.document)[0] from None
 
 
 def _talker(quiet: bool) -> Callable[[str], None]:

@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sim.core.jit import entry
+from sim.core.state import StepTime as CoreStepTime
+from sim.core.step_time import step_duration_ns
 from sim.errors import InputError
 from sim.gpus import GPUS, find_gpu, gpu_names
 from sim.models import FOLDER, find_model, load_model, model_names
@@ -22,6 +25,14 @@ MODELS: dict[str, StepTime] = {
     "roofline": roofline(find_model("llama-3.1-8b"), find_gpu("h100")),  # type: ignore[arg-type]
     "table": table([1, 10, 100], [0, 1000], np.array([[5, 50], [10, 100], [90, 900]], float)),
 }
+
+CORE_MODELS = {name: CoreStepTime(**model._asdict()) for name, model in MODELS.items()}
+
+
+@entry
+def core_duration_ns(model, t, p, d, c, a, k, q):  # type: ignore[no-untyped-def]
+    """The core's helper, called from Python."""
+    return step_duration_ns(model, t, p, d, c, a, k, q)
 
 
 def test_simple_models() -> None:
@@ -82,12 +93,7 @@ def test_tensor_parallel_and_quantization() -> None:
     ),
 )
 def test_twin_equals_the_core(kind: str, features: tuple[int, ...]) -> None:
-    from sim.core.state import StepTime as CoreStepTime
-    from sim.core.step_time import step_duration_ns
-
-    model = MODELS[kind]
-    core = CoreStepTime(**model._asdict())
-    assert int(step_duration_ns(core, *features)) == duration_ns(model, features)
+    assert int(core_duration_ns(CORE_MODELS[kind], *features)) == duration_ns(MODELS[kind], features)
 
 
 def test_fit_recovers_an_affine_engine() -> None:
