@@ -94,7 +94,7 @@ def fuzz(minutes: float, seed: int, target: str, regressions: Path) -> None:
     Exit code 0: no difference; 1: differences were found and saved; 2: vLLM is missing.
     """
     from validation.fuzz import fuzz as run_fuzz
-    from validation.vllm_scheduler import require_vllm
+    from validation.vllm_setup import require_vllm
 
     require_vllm()
     tally = run_fuzz(minutes, seed, target, regressions, click.echo)

@@ -66,7 +66,9 @@ def record(
 def _on_simulator(settings: EngineSettings, requests: Sequence[LogicalRequest]) -> Recording:
     from sim.steplog import record as on_simulator
 
-    return Recording(as_columns(on_simulator(settings, to_workload(requests))))
+    log = on_simulator(settings, to_workload(requests))
+    stuck = "the request at the head of the queue can never be admitted" if log.stuck else None
+    return Recording(log.columns, stuck)
 
 
 def _on_reference(settings: EngineSettings, requests: Sequence[LogicalRequest]) -> Recording:

@@ -1,0 +1,22 @@
+# Targets that need a real vLLM. It gets an environment of its own (.venv-vllm), because it pins other versions than
+# kvpool does. `make validate VLLM_PYTHON=/path/to/python` uses an environment that is there already.
+
+VLLM_LOCK := validation/requirements-vllm.lock
+
+ifeq ($(origin VLLM_PYTHON),undefined)
+VLLM_PYTHON := .venv-vllm/bin/python
+VLLM_READY  := .venv-vllm/.installed
+endif
+
+.venv-vllm/.installed: $(VLLM_LOCK) validation/make_env.sh pyproject.toml
+	PYTHON=$(PYTHON) bash validation/make_env.sh .venv-vllm
+	@touch $@
+
+.PHONY: validate
+validate: $(VLLM_READY)  ## compare with a real vLLM 0.32.0 on this machine's CPU: recordings, random cases, engines
+	$(VLLM_PYTHON) -m validation run $(VALIDATE_ARGS)
+	$(VLLM_PYTHON) -m pytest -p no:cacheprovider tests/validation/test_operations.py $(PYTEST_ARGS)
+
+.PHONY: fuzz
+fuzz: $(VLLM_READY)  ## random cases against a real vLLM (FUZZ_ARGS="--minutes 10 --seed 1")
+	$(VLLM_PYTHON) -m validation fuzz $(FUZZ_ARGS)
