@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,6 +237,9 @@ def _provenance(
     walls: Mapping[str, float],
     started: float,
 ) -> dict[str, Any]:
+    import platform
+    from importlib import metadata
+
     from sim.models import describe_model
 
     versions = {"python": platform.python_version()}

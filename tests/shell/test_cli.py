@@ -306,6 +306,34 @@ def test_a_disk_that_refuses_large_files(work: Path) -> None:
     assert tree(work) == ["small.yaml"]
 
 
+def test_a_disk_that_is_really_full(work: Path) -> None:
+    """On a file system of 64 KiB, in a mount namespace of its own, so that nothing else sees it."""
+    (work / "disk").mkdir()
+    shell = "mount -t tmpfs -o size=64k tmpfs disk && exec "
+    probe = subprocess.run(
+        ["unshare", "-m", "sh", "-c", shell + "true"], cwd=work, capture_output=True, check=False
+    )
+    if probe.returncode != 0:
+        pytest.skip("mounting a small file system needs root and mount namespaces")
+    code = (
+        "import sys, pathlib, os\nfrom sim.results import write_run\nfrom sim.errors import InputError\n"
+        "try:\n    write_run(pathlib.Path('disk/runs/a'), {'a': b'x' * 30000, 'b': os.urandom(90000)}, {})\n"
+        "except InputError as e:\n    print(e); print(os.listdir('disk')); sys.exit(2)\n"
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f'{shell} "$0" -c "$1"', sys.executable, code],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert first == "disk/runs/a: the results can't be written: No space left on device"
+    assert last == "[]"
+
+
 @pytest.mark.parametrize("command", [["schema"], ["docs", "config"]])
 def test_printed_documents(command: list[str]) -> None:
     result = kvpool(*command)
