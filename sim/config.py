@@ -35,10 +35,8 @@ class RunSection(Strict):
     until: Duration | None = key(
         None, "Stop at this simulated time; null: when the workload is finished.", "duration"
     )
-    warmup: Duration = Field(
-        0,
-        description="Time-weighted statistics, latencies and throughput leave out this first part.",
-        json_schema_extra={"unit": "duration"},
+    warmup: Duration = key(
+        "0s", "Time-weighted statistics, latencies and throughput leave out this first part.", "duration"
     )
 
 

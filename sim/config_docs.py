@@ -23,7 +23,8 @@ A config is a YAML file (YAML 1.2: `12:30` is text, `1e3` is a number). `python 
 one without running it, `--set engine.block_size=32` overrides a key, and `python -m sim schema` prints the
 JSON schema for editors. An unknown key is an error that names the nearest known one.
 
-- A *duration* is a number of seconds, or text with a unit: `500ms`, `90s`, `2min`, `1h`.
+- A *duration* is a number of seconds, or text with a unit: `500ms`, `90s`, `2min`, `1h`; those of `step_time`
+  may be fractions of a nanosecond: `2.5ns`.
 - A relative path is looked for beside the config, then in the working folder.
 - The config as it ran, with every `auto` replaced by its number, is `config.yaml` in the run folder. Running
   that file gives the same results, byte for byte.
@@ -128,8 +129,12 @@ class _Page:
     def _type(self, prop: Schema) -> str:
         parts = list(dict.fromkeys(self._types(prop)))
         if "number" in parts and "text" in parts:
-            word = "duration" if prop.get("unit") == "duration" else "number or text"
-            parts = [word if p == "number" else p for p in parts if p != "text"]
+            parts.remove("text")
+            parts[parts.index("number")] = "number or text"
+        if prop.get("unit") == "duration":
+            # However the schema says it: numbers are seconds, text has a unit.
+            others = [p for p in parts if not p.startswith(("number", "text"))]
+            parts = ["duration", *(p for p in others if p != "duration")]
         return " or ".join(parts)
 
     def _types(self, prop: Schema) -> Iterator[str]:

@@ -15,19 +15,17 @@ class ConstantStep(Strict):
     """Every step takes equally long, whatever is in it."""
 
     kind: Literal["constant"] = key("constant", "A constant.")
-    step: Cost = key(..., "Duration of a step.", "seconds, or text with a unit")
+    step: Cost = key(..., "Duration of a step.", "duration")
 
 
 class AffineStep(Strict):
     """A sum of costs: overhead + prefill tokens + decode sequences + context tokens read by the decodes."""
 
     kind: Literal["affine"] = key("affine", "A sum of costs.")
-    overhead: Cost = key(..., "Cost of any step.", "seconds, or text with a unit")
-    prefill_token: Cost = key(0.0, "Cost of each prefill token.", "seconds, or text with a unit")
-    decode_sequence: Cost = key(0.0, "Cost of each decoding request.", "seconds, or text with a unit")
-    context_token: Cost = key(
-        0.0, "Cost of each token of context that a decode reads.", "seconds, or text with a unit"
-    )
+    overhead: Cost = key(..., "Cost of any step.", "duration")
+    prefill_token: Cost = key("0ns", "Cost of each prefill token.", "duration")
+    decode_sequence: Cost = key("0ns", "Cost of each decoding request.", "duration")
+    context_token: Cost = key("0ns", "Cost of each token of context that a decode reads.", "duration")
 
 
 class RooflineStep(Strict):
@@ -40,13 +38,11 @@ class RooflineStep(Strict):
     mbu: Efficiency = key(
         0.75, "Share of the peak memory bandwidth that is reached.", "fraction of the data sheet's rate"
     )
-    overhead: Cost = key(
-        5e5, "Cost of any step: launches, sampling, input preparation.", "seconds, or text with a unit"
-    )
+    overhead: Cost = key("500us", "Cost of any step: launches, sampling, input preparation.", "duration")
     allreduce_latency: Cost = key(
-        1e4,
+        "10us",
         "Start-up cost of one all-reduce (two in each layer with tensor parallelism).",
-        "seconds, or text with a unit",
+        "duration",
     )
     link_utilization: Efficiency = key(
         0.7, "Share of the GPU-to-GPU bandwidth that is reached.", "fraction of the data sheet's rate"

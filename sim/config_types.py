@@ -15,7 +15,7 @@ _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 class Strict(BaseModel):
     """Base of all config models: unknown keys are errors, and types are not converted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
 
 def key(default: Any, text: str, unit: str = "") -> Any:
