@@ -42,11 +42,22 @@ def get_cached_block(pool: Pool, block_hash: np.uint64, group: int) -> int:
 
 
 @inner
+def _unmark(pool: Pool, b: int) -> None:
+    """An evicted block ends the remembered look-up in front of it."""
+    pool.ctl.memo_hits = min(pool.ctl.memo_hits, pool.blocks.mark[b] - 1)
+    pool.blocks.mark[b] = 0
+    if pool.blocks.ref_cnt[b] == 0:
+        pool.ctl.memo_free -= 1
+
+
+@inner
 def maybe_evict_cached_block(pool: Pool, b: int) -> bool:
     """Take the block's key out of the prefix map; True when it had one (``_maybe_evict_cached_block``)."""
     key = pool.blocks.block_hash[b]
     if key == _NO_HASH:
         return False
+    if pool.blocks.mark[b] > 0:
+        _unmark(pool, b)
     map_pop(pool, key, b)
     pool.blocks.block_hash[b] = _NO_HASH
     pool.meta.num_cached -= 1
@@ -80,6 +91,8 @@ def touch(pool: Pool, b: int) -> None:
         probe_take(pool, b)
         if pool.blocks.block_hash[b] != _NO_HASH:
             pool.meta.num_cached_free -= 1
+        if pool.blocks.mark[b] > 0:
+            pool.ctl.memo_free -= 1
     pool.blocks.ref_cnt[b] += 1
     pool.blocks.reused[b] = 1
 
@@ -103,6 +116,8 @@ def free_block(pool: Pool, b: int, front: int) -> int:
     hashed = pool.blocks.block_hash[b] != _NO_HASH
     if hashed:
         pool.meta.num_cached_free += 1
+        if pool.blocks.mark[b] > 0:
+            pool.ctl.memo_free += 1
     if hashed or pool.params.free_order == c.FREE_APPEND:
         queue_insert_after(pool, b, queue_last(pool, pool.params.num_blocks + 1))
     else:
@@ -145,6 +160,9 @@ def reset_prefix_cache(pool: Pool) -> bool:
     map_clear(pool)
     for b in range(pool.params.num_blocks):
         pool.blocks.block_hash[b] = _NO_HASH
+        pool.blocks.mark[b] = 0
+    pool.ctl.memo_hits = 0
+    pool.ctl.memo_free = 0
     pool.meta.num_cached = 0
     pool.meta.num_cached_free = 0
     emit(pool, c.EV_ALL_BLOCKS_CLEARED, -1, -1, 0, 0)

@@ -198,16 +198,6 @@ def _one_phase(st: State, t_end: int) -> int:
 
 
 @entry
-def advance(st: State, t_end: int) -> int:
-    """Make one phase, schedule or update, if it lies before ``t_end`` (ns or step index).
-
-    Returns an ExitReason: SCHEDULED, UPDATED, DONE, TIME, LOG_FULL, EVENTS_FULL or STUCK. Modifies the arrays of
-    ``st`` in place.
-    """
-    return _one_phase(st, t_end)
-
-
-@entry
 def run_until(st: State, t_end: int, max_steps: int) -> int:
     """Run phases that lie before ``t_end`` until one of the exit reasons holds.
 
@@ -218,7 +208,17 @@ def run_until(st: State, t_end: int, max_steps: int) -> int:
         reason = _one_phase(st, t_end)
         if reason > c.X_UPDATED:
             return reason
+        st.ctl.last_phase = reason
     return c.X_MAX_STEPS
+
+
+def advance(st: State, t_end: int) -> int:
+    """Make one phase, schedule or update, if it lies before ``t_end`` (ns or step index).
+
+    Returns an ExitReason: SCHEDULED, UPDATED, DONE, TIME, LOG_FULL, EVENTS_FULL or STUCK.
+    """
+    reason = run_until(st, t_end, 1)
+    return int(st.ctl.last_phase) if reason == c.X_MAX_STEPS else reason
 
 
 @entry
@@ -231,6 +231,7 @@ def init_engine(st: State) -> None:
         st.kv.slots.free_stack[i] = n - 1 - i
     st.ctl.num_free_slots = n
     st.ctl.head_req = -1
+    st.ctl.memo_req = -1
 
 
 @entry
@@ -263,3 +264,20 @@ def abort_request(st: State, r: int) -> bool:
     st.ctl.finished_pending += 1
     request_ended(st, r, c.S_ABORTED, st.ctl.now)
     return True
+
+
+@entry
+def settle(st: State, time: int) -> int:
+    """Let the state as it stands last until ``time`` (not before now): samples and time-weighted sums.
+
+    For the end of a run between two phases. Returns DONE, or LOG_FULL: drain and call again.
+    """
+    if not _move_clock(st, time):
+        return c.X_LOG_FULL
+    return c.X_DONE
+
+
+@entry
+def sample_now(st: State) -> None:
+    """Append a row of the step log at the current time; there must be room for one."""
+    write_row(st, st.ctl.now)

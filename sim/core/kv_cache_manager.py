@@ -36,9 +36,17 @@ def release_slot(kv: KVCache, r: int) -> None:
     slot = kv.requests.slot[r]
     if slot < 0:
         return
+    if kv.ctl.memo_req == r:
+        kv_groups.forget_lookup(kv)
     kv.slots.free_stack[kv.ctl.num_free_slots] = slot
     kv.ctl.num_free_slots += 1
     kv.requests.slot[r] = -1
+
+
+@leaf
+def remember_lookup(kv: KVCache, r: int, slot: int, num_hits: int) -> None:
+    """The look-up of a request that could not be admitted need not start over in the next step."""
+    kv_groups.remember_lookup(kv, r, slot, num_hits)
 
 
 @leaf
@@ -50,10 +58,10 @@ def get_computed_blocks(kv: KVCache, r: int, slot: int) -> int:
 
 
 @leaf
-def _need(kv: KVCache, slot: int, num_tokens: int, num_hits: int) -> int:
+def _num_new_blocks(kv: KVCache, slot: int, num_tokens: int, num_hits: int) -> int:
     need = 0
     for g in range(kv.params.num_groups):
-        need += kv_groups.get_num_blocks_to_allocate(kv, slot, g, num_tokens, num_hits)
+        need += kv_groups.get_num_new_blocks(kv, slot, g, num_tokens, num_hits)
     return need
 
 
@@ -67,12 +75,13 @@ def can_admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, num_hits: int
     watermark = kv.params.watermark_blocks if has_running else 0
     free = get_num_free_blocks(kv.pool)
     limit = kv.params.max_model_len
+    evictable = kv_groups.count_free_hits(kv, r, slot, num_hits)
     if kv.params.reserve_full_isl:
-        need = _need(kv, slot, min(kv.requests.num_tokens[r], limit), num_hits)
+        need = evictable + _num_new_blocks(kv, slot, min(kv.requests.num_tokens[r], limit), num_hits)
         if need + watermark > free:
             return FAIL_WATERMARK if need <= free else FAIL_RESERVE
     computed = num_hits * kv.groups.block_size[0]
-    need = _need(kv, slot, min(computed + num_new_tokens, limit), num_hits)
+    need = evictable + _num_new_blocks(kv, slot, min(computed + num_new_tokens, limit), num_hits)
     if need + watermark > free:
         return FAIL_WATERMARK if need <= free else FAIL_POOL
     return ALLOCATED
@@ -81,6 +90,7 @@ def can_admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, num_hits: int
 @leaf
 def admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, num_hits: int) -> None:
     """Give a waiting request its hit blocks and the new ones; all groups touch before any allocates."""
+    kv_groups.forget_lookup(kv)
     for g in range(kv.params.num_groups):
         kv_groups.add_local_computed_blocks(kv, slot, g, num_hits)
     computed = num_hits * kv.groups.block_size[0]
@@ -103,7 +113,8 @@ def _grow(kv: KVCache, r: int, slot: int, computed: int, num_new_tokens: int) ->
 def allocate_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> bool:
     """``allocate_slots`` of a running request: no hits, no reserve, no watermark; False when the pool is short."""
     computed = kv.requests.num_computed[r]
-    if _need(kv, slot, min(computed + num_new_tokens, kv.params.max_model_len), 0) > get_num_free_blocks(kv.pool):
+    target = min(computed + num_new_tokens, kv.params.max_model_len)
+    if _num_new_blocks(kv, slot, target, 0) > get_num_free_blocks(kv.pool):
         return False
     _grow(kv, r, slot, computed, num_new_tokens)
     return True

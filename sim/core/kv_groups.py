@@ -27,11 +27,15 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
     """Leading blocks that are cached in every group, looked up left to right until the first miss.
 
     Writes the hit blocks to the front of the slot's tables, whose lengths stay 0, and returns their number
-    (``FullAttentionManager.find_longest_cache_hit``); groups have one block size here.
+    (``FullAttentionManager.find_longest_cache_hit``); groups have one block size here. A remembered look-up of the
+    same request goes on where it ended.
     """
     limit = max_length // kv.groups.block_size[0]
     ratio = kv.groups.hash_ratio[0]
     n = 0
+    if kv.ctl.memo_req == r:
+        n = kv.ctl.memo_hits
+        _unmark_from(kv, n)
     while n < limit:
         if (n + 1) * ratio > kv.slots.num_hashed[slot]:
             ensure_hashes(kv, r, slot, min(limit, n + _LOOKUP_CHUNK) * ratio)
@@ -47,16 +51,69 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
 
 
 @inner
-def get_num_blocks_to_allocate(kv: KVCache, slot: int, g: int, num_tokens: int, num_hits: int) -> int:
-    """Free blocks that slots for ``num_tokens`` tokens would take from the queue.
+def _unmark_from(kv: KVCache, position: int) -> None:
+    """Take the marks of the remembered look-up off, from ``position`` on."""
+    for g in range(kv.params.num_groups):
+        for i in range(position, kv.ctl.memo_marked):
+            b = kv.table_blocks[g, kv.ctl.memo_slot, i]
+            # a block that was evicted meanwhile has lost its mark, and may be anything now
+            if kv.pool.blocks.mark[b] == i + 1:
+                kv.pool.blocks.mark[b] = 0
+                if kv.pool.blocks.ref_cnt[b] == 0:
+                    kv.ctl.memo_free -= 1
+    kv.ctl.memo_marked = min(kv.ctl.memo_marked, position)
 
-    Hit blocks without a reference count too: touching them takes them out of the queue.
+
+@inner
+def forget_lookup(kv: KVCache) -> None:
+    """Drop the remembered look-up."""
+    if kv.ctl.memo_req >= 0:
+        _unmark_from(kv, 0)
+        kv.ctl.memo_req = -1
+
+
+@inner
+def remember_lookup(kv: KVCache, r: int, slot: int, num_hits: int) -> None:
+    """Keep the hits of a request that could not be admitted, since vLLM looks it up again in every step.
+
+    The hit blocks are marked: an eviction shortens the remembered prefix, and a reference that comes or goes
+    changes ``memo_free``, so that the next look-up starts at the first miss.
     """
-    need = max(cdiv(num_tokens, kv.groups.block_size[g]) - num_hits - kv.tables.length[g, slot], 0)
-    for i in range(num_hits):
-        if kv.pool.blocks.ref_cnt[kv.table_blocks[g, slot, i]] == 0:
-            need += 1
-    return need
+    if kv.ctl.memo_req != r:
+        forget_lookup(kv)
+        kv.ctl.memo_req = r
+        kv.ctl.memo_slot = slot
+        kv.ctl.memo_marked = 0
+        kv.ctl.memo_free = 0
+    for g in range(kv.params.num_groups):
+        for i in range(kv.ctl.memo_marked, num_hits):
+            b = kv.table_blocks[g, slot, i]
+            kv.pool.blocks.mark[b] = i + 1
+            if kv.pool.blocks.ref_cnt[b] == 0:
+                kv.ctl.memo_free += 1
+    kv.ctl.memo_marked = num_hits
+    kv.ctl.memo_hits = num_hits
+
+
+@inner
+def count_free_hits(kv: KVCache, r: int, slot: int, num_hits: int) -> int:
+    """Hit blocks without a reference, over all groups: touching them takes them out of the free queue."""
+    free = 0
+    known = 0
+    if kv.ctl.memo_req == r:
+        free = kv.ctl.memo_free
+        known = kv.ctl.memo_marked
+    for g in range(kv.params.num_groups):
+        for i in range(known, num_hits):
+            if kv.pool.blocks.ref_cnt[kv.table_blocks[g, slot, i]] == 0:
+                free += 1
+    return free
+
+
+@leaf
+def get_num_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int, num_hits: int) -> int:
+    """Blocks that slots for ``num_tokens`` tokens need beyond the hits and the table."""
+    return max(cdiv(num_tokens, kv.groups.block_size[g]) - num_hits - kv.tables.length[g, slot], 0)
 
 
 @leaf

@@ -213,6 +213,7 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
         n = min(n, budget)
         outcome = kv.can_admit(st.kv, r, slot, n, num_hits, st.ctl.num_running > 0)
         if outcome != kv.ALLOCATED:
+            kv.remember_lookup(st.kv, r, slot, num_hits)
             _record_failure(st, r, outcome, rq.num_tokens[r] - hit_tokens)
             break
         kv.admit(st.kv, r, slot, n, num_hits)

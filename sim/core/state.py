@@ -65,7 +65,8 @@ PARAMS = _dtype(
 CONTROL = _dtype(
     {
         "now": np.int64,  # ns, or the step index on a logical clock
-        "phase": np.int64,  # P_*
+        "phase": np.int64,  # P_*, to come
+        "last_phase": np.int64,  # X_SCHEDULED or X_UPDATED
         "step": np.int64,  # index of the engine-loop step
         "num_running": np.int64,
         "num_waiting": np.int64,
@@ -75,6 +76,11 @@ CONTROL = _dtype(
         "last_done": np.int64,  # ns at which the youngest of them completes
         "last_batch": np.int64,  # ring index of the batch of the last phase
         "head_req": np.int64,  # waiting request that owns a slot without running, or -1
+        "memo_req": np.int64,  # request whose look-up is remembered, or -1
+        "memo_slot": np.int64,
+        "memo_hits": np.int64,  # blocks a group that are known to be hit still
+        "memo_marked": np.int64,  # blocks a group that were marked
+        "memo_free": np.int64,  # marked blocks that nobody references
         "num_preempted": np.int64,  # in the last schedule()
         "num_finished": np.int64,  # in the last update_from_output()
         "order_pos": np.int64,  # next entry of the sorted arrivals
@@ -145,6 +151,7 @@ BLOCK = _dtype(
         "ref_cnt": np.int32,  # not kept for the null block
         "run_len": np.int32,  # valid at both ends of a free run: its length
         "reused": np.int32,  # 1: hit at least once since it was cached
+        "mark": np.int32,  # position + 1 among the hits of the remembered look-up, 0: not among them
     }
 )
 

@@ -1,0 +1,225 @@
+"""A run: the engine driven to its end in calls of a tenth of a second, its logs drained, its results as arrays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.capacity import LogOptions, allocate
+from sim.config_engine import EngineSettings
+from sim.core import codes as c
+from sim.core.engine import run_until, sample_now, settle
+from sim.core.state import COUNTERS, POOL_META, State
+from sim.step_time import StepTime
+from workloads.requests import Workload
+
+__all__ = ["LogOptions", "Progress", "RunResult", "Simulation", "time_weighted"]
+
+_FOREVER = 1 << 62
+_CALL_SECONDS = 0.1
+_FIRST_CALL_STEPS = 2000
+
+_REQUEST_COLUMNS = {
+    "arrival_ns": "arrival",
+    "first_scheduled_ns": "first_scheduled",
+    "first_token_ns": "first_token",
+    "finish_ns": "finish",
+    "prompt_tokens": "prompt_len",
+    "hit_tokens": "hit_tokens",
+    "resumed_hit_tokens": "resumed_hits",
+    "preemptions": "preemptions",
+    "recomputed_tokens": "recomputed",
+    "peak_blocks": "peak_blocks",
+    "wasted_slots": "wasted_slots",
+    "allocated_slots": "allocated_slots",
+    "status": "status",
+}
+_EVENT_COLUMNS = ("time_ns", "type", "request", "block", "a", "b")
+
+Columns = dict[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: simulated ns, requests that have ended, requests in all, engine steps, wall seconds."""
+
+    now_ns: int
+    finished: int
+    total: int
+    steps: int
+    wall_s: float
+
+
+@dataclass
+class RunResult:
+    """What a run gave.
+
+    Attributes:
+        steps: rows of the step log, int64 arrays of one length by column.
+        requests: one entry a request that arrived.
+        events: the event stream, None when it was off.
+        totals: cumulative counters.
+        time_weighted: metric -> mean, p50, p90, p99, max, max_at_ns over simulated time after the warm-up.
+        exit_reason: "finished", "until" or "interrupted".
+    """
+
+    steps: Columns
+    requests: Columns
+    events: Columns | None
+    totals: dict[str, int]
+    time_weighted: dict[str, dict[str, float]]
+    exit_reason: str
+
+
+class Simulation:
+    """One engine and its workload; ``run`` may be called again to go on."""
+
+    def __init__(
+        self,
+        engine: EngineSettings,
+        workload: Workload,
+        step_time: StepTime,
+        log: LogOptions | None = None,
+        *,
+        state: State | None = None,
+    ) -> None:
+        self.workload = workload
+        self.log = log or LogOptions()
+        self.state = state or allocate(engine, workload, step_time, self.log)
+        self._rows: list[np.ndarray] = []
+        self._events: list[np.ndarray] = []
+        self._exit_reason = "interrupted"
+        self._wall = 0.0
+
+    def run(
+        self,
+        until_ns: int | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        progress_interval_s: float = 0.2,
+    ) -> str:
+        """Run to the end of the workload, or up to ``until_ns`` of simulated time; returns the exit reason.
+
+        ``progress`` is called about every ``progress_interval_s`` wall seconds. Raising from it, or Ctrl-C, leaves a
+        state between two phases: ``result`` then describes what is done, and ``run`` goes on from there.
+        """
+        end = _FOREVER if until_ns is None else until_ns
+        self._exit_reason = "interrupted"
+        started = time.perf_counter() - self._wall
+        reported = started + self._wall
+        steps = _FIRST_CALL_STEPS
+        while True:
+            before = time.perf_counter()
+            reason = run_until(self.state, end, steps)
+            after = time.perf_counter()
+            self._wall = after - started
+            self._drain(reason)
+            if reason in (c.X_DONE, c.X_TIME):
+                break
+            if reason == c.X_MAX_STEPS:
+                # at most doubled, so that one slow call does not make the next ones coarse
+                scale = _CALL_SECONDS / max(after - before, 1e-6)
+                steps = max(100, int(steps * min(2.0, scale)))
+            if progress and after - reported >= progress_interval_s:
+                progress(self.progress())
+                reported = after
+        self._exit_reason = "finished" if reason == c.X_DONE else "until"
+        if until_ns is not None and reason == c.X_TIME:
+            while settle(self.state, max(until_ns, int(self.state.ctl.now))) == c.X_LOG_FULL:
+                self._drain(c.X_LOG_FULL)
+        if progress:
+            progress(self.progress())
+        return self._exit_reason
+
+    def progress(self) -> Progress:
+        """How far the run is."""
+        ctl = self.state.ctl
+        return Progress(int(ctl.now), int(ctl.num_ended), len(self.workload), int(ctl.step), self._wall)
+
+    def _drain(self, reason: int) -> None:
+        ctl = self.state.ctl
+        if ctl.events_lost:
+            raise AssertionError(f"{ctl.events_lost} events did not fit the event log")
+        if ctl.log_len and (reason != c.X_MAX_STEPS or ctl.log_len > self.state.logs.steps.shape[0] // 2):
+            self._rows.append(self.state.logs.steps[: ctl.log_len].copy())
+            ctl.log_len = 0
+        if ctl.num_events and reason != c.X_MAX_STEPS:
+            self._events.append(self.state.kv.pool.events[: ctl.num_events].copy())
+            ctl.num_events = 0
+
+    def _all_rows(self) -> np.ndarray:
+        self._drain(c.X_DONE)
+        last = self._rows[-1][-1, 0] if self._rows else -1
+        if not self.log.every_step and self.log.sample_period_ns and last < self.state.ctl.now:
+            # the curve ends where the run ends, not at the last multiple of the period
+            sample_now(self.state)
+            self._drain(c.X_DONE)
+        if not self._rows:
+            return np.zeros((0, len(c.LOG_COLUMNS)), dtype=np.int64)
+        self._rows = [np.concatenate(self._rows)]
+        return self._rows[0]
+
+    def result(self) -> RunResult:
+        """What the run has given so far."""
+        st = self.state
+        rows = self._all_rows()
+        steps = {name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(c.LOG_COLUMNS)}
+        events = None
+        if self.log.events:
+            table = np.concatenate([np.zeros((0, c.EVENT_COLUMNS), dtype=np.int64), *self._events])
+            events = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(_EVENT_COLUMNS)}
+        totals = {name: int(st.count[name]) for name in COUNTERS.names or ()}
+        totals |= {name: int(st.kv.pool.meta[name]) for name in POOL_META.names or ()}
+        totals |= {"now_ns": int(st.ctl.now), "engine_steps": int(st.ctl.step)}
+        return RunResult(
+            steps=steps,
+            requests=self._requests(),
+            events=events,
+            totals=totals,
+            time_weighted=time_weighted(st),
+            exit_reason=self._exit_reason,
+        )
+
+    def _requests(self) -> Columns:
+        rq = self.state.requests[: self.state.ctl.num_requests]
+        arrived = np.flatnonzero(rq.status != c.S_NOT_ARRIVED)
+        columns: Columns = {"index": arrived.astype(np.int64)}
+        for name, field in _REQUEST_COLUMNS.items():
+            columns[name] = rq[field][arrived].astype(np.int64)
+        generated = rq.num_tokens[arrived].astype(np.int64) - rq.prompt_len[arrived]
+        columns["output_tokens"] = np.maximum(generated, 0)
+        return columns
+
+
+def _bin_value(metric: int, index: int) -> float:
+    """Middle of a histogram bin, the inverse of ``log.log_bin`` for counts."""
+    if metric < c.TW_FRACTIONS:
+        return index / c.TW_FRACTION_BINS
+    if index < 256:
+        return float(index)
+    octave, step = divmod(index - 256, 128)
+    return float((128 + step) << (octave + 1)) + float(1 << octave)
+
+
+def time_weighted(state: State) -> dict[str, dict[str, float]]:
+    """Means, percentiles and maxima over simulated time after the warm-up; percentiles to the width of a bin."""
+    out: dict[str, dict[str, float]] = {}
+    for m, name in enumerate(c.TW_METRICS):
+        histogram = state.logs.histogram[m]
+        total = int(histogram.sum())
+        weighted = state.logs.weighted[m]
+        if total == 0:
+            out[name] = {"mean": 0.0, "p50": 0.0, "p90": 0.0, "p99": 0.0, "max": 0.0, "max_at_ns": -1}
+            continue
+        cumulative = np.cumsum(histogram)
+        entry = {"mean": float(weighted.total) / total}
+        for percent in (50, 90, 99):
+            index = int(np.searchsorted(cumulative, total * percent / 100))
+            entry[f"p{percent}"] = min(_bin_value(m, index), float(weighted.peak))
+        entry["max"] = float(weighted.peak)
+        entry["max_at_ns"] = int(weighted.peak_at)
+        out[name] = entry
+    return out
