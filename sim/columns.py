@@ -44,6 +44,33 @@ STEPS: dict[str, tuple[str, str]] = {
     "step_duration_ns": ("ns", "duration of the last step"),
 }
 
+EVENT_TYPES = (
+    "block_stored",
+    "block_removed",
+    "all_blocks_cleared",
+    "admitted",
+    "preempted",
+    "finished",
+    "allocation_failed",
+)
+
+EVENTS: dict[str, tuple[str, str]] = {
+    "time_ns": ("ns", "simulated time"),
+    "type": ("", "; ".join(f"{i} {name}" for i, name in enumerate(EVENT_TYPES))),
+    "request": ("", "position of the request in the workload; -1: none"),
+    "block": ("", "block id; -1: none"),
+    "a": (
+        "",
+        "block_stored, block_removed: identity of the block's hash; admitted: cached tokens found; preempted:"
+        " computed tokens; finished: status; allocation_failed: cause (as in sim.core.kv_cache_manager)",
+    ),
+    "b": (
+        "",
+        "block_stored: KV-cache group; admitted, finished: tokens of the request; preempted: blocks it held;"
+        " allocation_failed: blocks wanted",
+    ),
+}
+
 REQUESTS: dict[str, tuple[str, str]] = {
     "index": ("", "position in the workload, from 0"),
     "arrival_ns": ("ns", "arrival"),

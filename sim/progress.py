@@ -11,7 +11,7 @@ from sim.report.units import count, plural, seconds
 if TYPE_CHECKING:
     from sim.simulate import Progress
 
-LINE_EVERY_S = 5.0
+FIRST_LINE_S, LINE_EVERY_S = 1.0, 5.0
 
 
 class Reporter(Protocol):
@@ -51,17 +51,17 @@ class Silent:
 
 
 class Lines:
-    """A line every few seconds."""
+    """A line after a second, then one every few seconds."""
 
     def __init__(self, stream: TextIO, until_ns: int | None) -> None:
         self._stream, self._until = stream, until_ns
-        self._last = time.monotonic()
+        self._next = time.monotonic() + FIRST_LINE_S
 
     def __call__(self, p: Progress) -> None:
         now = time.monotonic()
-        if now - self._last < LINE_EVERY_S:
+        if now < self._next:
             return
-        self._last = now
+        self._next = now + LINE_EVERY_S
         part, text = status(p, self._until)
         left = p.wall_s * (1 - part) / part if part > 0 else None
         eta = f", about {seconds(left)} left" if left is not None else ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim import __version__
-from sim.columns import REQUESTS, STEPS
+from sim.columns import EVENTS, REQUESTS, STEPS
 from sim.config import Loaded, load_config
 from sim.config_workload import to_workload
 from sim.config_yaml import KeyPath, Problem, to_input_errors
@@ -113,7 +113,7 @@ def run(config: str, options: RunOptions) -> Outcome:
     result = simulation.result()
     if interrupted:
         result.exit_reason = "interrupted"
-    summary = summarize(resolved, result, content, __version__)
+    summary = summarize(resolved, result, len(workload), content, __version__)
     done = time.perf_counter()
     walls = {
         "prepare_s": prepared - clock,
@@ -222,7 +222,7 @@ def _files(
     }
     if result.events is not None:
         events: Mapping[str, np.ndarray] = result.events
-        files["events.parquet"] = lambda: to_parquet(events, {}, meta)
+        files["events.parquet"] = lambda: to_parquet(events, EVENTS, meta)
     return files
 
 

@@ -37,6 +37,10 @@ DEFINITIONS = {
     "mean_wasted_slots": "mean of wasted slots over the rows of steps.parquet, weighted by time",
     "table_contiguity": "adjacent pairs in running requests' tables with consecutive ids / all such pairs,"
     " over the rows of steps.parquet",
+    "evicted_unused_blocks": "cached blocks evicted before any hit since they were cached (pollution)",
+    "admissions_refused": "times that the head of the waiting queue was not admitted for want of free blocks:"
+    " for its whole known text, above the watermark, or for its next chunk",
+    "busy": "simulated time in which a step executes / simulated time",
     "recomputed_tokens": "tokens computed again because their request had been preempted",
     "ttft_s": "first output token - arrival, of requests that arrived after the warm-up",
     "tpot_s": "(end - first output token) / (output tokens - 1), of finished requests with two or more",
@@ -51,12 +55,15 @@ DEFINITIONS = {
 Rows = Mapping[str, NDArray[Any]]
 
 
-def summarize(resolved: Resolved, result: RunResult, content: str, version: str) -> dict[str, Any]:
+def summarize(
+    resolved: Resolved, result: RunResult, num_requests: int, content: str, version: str
+) -> dict[str, Any]:
     """Everything that the terminal and summary.json show.
 
     Args:
         resolved: the run's config.
         result: what the simulation recorded.
+        num_requests: requests of the workload.
         content: content id of the run.
         version: of kvpool.
     """
@@ -74,7 +81,8 @@ def summarize(resolved: Resolved, result: RunResult, content: str, version: str)
         "exit_reason": result.exit_reason,
         "simulated_s": end_ns / NS,
         "warmup_s": resolved.warmup_ns / NS,
-        "steps": int(totals.get("steps", int(steps["step"][-1]) if len(steps["step"]) else 0)),
+        "steps": int(totals.get("steps", 0)),
+        "busy": _ratio(int(totals.get("busy_ns", 0)), end_ns),
         "engine": {
             "vllm": engine.vllm,
             "model": resolved.model.name if resolved.model else None,
@@ -87,7 +95,7 @@ def summarize(resolved: Resolved, result: RunResult, content: str, version: str)
             "pool_bytes": None if block is None else block * engine.num_gpu_blocks,
             "pool_size_is": resolved.pool.how,
         },
-        "requests": _requests(requests, totals),
+        "requests": _requests(requests, num_requests),
     }
     for metric in ("usage", "internal_fragmentation", "external_fragmentation", "free_runs"):
         out[metric] = _weighted(result.time_weighted.get(metric))
@@ -111,6 +119,11 @@ def summarize(resolved: Resolved, result: RunResult, content: str, version: str)
         "preemptions": int(requests["preemptions"].sum()),
         "requests_preempted": int((requests["preemptions"] > 0).sum()),
         "recomputed_tokens": int(requests["recomputed_tokens"].sum()),
+    }
+    out["admissions_refused"] = {
+        "by_full_sequence_reserve": int(totals.get("fail_reserve", 0)),
+        "by_watermark": int(totals.get("fail_watermark", 0)),
+        "by_pool": int(totals.get("fail_pool", 0)),
     }
     late = requests["arrival_ns"] >= resolved.warmup_ns
     out["latency"] = _latency(requests, late)
@@ -139,9 +152,7 @@ def plain(value: Any) -> Any:
 
 
 def _end_ns(result: RunResult) -> int:
-    if "end_ns" in result.totals:
-        return int(result.totals["end_ns"])
-    ends = [0]
+    ends = [int(result.totals.get("now_ns", 0))]
     for rows, name in ((result.steps, "time_ns"), (result.requests, "finish_ns")):
         if len(rows[name]):
             ends.append(int(rows[name].max()))
@@ -152,12 +163,12 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _requests(requests: Rows, totals: Mapping[str, Any]) -> dict[str, int]:
+def _requests(requests: Rows, total: int) -> dict[str, int]:
     status = requests["status"]
     counts = {k: int((status == k).sum()) for k in STATUS_NAMES}
     arrived = len(status) - counts[-1]
     return {
-        "total": int(totals.get("requests", len(status))),
+        "total": total,
         "arrived": arrived,
         "finished": counts[3],
         "rejected": counts[4],
@@ -192,7 +203,7 @@ def _prefix_cache(steps: Rows, totals: Mapping[str, Any]) -> dict[str, Any]:
     def last(name: str) -> int:
         if name in totals:
             return int(totals[name])
-        return int(steps[name][-1]) if len(steps[name]) else 0
+        return int(steps[name][-1]) if len(steps.get(name, ())) else 0
 
     queries, hits = last("prefix_queries"), last("prefix_hits")
     again, found = last("preempted_queries"), last("preempted_hits")
@@ -204,6 +215,7 @@ def _prefix_cache(steps: Rows, totals: Mapping[str, Any]) -> dict[str, Any]:
         "resumed_lookup_tokens": again,
         "resumed_hit_tokens": found,
         "evicted_blocks": last("evictions"),
+        "evicted_unused_blocks": last("evicted_unused"),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.report import style
-from sim.report.units import GIB, count, plural, seconds, share, size
+from sim.report.units import GIB, count, plural, seconds, share, size, span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,15 +91,15 @@ def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
     if len(steps["time_ns"]) < 2:
         return None
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import FuncFormatter
 
     s = _Series(steps)
     engine = summary["engine"]
     usable = engine["usable_blocks"]
     figure = Figure(figsize=(8.2, 10.4))
     axes = figure.subplots(6, 1, sharex=True, gridspec_kw={"hspace": 0.46})
-    figure.subplots_adjust(left=0.105, right=0.925, top=0.905, bottom=0.055)
-    percent = PercentFormatter(1.0, symbol=" %")
+    figure.subplots_adjust(left=0.105, right=0.915, top=0.905, bottom=0.055)
+    percent = FuncFormatter(lambda v, _: f"{100 * v:.3g} %")
 
     ax = axes[0]
     used, cached = steps["used_blocks"] / usable, steps["cached_free_blocks"] / usable
@@ -138,24 +138,16 @@ def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
     ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(percent)
     ax.set_ylabel("1 - largest / free", color=style.PURPLE)
-    twin = ax.twinx()
+    twin = _twin(ax, "free runs", style.GREY)
     twin.plot(s.x, s.mean(steps["free_runs"]), color=style.GREY, linewidth=1.0)
-    twin.set_ylabel("free runs", color=style.GREY)
-    twin.grid(False)
-    twin.spines["right"].set_visible(True)
     _from_zero(twin)
     e, runs = summary["external_fragmentation"], summary["free_runs"]
     note = f"mean {share(e['mean'])}; {count(runs['mean'])} runs on average" if e and runs else ""
     _title(ax, "External fragmentation and free runs", note)
 
     ax = axes[3]
-    s.line(ax, steps["num_running"], style.GREEN, "running")
-    s.line(ax, steps["num_waiting"], style.ORANGE, "waiting")
-    _from_zero(ax)
-    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    ax.set_ylabel("requests")
-    _title(ax, "Requests in the engine", "")
-    _legend(ax)
+    _load(ax, s, steps)
+    _title(ax, "Requests in the engine", _load_note(summary))
 
     ax = axes[4]
     _hit_rate(ax, s, steps)
@@ -172,10 +164,55 @@ def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
     ax = axes[5]
     _per_second(ax, s, steps)
     ax.set_xlabel(f"simulated time ({s.unit})")
-    ax.set_xlim(s.x[0], s.time[-1] if s.time[-1] > s.x[0] else s.x[0] + 1)
+    ax.set_xlim(0, s.time[-1] if s.time[-1] > 0 else 1)
     _heading(figure, summary)
     figure.align_ylabels(list(axes))
     return figure
+
+
+def _load(ax: Axes, s: _Series, steps: Rows) -> None:
+    """Running and waiting requests; on two axes where a long queue would flatten the other line."""
+    from matplotlib.ticker import MaxNLocator
+
+    running, waiting = steps["num_running"], steps["num_waiting"]
+    s.line(ax, running, style.GREEN, "running")
+    ax.set_ylabel("requests")
+    if waiting.max() > 4 * max(1, running.max()):
+        ax.set_ylabel("running", color=style.GREEN)
+        twin = _twin(ax, "waiting", style.ORANGE)
+        s.line(twin, waiting, style.ORANGE)
+        _from_zero(twin)
+    else:
+        s.line(ax, waiting, style.ORANGE, "waiting")
+        _legend(ax)
+    _from_zero(ax)
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def _load_note(summary: Mapping[str, Any]) -> str:
+    running, waiting = summary["num_running"], summary["num_waiting"]
+    if not running or not waiting:
+        return ""
+    return f"mean {count(running['mean'])} running, {count(waiting['mean'])} waiting"
+
+
+def _twin(ax: Axes, label: str, color: str) -> Axes:
+    """A second y axis on the right."""
+    from matplotlib.ticker import FuncFormatter
+
+    twin = ax.twinx()
+    twin.grid(False)
+    twin.spines["right"].set_visible(True)
+    twin.set_ylabel(label, color=color)
+    twin.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _thousands(v)))
+    return twin
+
+
+def _thousands(v: float) -> str:
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(v) >= scale:
+            return f"{v / (1e3 if unit == 'k' else scale):g}{unit}"
+    return f"{v:g}"
 
 
 def _hit_rate(ax: Axes, s: _Series, steps: Rows) -> None:
@@ -190,7 +227,9 @@ def _hit_rate(ax: Axes, s: _Series, steps: Rows) -> None:
         window = np.where(dq > 0, dh / np.maximum(dq, 1), np.nan)
         whole = np.where(queries > 0, hits / np.maximum(queries, 1), np.nan)
     scale = s.time[-1] / time[-1] if time[-1] > 0 else 1.0
-    ax.stairs(window, edges * scale, color=style.SKY, linewidth=1.0, label="in each 1/60 of the run")
+    ax.stairs(
+        window, edges * scale, baseline=None, color=style.SKY, linewidth=1.0, label="in each 1/60 of the run"
+    )
     pick = slice(None) if s.edges is None else s.edges
     ax.plot(s.x, whole[pick], color=style.BLUE, label="since the start")
 
@@ -210,12 +249,9 @@ def _per_second(ax: Axes, s: _Series, steps: Rows) -> None:
     ax.set_ylabel("preemptions", color=style.RED)
     ax.set_ylim(0, max(1.0, float(preempted.max(initial=0)) * 1.08))
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    twin = ax.twinx()
-    twin.grid(False)
-    twin.spines["right"].set_visible(True)
+    twin = _twin(ax, "blocks evicted", style.GREY)
     evicted = np.diff(steps["evictions"][at])
     twin.stairs(evicted, edges * scale, color=style.GREY, linewidth=1.0)
-    twin.set_ylabel("blocks evicted", color=style.GREY)
     twin.set_ylim(0, max(1.0, float(evicted.max(initial=0)) * 1.08))
     total, blocks = int(steps["preemptions"][-1]), int(steps["evictions"][-1])
     note = f"{count(total)} and {count(blocks)} in all"
@@ -261,13 +297,13 @@ def latency(summary: Mapping[str, Any], requests: Rows, warmup_ns: int) -> Figur
         for key, mark in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
             value = max(q[key], floor)
             ax.plot([value], [mark], "o", ms=3.6, color=color, clip_on=False, zorder=5)
-            left = mark < 0.7
+            right = _place(x[0], x[-1], value, ax.get_xscale() == "log") < 0.45
             ax.annotate(
-                f"{key} {seconds(q[key])}",
+                f"{key} {span(q[key])}",
                 (value, mark),
-                xytext=(6, -4) if left else (-6, -3 if mark < 0.95 else -1),
+                xytext=(6, -5) if right else (-6, -3 if mark < 0.95 else -1),
                 textcoords="offset points",
-                ha="left" if left else "right",
+                ha="left" if right else "right",
                 fontsize=8,
                 color="black",
             )
@@ -277,6 +313,15 @@ def latency(summary: Mapping[str, Any], requests: Rows, warmup_ns: int) -> Figur
     axes[0].set_ylabel("of requests")
     _heading(figure, summary, y=0.955)
     return figure
+
+
+def _place(low: float, high: float, value: float, log: bool) -> float:
+    """Where a value lies between the ends of its axis, from 0 to 1."""
+    if high <= low:
+        return 0.0
+    if log:
+        low, high, value = (float(np.log(v)) for v in (low, high, value))
+    return (value - low) / (high - low)
 
 
 def _short(v: float) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from sim.report.units import count, plural, seconds, share, size
+from sim.report.units import count, plural, seconds, share, size, span
 
 WIDTH = 80
 _LABEL = 20
@@ -21,9 +22,11 @@ def lines(summary: Mapping[str, Any]) -> list[Row]:
     requests = s["requests"]
     ended = {"finished": "finished", "until": "stopped at run.until", "interrupted": "INTERRUPTED"}
     head = f"{s['name']}: {ended.get(s['exit_reason'], s['exit_reason'])}"
-    head += f" after {seconds(s['simulated_s'])} of simulated time, {plural(s['steps'], 'step')}"
-    add(("title" if s["exit_reason"] != "interrupted" else "warn", head))
-    add(("dim", _engine(s["engine"])))
+    head += f" after {seconds(s['simulated_s'])} simulated, {plural(s['steps'], 'step')}"
+    if s["busy"]:
+        head += f", busy {share(s['busy'])}"
+    add(("title" if s["exit_reason"] != "interrupted" else "warn", _wrap(head, WIDTH, "  ")))
+    add(("dim", _wrap(_engine(s["engine"]), WIDTH, "")))
     add(("", ""))
 
     usage, waste, outside = s["usage"], s["internal_fragmentation"], s["external_fragmentation"]
@@ -47,7 +50,7 @@ def lines(summary: Mapping[str, Any]) -> list[Row]:
         ("e2e_s", "whole request"),
     ):
         q = s["latency"][name]
-        add(("", _columns(label, *(seconds(q[k]) for k in ("mean", "p50", "p90", "p99", "max")))))
+        add(("", _columns(label, *(span(q[k]) for k in ("mean", "p50", "p90", "p99", "max")))))
     add(("", ""))
     add(("", _field("requests", _requests(requests))))
     if s["worst_moment"]:
@@ -77,20 +80,24 @@ def _metric(label: str, m: Mapping[str, Any] | None, plain: bool = False) -> str
     if m is None:
         return _columns(label, *["-"] * 5)
     show = count if plain else share
-    return _columns(label, *(show(m[k]) for k in ("mean", "p50", "p99", "max")), seconds(m["max_at_s"]))
+    return _columns(label, *(show(m[k]) for k in ("mean", "p50", "p99", "max")), span(m["max_at_s"]))
 
 
 def _field(label: str, text: str) -> str:
     """A label and its text, wrapped at 80 columns below itself."""
-    words, rows, row = text.split(" "), [], ""
-    for word in words:
-        if row and _LABEL + len(row) + 1 + len(word) > WIDTH:
+    return f"{label:<{_LABEL}}" + _wrap(text, WIDTH - _LABEL, " " * _LABEL)
+
+
+def _wrap(text: str, width: int, indent: str) -> str:
+    """Lines of at most `width` columns; numbers stay with their units."""
+    rows, row = [], ""
+    for word in re.sub(r"(\d) (%|[GMK]iB|ms|us|s|min|h)\b", "\\1\xa0\\2", text).split(" "):
+        if row and len(row) + 1 + len(word) > width:
             rows.append(row)
             row = word
         else:
             row = f"{row} {word}" if row else word
-    rows.append(row)
-    return ("\n" + " " * _LABEL).join([f"{label:<{_LABEL}}" + rows[0], *rows[1:]])
+    return f"\n{indent}".join([*rows, row]).replace("\xa0", " ")
 
 
 def _wasted(w: Mapping[str, Any]) -> str:
@@ -111,7 +118,10 @@ def _cache(c: Mapping[str, Any]) -> str:
     text += " at first lookup"
     if c["resumed_lookup_tokens"]:
         text += f", {share(c['resumed_token_hit_rate'])} when resumed"
-    return f"{text}; {plural(c['evicted_blocks'], 'block')} evicted"
+    text += f"; {plural(c['evicted_blocks'], 'block')} evicted"
+    if c["evicted_unused_blocks"]:
+        text += f", {share(c['evicted_unused_blocks'] / c['evicted_blocks'])} of them never reused"
+    return text
 
 
 def _preemptions(p: Mapping[str, Any]) -> str:

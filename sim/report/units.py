@@ -21,6 +21,13 @@ def seconds(s: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def span(s: float | None) -> str:
+    """A span in one number, for tables: `12.3 ms`, `45.6 s`, `53.0 min`, `2.64 h`."""
+    if s is None or s < 99.95:
+        return seconds(s)
+    return f"{s / 60:.1f} min" if s < 5997 else f"{s / 3600:.2f} h"
+
+
 def share(x: float | None) -> str:
     """A fraction in percent: `0.43 %`, `61.2 %`."""
     if x is None:
@@ -44,7 +51,7 @@ def count(n: float | None) -> str:
     """A count with thousands separated; three digits if it is not whole."""
     if n is None:
         return "-"
-    if float(n).is_integer() or abs(n) >= 1000:
+    if float(n).is_integer() or abs(n) >= 100:
         return f"{n:,.0f}"
     return f"{n:.1f}" if abs(n) >= 10 else f"{n:.2f}"
 

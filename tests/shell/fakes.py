@@ -79,7 +79,7 @@ def run_result(rows: int = 500, requests: int = 300, usable: int = 1023, block: 
         steps=steps,
         requests=columns,
         events=None,
-        totals={"steps": int(steps["step"][-1])},
+        totals={"steps": int(steps["step"][-1]), "evicted_unused": 900, "fail_pool": 3},
         time_weighted={
             "usage": weighted(used / usable),
             "internal_fragmentation": weighted(wasted / np.maximum(allocated, 1)),

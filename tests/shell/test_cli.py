@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import pty
 import resource
+import signal
 import subprocess
 import sys
 import types
@@ -339,3 +342,122 @@ def test_printed_documents(command: list[str]) -> None:
     result = kvpool(*command)
     assert result.exit_code == 0
     assert "max_num_batched_tokens" in result.stdout
+
+
+# -- with the real engine ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(work: Path) -> Path:
+    (work / "real.yaml").write_text("""\
+name: real
+engine: {num_gpu_blocks: 48, max_model_len: 700, max_num_seqs: 16, max_num_batched_tokens: 256}
+step_time: {kind: affine, overhead: 2ms, prefill_token: 20us, decode_sequence: 50us, context_token: 2.5ns}
+workload:
+  kind: chat
+  arrivals: {kind: poisson, rate: 4}
+  num_sessions: 40
+  user_len: {kind: lognormal, mean: 60, cv: 1, max: 200}
+  output_len: {kind: lognormal, mean: 40, cv: 1, max: 90}
+  system_len: 40
+  think_time: 500ms
+  max_context: 650
+output: {events: true}
+""")
+    return work
+
+
+SAME = ("config.yaml", "summary.json", "steps.parquet", "requests.parquet", "events.parquet")
+
+
+def test_the_resolved_config_runs_to_the_same_bytes(real: Path) -> None:
+    """Same config and seed, same bytes; also from the config of the run folder, in another process."""
+    assert kvpool("run", "real.yaml", "--out", "a").exit_code == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "sim", "run", "a/config.yaml", "--out", "b", "-q"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"},
+        cwd=real,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    names = [*SAME, "plots/overview.svg", "plots/overview.png", "plots/latency.svg"]
+    for name in names:
+        assert (real / "a" / name).read_bytes() == (real / "b" / name).read_bytes(), name
+    assert kvpool("run", "real.yaml", "--out", "c", "--no-plots", "--seed", "1").exit_code == 0
+    assert (real / "a" / "requests.parquet").read_bytes() != (real / "c" / "requests.parquet").read_bytes()
+
+
+def test_until_and_every_step(real: Path) -> None:
+    import pyarrow.parquet as pq
+
+    args = ["run", "real.yaml", "--no-plots", "--every-step", "--out", "a", "--json", "--set", "run.until=3s"]
+    result = kvpool(*args)
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary["exit_reason"] == "until"
+    assert summary["simulated_s"] == pytest.approx(3, abs=0.1)
+    assert summary["requests"]["unfinished"] >= 0
+    steps = pq.read_table(real / "a" / "steps.parquet")
+    assert steps.num_rows >= summary["steps"]
+    assert steps.schema.field("used_blocks").metadata[b"unit"] == b"blocks"
+
+
+def test_a_prompt_that_is_too_long_is_reported(work: Path) -> None:
+    """A prompt longer than max_model_len is named in the results, and the others are served."""
+    lines = [
+        {"request_id": "ok", "arrival_step": 0, "prompt_token_ids": [1] * 9, "output_token_ids": [1, 2]},
+        {"request_id": "long", "arrival_step": 0, "prompt_token_ids": [2] * 70, "output_token_ids": [1]},
+        {"request_id": "late", "arrival_step": 3, "prompt_token_ids": [3] * 9, "output_token_ids": [1]},
+    ]
+    (work / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (work / "t.yaml").write_text(
+        "engine: {num_gpu_blocks: 8, max_model_len: 64, max_num_seqs: 4, max_num_batched_tokens: 64}\n"
+        "step_time: {kind: constant, step: 10ms}\n"
+        "workload: {kind: trace, path: t.jsonl, format: logical}\n"
+    )
+    result = kvpool("run", "t.yaml", "--out", "a", "--no-plots")
+    assert result.exit_code == 0, result.output
+    assert "! rejected" in result.stdout
+    summary = json.loads((work / "a" / "summary.json").read_text())
+    assert summary["requests"]["finished"] == 2
+    assert summary["rejected"] == [{"index": 1, "prompt_tokens": 70}]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_ctrl_c_keeps_what_is_done(real: Path, terminal: bool) -> None:
+    """A run is interrupted once it has told its progress: results are written, exit code 130."""
+    long = ["--set", "workload.num_sessions=60000", "--set", "workload.arrivals.rate=3", "--no-plots"]
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sim", "run", "real.yaml", "--out", "a", *long],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"},
+        cwd=real,
+        stdout=subprocess.PIPE,
+        stderr=slave if terminal else subprocess.PIPE,
+    )
+    os.close(slave)
+    assert process.stdout is not None
+    talk = master if terminal or process.stderr is None else process.stderr.fileno()
+    said = b""
+    while b"steps/s" not in said:
+        chunk = os.read(talk, 65536)
+        assert chunk, said
+        said += chunk
+    process.send_signal(signal.SIGINT)
+    # A terminal that nobody reads from any more answers with an error, not with an end of file.
+    with contextlib.suppress(OSError):
+        while chunk := os.read(talk, 65536):
+            said += chunk
+    out = process.stdout.read()
+    assert process.wait(timeout=60) == 130, said
+    process.stdout.close()
+    if process.stderr is not None:
+        process.stderr.close()
+    os.close(master)
+    assert b"interrupted: keeping what is done" in said
+    assert b"INTERRUPTED" in out
+    summary = json.loads((real / "a" / "summary.json").read_text())
+    assert summary["exit_reason"] == "interrupted"
+    assert 0 < summary["requests"]["finished"] < summary["requests"]["total"]

@@ -40,7 +40,7 @@ def resolved(tmp_path_factory: pytest.TempPathFactory) -> Resolved:
 
 @pytest.fixture(scope="module")
 def summary(resolved: Resolved) -> dict[str, Any]:
-    return summarize(resolved, fakes.run_result(), "c" * 64, "0.1.0")
+    return summarize(resolved, fakes.run_result(), 300, "c" * 64, "0.1.0")
 
 
 FILES = {"summary.json": b"{}\n", "plots/a.svg": b"<svg/>"}
@@ -204,7 +204,7 @@ def test_summary_fits_one_screen(summary: dict[str, Any]) -> None:
     assert len(rows) <= 30
     assert max(len(row) for row in rows) <= 80
     assert "\x1b" not in sink.getvalue()
-    assert rows[0].startswith("a: finished after 8 min 25 s of simulated time")
+    assert rows[0].startswith("a: finished after 8 min 25 s simulated, 19,960 steps")
 
 
 def test_summary_of_nothing_and_of_trouble(resolved: Resolved) -> None:
@@ -212,7 +212,7 @@ def test_summary_of_nothing_and_of_trouble(resolved: Resolved) -> None:
     result.steps = {k: v[:0] for k, v in result.steps.items()}
     result.requests = {k: v[:0] for k, v in result.requests.items()}
     result.time_weighted, result.totals = {}, {}
-    empty = summarize(resolved, result, "c" * 64, "0")
+    empty = summarize(resolved, result, 300, "c" * 64, "0")
     assert empty["usage"] is None
     assert empty["latency"]["ttft_s"]["count"] == 0
     assert text.lines(empty)
@@ -221,7 +221,7 @@ def test_summary_of_nothing_and_of_trouble(resolved: Resolved) -> None:
     result.requests["status"][:2] = 5
     result.requests["status"][2:5] = 4
     result.requests["status"][5] = 1
-    bad = summarize(resolved, result, "c" * 64, "0")
+    bad = summarize(resolved, result, 300, "c" * 64, "0")
     shown = "\n".join(row for _, row in text.lines(bad))
     assert "INTERRUPTED" in shown
     assert "2 requests can never fit the pool of" in shown
@@ -234,7 +234,7 @@ def test_warmup_is_left_out(resolved: Resolved) -> None:
     from dataclasses import replace
 
     result = fakes.run_result()
-    late = summarize(replace(resolved, warmup_ns=100 * 10**9), result, "c", "0")
+    late = summarize(replace(resolved, warmup_ns=100 * 10**9), result, 300, "c", "0")
     assert late["latency"]["ttft_s"]["count"] == int((result.requests["arrival_ns"] >= 100 * 10**9).sum())
 
 
