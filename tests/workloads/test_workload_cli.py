@@ -205,3 +205,15 @@ def test_configs_of_the_repository(path: Path) -> None:
     limit = re.search(r"max_model_len: (\d+)", text)
     assert limit is not None
     assert int((workload.prompt_len + workload.output_len).max()) <= int(limit.group(1))
+
+
+def test_examples_of_the_docs_are_valid_and_complete(tmp_path: Path) -> None:
+    from workloads.spec import KINDS
+
+    text = (ROOT / "docs" / "workloads.md").read_text()
+    shown = []
+    for k, example in enumerate(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)):
+        path = tmp_path / f"{k}.yaml"
+        path.write_text(example)
+        shown.append(load_section(path)[0].kind)
+    assert shown == list(KINDS)
