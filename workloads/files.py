@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import gzip
 import hashlib
@@ -53,15 +54,21 @@ def resolve(path: str | Path, base_dir: str | Path | None = None) -> Path:
     """
     given = Path(path).expanduser()
     places = [given] if base_dir is None or given.is_absolute() else [Path(base_dir) / given, given]
-    for place in places:
-        if place.is_file():
-            return place
-    for place in places:
-        if place.is_dir():
-            raise WorkloadError("is a folder; name a file in it", place)
+    try:
+        for place in places:
+            if place.is_file():
+                return place
+        for place in places:
+            if place.is_dir():
+                raise WorkloadError("is a folder; name a file in it", place)
+    except OSError as error:
+        raise WorkloadError(f"cannot be read: {error.strerror}", path) from error
     looked = list(dict.fromkeys(str(place) for place in places))
-    siblings = sorted({p.name for place in places if place.parent.is_dir() for p in place.parent.iterdir()})
-    near = difflib.get_close_matches(given.name, siblings, n=3)
+    siblings: set[str] = set()
+    for place in places:
+        with contextlib.suppress(OSError):
+            siblings.update(os.listdir(place.parent))
+    near = difflib.get_close_matches(given.name, sorted(siblings), n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     if not near and not any(place.parent.is_dir() for place in places):
         hint = f"; there is no folder {places[-1].parent} either"
@@ -117,4 +124,5 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
             f"cannot be written: {error.strerror or error}; nothing was written", path
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

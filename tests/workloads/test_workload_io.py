@@ -178,7 +178,9 @@ def test_broken_parquet(tmp_path: Path) -> None:
 
 def test_a_workload_file_takes_no_options(tmp_path: Path) -> None:
     write(example(), tmp_path / "w.jsonl")
-    with pytest.raises(WorkloadError, match="replayed as it is; it takes no options"):
+    with pytest.raises(
+        WorkloadError, match="the option time_scale does not apply to a trace of format native"
+    ):
         read_trace(tmp_path / "w.jsonl", options=ReadOptions(time_scale=2.0))
 
 
@@ -217,6 +219,12 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match="cannot be written: No such file or directory"):
         write(example(), tmp_path / "no" / "w.jsonl")
+
+
+def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WorkloadError, match="cannot be written: Not a directory"):
+        write(example(), tmp_path / "file" / "w.jsonl")
 
 
 def test_logical_round_trip(tmp_path: Path, conformance_dir: Path) -> None:

@@ -53,6 +53,12 @@ BURST = (
 )
 
 MISTAKES: list[tuple[str, Any, str]] = [
+    ("azure", AZURE + "2023-11-16 18:15:47+02:00,7,5\n", r":3:1: TIMESTAMP must be in UTC"),
+    (
+        "azure",
+        AZURE + "9023-11-16 18:15:47,7,5\n",
+        r":3:1: TIMESTAMP must be a date and time between 1740 and 2199",
+    ),
     ("mooncake", '{"timestamp": ' + "9" * 5000 + "}", r":1:1: not a request: a number with too many digits"),
     ("mooncake", '{"timestamp": 1e400}', r":1:2: timestamp must be at least 0 and finite, got inf"),
     # (format, content, expected message after the file's path)
@@ -323,6 +329,31 @@ def test_cutting_and_scaling(put: Write) -> None:
     assert w.arrival.tolist() == [0, 500_000_000, 1_000_000_000, 1_500_000_000]
     assert w.source["notes"] == ["the first 4 of 10 requests are used, as asked"]
     assert len(read_trace(path, options=ReadOptions(duration_ns=3_000_000_000))) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "name"),
+    [
+        (AZURE, {"hash_block_size": 16}, "hash_block_size does not apply to a trace of format azure"),
+        (AZURE, {"model": "GPT-4"}, "model does not apply to a trace of format azure"),
+        (BURST, {"output_len": 5}, "output_len does not apply to a trace of format burstgpt"),
+        ([logical()], {"duration_ns": 5}, "duration does not apply to a trace of format logical"),
+        ([mooncake(), mooncake(timestamp=1e12)], {"time_scale": 1e9}, "makes arrivals later than"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    put: Write, content: Any, options: dict[str, Any], name: str
+) -> None:
+    path = put("x", content)
+    with pytest.raises(WorkloadError, match=re.escape(str(path)) + ": .*" + name):
+        read_trace(path, options=ReadOptions(**options))
+
+
+def test_paths_that_cannot_be_looked_at(put: Write, tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match="cannot be read: File name too long"):
+        read_trace(tmp_path / ("x" * 300))
+    with pytest.raises(WorkloadError, match="no such file"):
+        read_trace(put("file", "x") / "below")
 
 
 def test_azure(put: Write) -> None:

@@ -166,6 +166,7 @@ def test_shorthands() -> None:
         ),
         ("random", {"num_requests": 2.0}, "valid integer"),
         ("rag", {"documents": 1, "chunks_per_document": 2, "chunks": 3}, "more than the corpus holds"),
+        ("mix", {"clients": [{**specs()["mix"]["clients"][0], "weight": 2.0}]}, "a batch has no rate"),
         ("mix", {"clients": []}, "at least 1 item"),
         ("mix", {"clients": [specs()["mix"]["clients"][0]] * 2}, "two clients are called 'a'"),
         (

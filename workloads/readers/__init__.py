@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workloads.errors import WorkloadError
 from workloads.files import Content, read
-from workloads.readers.options import ReadOptions
+from workloads.readers.options import ReadOptions, check_applicable
 from workloads.requests import Workload
 
 #: format -> (module, function); a reader takes the file's content and the options.
@@ -46,8 +46,10 @@ def read_trace(
         raise WorkloadError(f"unknown trace format {name!r}; use auto or one of {', '.join(READERS)}")
     module, function = READERS[name]
     reader: Callable[[Content, ReadOptions], Workload] = getattr(import_module(module), function)
+    options = options or ReadOptions()
     try:
-        return reader(content, options or ReadOptions())
+        check_applicable(name, options)
+        return reader(content, options)
     except WorkloadError as error:
         if error.file is None:
             raise WorkloadError(error.message, content.path) from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
+from workloads.errors import WorkloadError
 from workloads.files import Content
+from workloads.readers.rows import MAX_TIME_NS
 from workloads.requests import Int64Array
 
 DEFAULT_VOCAB_SIZE = 128_000
@@ -33,6 +35,29 @@ class ReadOptions:
     """Only rows of this log type (burstgpt)."""
     vocab_size: int = DEFAULT_VOCAB_SIZE
     """Synthetic token ids are below this."""
+
+
+#: format -> the options that it understands; any other that is given is an error.
+APPLICABLE: dict[str, frozenset[str]] = {
+    "mooncake": frozenset({"hash_block_size", "time_scale", "max_requests", "duration_ns", "vocab_size"}),
+    "azure": frozenset({"time_scale", "max_requests", "duration_ns", "vocab_size"}),
+    "burstgpt": frozenset({"time_scale", "max_requests", "duration_ns", "vocab_size", "model", "log_type"}),
+    "vllm": frozenset({"time_scale", "max_requests", "duration_ns", "vocab_size", "output_len"}),
+    "logical": frozenset({"max_requests"}),
+    "native": frozenset(),
+}
+
+
+def check_applicable(name: str, options: ReadOptions) -> None:
+    """Refuse an option that would be ignored.
+
+    Raises:
+        WorkloadError: an option is set that format `name` does not understand.
+    """
+    for item in fields(options):
+        if item.name not in APPLICABLE[name] and getattr(options, item.name) != item.default:
+            key = item.name.removesuffix("_ns")
+            raise WorkloadError(f"the option {key} does not apply to a trace of format {name}; leave it out")
 
 
 @dataclass
@@ -79,6 +104,10 @@ def arrange(times_ns: Int64Array, options: ReadOptions) -> Arrivals:
         order, arrival = order[: options.max_requests], arrival[: options.max_requests]
     arrival = arrival - start
     if options.time_scale != 1.0:
+        if float(arrival[-1]) * options.time_scale > MAX_TIME_NS:
+            raise WorkloadError(
+                f"time_scale {options.time_scale} makes arrivals later than 2**62 ns; lower it"
+            )
         arrival = np.rint(arrival * options.time_scale).astype(np.int64)
     if len(order) < len(times_ns):
         notes.append(f"the first {len(order)} of {len(times_ns)} requests are used, as asked")

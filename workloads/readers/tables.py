@@ -18,6 +18,7 @@ from workloads.requests import Int64Array, Workload
 from workloads.units import NS_PER_SECOND
 
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+MAX_DAYS = 84_000
 BURSTGPT_COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens", "Total tokens", "Log Type")
 
 
@@ -90,7 +91,14 @@ def _unshared(
 def _utc_times(table: Table) -> Int64Array:
     """ns since 1970 of the column TIMESTAMP: a date and a time, "+00:00" or "Z" allowed."""
     texts = [text.strip().removesuffix("+00:00").removesuffix("Z") for text in table.text("TIMESTAMP")]
+    for i, text in enumerate(texts):
+        if "+" in text or text.count("-") > 2:
+            _refuse_time(table, i, "TIMESTAMP", "in UTC (no other time zone is understood)")
     try:
+        days = np.array(texts, dtype="datetime64[D]").astype(np.int64)
+        bad = (days < -MAX_DAYS) | (days > MAX_DAYS)  # NaT, of an empty text, is far below
+        if bad.any():
+            _refuse_time(table, int(np.argmax(bad)), "TIMESTAMP", "a date and time between 1740 and 2199")
         times = np.array(texts, dtype="datetime64[ns]")
     except ValueError:
         for i, text in enumerate(texts):
@@ -99,8 +107,6 @@ def _utc_times(table: Table) -> Int64Array:
             except ValueError:
                 _refuse_time(table, i, "TIMESTAMP", "a date and time such as 2023-11-16 18:15:46.68")
         raise
-    if np.isnat(times).any():
-        _refuse_time(table, int(np.argmax(np.isnat(times))), "TIMESTAMP", "a date and time")
     return times.astype(np.int64)
 
 

@@ -324,6 +324,12 @@ class MixPart(Model):
         Chat | Agents | Rag | Code | Batch | Sampling | Random | Trace, Field(discriminator="kind")
     ] = key(..., "What it sends: any kind but `mix`.")
 
+    @model_validator(mode="after")
+    def _has_a_rate(self) -> Self:
+        if isinstance(self.client, Batch) and self.weight != 1.0:
+            raise ValueError("a batch has no rate; leave weight out and set num_requests")
+        return self
+
 
 class Mix(Model):
     """Several clients side by side."""
