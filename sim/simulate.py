@@ -195,13 +195,13 @@ class Simulation:
 
 
 def _bin_value(metric: int, index: int) -> float:
-    """Middle of a histogram bin, the inverse of ``log.log_bin`` for counts."""
-    if metric < c.TW_FRACTIONS:
-        return index / c.TW_FRACTION_BINS
+    """Middle of a histogram bin, the inverse of ``log.log_bin``."""
+    unit = c.TW_FRACTION_UNIT if metric < c.TW_FRACTIONS else 1
     if index < 256:
-        return float(index)
+        return index / unit
     octave, step = divmod(index - 256, 128)
-    return float((128 + step) << (octave + 1)) + float(1 << octave)
+    low = (128 + step) << (octave + 1)
+    return (low + ((1 << (octave + 1)) - 1) / 2) / unit
 
 
 def time_weighted(state: State) -> dict[str, dict[str, float]]:

@@ -128,5 +128,5 @@ TW_METRICS = (
     "free_runs",
 )
 TW_FRACTIONS = 3  # the first three are fractions, the others counts
-TW_FRACTION_BINS = 1000
-TW_BINS = 7424  # fraction bins, or the bins of log_bin() up to 2**63
+TW_FRACTION_UNIT = 1_000_000  # histogram bins of fractions are those of log_bin() for millionths
+TW_BINS = 7424  # bins of log_bin() up to 2**63

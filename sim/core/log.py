@@ -85,7 +85,7 @@ def _weigh(st: State, m: int, value: float, bin_: int, dt: int, since: int) -> N
 @leaf
 def _weigh_fraction(st: State, m: int, part: int, whole: int, dt: int, since: int) -> None:
     value = part / whole if whole > 0 else 0.0
-    _weigh(st, m, value, int(value * c.TW_FRACTION_BINS + 0.5), dt, since)
+    _weigh(st, m, value, log_bin(int(value * c.TW_FRACTION_UNIT + 0.5)), dt, since)
 
 
 @inner
