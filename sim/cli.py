@@ -104,7 +104,7 @@ def run(
     if as_json:
         click.echo(to_json(outcome.summary).decode(), nl=False)
     elif not quiet:
-        render(outcome.summary, sys.stdout)
+        render(outcome.summary, sys.stdout, outcome.pool_note)
     outcome.write()
     if not quiet:
         click.echo(f"results in {outcome.folder}", err=True)

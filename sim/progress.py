@@ -94,6 +94,7 @@ class Bar:
             TimeRemainingColumn(),
             console=Console(file=stream),
             transient=True,
+            refresh_per_second=5,
         )
         self._task: Any = self._bar.add_task("starting", total=1.0)
 

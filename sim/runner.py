@@ -57,9 +57,10 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave: its summary, and how to write its folder."""
+    """What a run gave: its summary, a note on the pool's size, and how to write its folder."""
 
     summary: dict[str, Any]
+    pool_note: str
     folder: Path
     interrupted: bool
     write: Callable[[], None]
@@ -136,7 +137,8 @@ def run(config: str, options: RunOptions) -> Outcome:
 
     speed = summary["simulated_s"] / max(ran - prepared, 1e-9)
     say(f"simulated {seconds(summary['simulated_s'])} in {seconds(ran - prepared)} ({count(round(speed))}x)")
-    return Outcome(summary, folder, interrupted, write)
+    note = "estimated" if resolved.pool.how == "estimated" else ""
+    return Outcome(summary, note, folder, interrupted, write)
 
 
 def check(config: str, overrides: Sequence[str] = (), seed: int | None = None) -> tuple[Resolved, Workload]:

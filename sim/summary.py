@@ -93,7 +93,6 @@ def summarize(
             "block_size": engine.block_size,
             "pool_tokens": engine.usable_blocks * engine.block_size,
             "pool_bytes": None if block is None else block * engine.num_gpu_blocks,
-            "pool_size_is": resolved.pool.how,
         },
         "requests": _requests(requests, num_requests),
     }

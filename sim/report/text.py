@@ -14,8 +14,13 @@ _LABEL = 20
 Row = tuple[str, str]
 
 
-def lines(summary: Mapping[str, Any]) -> list[Row]:
-    """(style, text) of each line; styles are "title", "dim", "warn", "head" or ""."""
+def lines(summary: Mapping[str, Any], pool_note: str = "") -> list[Row]:
+    """(style, text) of each line; styles are "title", "dim", "warn", "head" or "".
+
+    Args:
+        summary: of sim.summary.
+        pool_note: said of the pool's size, such as "estimated".
+    """
     s = summary
     out: list[Row] = []
     add = out.append
@@ -26,7 +31,7 @@ def lines(summary: Mapping[str, Any]) -> list[Row]:
     if s["busy"]:
         head += f", busy {share(s['busy'])}"
     add(("title" if s["exit_reason"] != "interrupted" else "warn", _wrap(head, WIDTH, "  ")))
-    add(("dim", _wrap(_engine(s["engine"]), WIDTH, "")))
+    add(("dim", _wrap(_engine(s["engine"], pool_note), WIDTH, "")))
     add(("", ""))
 
     usage, waste, outside = s["usage"], s["internal_fragmentation"], s["external_fragmentation"]
@@ -61,10 +66,10 @@ def lines(summary: Mapping[str, Any]) -> list[Row]:
     return out
 
 
-def _engine(e: Mapping[str, Any]) -> str:
+def _engine(e: Mapping[str, Any], note: str) -> str:
     text = f"{count(e['usable_blocks'])} blocks of {e['block_size']} tokens"
     if e["pool_bytes"] is not None:
-        text += f" ({size(e['pool_bytes'])}{', estimated' if e['pool_size_is'] == 'estimated' else ''})"
+        text += f" ({size(e['pool_bytes'])}{note and ', ' + note})"
     where = e["model"] or ""
     if e["gpu"]:
         gpus = f"{e['gpus']} x {e['gpu']}" if e["gpus"] > 1 else e["gpu"]
@@ -196,9 +201,9 @@ def _warnings(s: Mapping[str, Any]) -> list[Row]:
     return out
 
 
-def render(summary: Mapping[str, Any], stream: TextIO) -> None:
+def render(summary: Mapping[str, Any], stream: TextIO, pool_note: str = "") -> None:
     """Write the summary to `stream`; with colours if it is a terminal."""
-    rows = lines(summary)
+    rows = lines(summary, pool_note)
     if not stream.isatty():
         stream.write("\n".join(text.rstrip() for _, text in rows) + "\n")
         stream.flush()

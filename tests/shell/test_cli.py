@@ -389,6 +389,31 @@ def test_the_resolved_config_runs_to_the_same_bytes(real: Path) -> None:
     assert (real / "a" / "requests.parquet").read_bytes() != (real / "c" / "requests.parquet").read_bytes()
 
 
+def test_files_beside_the_config_and_estimates_survive_resolving(work: Path) -> None:
+    """Paths are found again from the working folder; the estimated pool becomes its number."""
+    (work / "sub" / "tiny").mkdir(parents=True)
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 1000}
+    (work / "sub" / "tiny" / "config.json").write_text(json.dumps({**shape, "num_attention_heads": 4}))
+    (work / "sub" / "steps.csv").write_text(
+        "scheduled_tokens,context_tokens,duration_ms\n1,10,5\n50,40,9\n400,60,20\n"
+    )
+    (work / "sub" / "t.jsonl").write_text(LOGICAL)
+    (work / "sub" / "c.yaml").write_text(
+        "model: tiny/config.json\ngpu: l40s\nstep_time: {kind: table, path: steps.csv}\n"
+        "engine: {max_model_len: 2048, gpu_memory_utilization: 0.1}\n"
+        "workload: {kind: trace, path: t.jsonl, format: logical}\n"
+    )
+    first = kvpool("run", "sub/c.yaml", "--out", "a", "--no-plots")
+    assert first.exit_code == 0, first.output
+    assert "estimated" in first.stdout
+    resolved = (work / "a" / "config.yaml").read_text()
+    for path in ("sub/tiny/config.json", "sub/steps.csv", "sub/t.jsonl"):
+        assert path in resolved
+    assert kvpool("run", "a/config.yaml", "--out", "b", "--no-plots").exit_code == 0
+    for name in SAME[:-1]:
+        assert (work / "a" / name).read_bytes() == (work / "b" / name).read_bytes(), name
+
+
 def test_until_and_every_step(real: Path) -> None:
     import pyarrow.parquet as pq
 
