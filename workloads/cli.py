@@ -70,13 +70,23 @@ def source_options(command: Command) -> Command:
 @click.option(
     "--top", type=click.IntRange(min=0), default=5, show_default=True, help="Shared prefixes to name."
 )
+@click.option(
+    "--lru",
+    default="",
+    metavar="N,N,...",
+    help="Hit rates of plain LRU caches of so many blocks (prompts only).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def describe(source: str, block_size: int, top: int, as_json: bool, **options: Any) -> None:
+def describe(source: str, block_size: int, top: int, lru: str, as_json: bool, **options: Any) -> None:
     """Say what is in X: a trace file, or a YAML config with a `workload:` section."""
     from workloads.describe import describe as summarise
     from workloads.describe import rows
 
-    summary = summarise(load(source, **options), block_size, top)
+    capacities = [text.strip() for text in lru.split(",") if text.strip()]
+    for text in capacities:
+        if not text.isdecimal() or int(text) < 1:
+            raise WorkloadError(f"--lru: expected numbers of blocks such as 1000,10000, got {text!r}")
+    summary = summarise(load(source, **options), block_size, top, [int(text) for text in capacities])
     if as_json:
         click.echo(json.dumps(summary, indent=2))
     else:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workloads.lru import lru_hit_rates
 from workloads.requests import Workload
 from workloads.reuse import measure
 from workloads.units import NS_PER_SECOND
 
 PERCENTILES = (50, 90, 99)
 
+#: Block sizes whose waste in the last block is always told.
+WASTE_BLOCK_SIZES = (8, 16, 32, 64, 128, 256)
 
-def describe(workload: Workload, block_size: int, top: int = 5) -> dict[str, Any]:
+
+def describe(
+    workload: Workload, block_size: int, top: int = 5, lru_capacities: Sequence[int] = ()
+) -> dict[str, Any]:
     """Numbers that say what a workload is; JSON-able, every key says its unit.
 
     Args:
         block_size: tokens of a block, for the reuse.
         top: how many shared prefixes to name.
+        lru_capacities: sizes, in blocks, of plain LRU caches whose hit rates are wanted.
     """
     reuse = measure(workload, block_size, top)
     prompt_tokens, output_tokens = int(workload.prompt_len.sum()), int(workload.output_len.sum())
@@ -54,8 +62,25 @@ def describe(workload: Workload, block_size: int, top: int = 5) -> dict[str, Any
             "top_prefixes": [
                 {"tokens": prefix.tokens, "requests": prefix.requests} for prefix in reuse.prefixes
             ],
+            "lru_block_hit_rate": {
+                str(capacity): rate
+                for capacity, rate in lru_hit_rates(workload, block_size, lru_capacities).items()
+            },
+        },
+        "last_block_waste": {
+            str(size): last_block_waste(workload, size) for size in sorted({*WASTE_BLOCK_SIZES, block_size})
         },
     }
+
+
+def last_block_waste(workload: Workload, block_size: int) -> float:
+    """Slots of the last block that stay empty / slots allocated, when each request has all its tokens.
+
+    A request of t tokens (prompt and output) has ceil(t / block_size) blocks.
+    """
+    tokens = workload.prompt_len.astype(np.int64) + workload.output_len
+    slots = -(-tokens // block_size) * block_size
+    return float((slots - tokens).sum() / slots.sum())
 
 
 def _spread(values: NDArray[Any]) -> dict[str, float | int]:
@@ -156,6 +181,11 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for prefix in reuse["top_prefixes"]:
         lines.append(("shared prefix", f"{prefix['tokens']:,} tokens by {prefix['requests']:,} requests"))
+    for capacity, rate in reuse["lru_block_hit_rate"].items():
+        lines.append((f"LRU of {int(capacity):,} blocks", f"{rate:.4f} hit rate by blocks (prompts only)"))
+    lines.append(("", "Waste in the last block, of the slots of finished requests"))
+    for size, waste in summary["last_block_waste"].items():
+        lines.append((f"blocks of {size}", f"{100 * waste:.2f} %"))
     return lines
 
 

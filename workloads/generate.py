@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workloads.errors import WorkloadError
 from workloads.requests import Workload
 from workloads.spec import AnyClient
 from workloads.spec.base import DEFAULT_VOCAB_SIZE
 from workloads.spec.clients import Client, Mix, MixPart, Trace
+
+if TYPE_CHECKING:
+    from workloads.clients.base import Shared
 
 
 def build(spec: AnyClient, seed: int, base_dir: str | Path | None = None) -> Workload:
@@ -35,11 +38,11 @@ def build(spec: AnyClient, seed: int, base_dir: str | Path | None = None) -> Wor
     import simpy
 
     from workloads.builder import WorkloadBuilder
-    from workloads.clients.base import Shared
+    from workloads.clients import base
 
     env = simpy.Environment(initial_time=0)
     builder = WorkloadBuilder(vocab_size=spec.vocab_size or DEFAULT_VOCAB_SIZE)
-    shared = Shared(env, builder, seed, base_dir, named=isinstance(spec, Mix))
+    shared = base.Shared(env, builder, seed, base_dir, named=isinstance(spec, Mix))
     if isinstance(spec, Mix):
         _check_names([part.name for part in spec.clients])
         for part in spec.clients:
@@ -61,7 +64,7 @@ def build(spec: AnyClient, seed: int, base_dir: str | Path | None = None) -> Wor
     return builder.build(source)
 
 
-def _start_part(shared: Any, part: MixPart) -> None:
+def _start_part(shared: Shared, part: MixPart) -> None:
     if isinstance(part.client, Trace):
         from workloads.clients.trace import start
 
@@ -70,7 +73,7 @@ def _start_part(shared: Any, part: MixPart) -> None:
         _start(shared, part.name, part.client, part.weight, part.start)
 
 
-def _start(shared: Any, name: str, spec: Client, weight: float = 1.0, start_ns: int = 0) -> None:
+def _start(shared: Shared, name: str, spec: Client, weight: float = 1.0, start_ns: int = 0) -> None:
     from workloads.clients import STARTERS
     from workloads.clients.base import Emitter
 

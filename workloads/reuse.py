@@ -88,7 +88,7 @@ def measure(workload: Workload, block_size: int, top: int = 5) -> Reuse:
     matched = np.zeros(n, dtype=np.int64)
     repeated = np.zeros(n, dtype=np.bool_)
     salts = workload.salt.tolist()
-    for i, (prompt, path, counted) in enumerate(_sequences(workload, block_size)):
+    for i, (prompt, path, counted) in enumerate(sequences(workload, block_size)):
         root = roots.get(salts[i])
         if root is None:
             root = roots[salts[i]] = _Node(0, 0)
@@ -123,7 +123,7 @@ def _totals(
     )
 
 
-def _sequences(workload: Workload, block_size: int) -> Iterator[tuple[list[Piece], list[Piece], int]]:
+def sequences(workload: Workload, block_size: int) -> Iterator[tuple[list[Piece], list[Piece], int]]:
     """For each request: the prompt's pieces; the pieces of what it computes (prompt and output but the last
     token); and how many of the latter lie in the prompt.
 

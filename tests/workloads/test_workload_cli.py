@@ -43,6 +43,7 @@ def test_describe_prints_text_or_json(config: Path) -> None:
     assert "hit rate, vLLM's" in text.stdout
     summary = json.loads(run("describe", config, "--json", "--block-size", "32").stdout)
     assert summary["reuse"]["block_size"] == 32
+    assert "LRU of 1,000 blocks" in run("describe", config, "--lru", "100,1000").stdout
     assert summary["source"]["seed"] == 5
     other = json.loads(run("describe", config, "--json", "--seed", "6").stdout)
     assert other["trace_hash"] != summary["trace_hash"]
@@ -100,6 +101,7 @@ def test_options_reach_the_reader(tmp_path: Path) -> None:
             r"ok\.yaml: options of traces do not apply to a YAML config",
         ),
         (["describe", "ok.csv", "--seed", "2"], r"ok\.csv: --seed has no meaning for a trace"),
+        (["describe", "ok.csv", "--lru", "10,x"], r"error: --lru: expected numbers of blocks .*, got 'x'"),
         (["convert", "ok.csv", "out.txt"], r"out\.txt: a workload is written as one of"),
         (["convert", "ok.csv", "no/out.jsonl"], r"no/out\.jsonl: cannot be written"),
         (

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workloads.builder import WorkloadBuilder
-from workloads.describe import describe, rows
+from workloads.describe import describe, last_block_waste, rows
 from workloads.generate import build
+from workloads.lru import block_events, lru_hit_rates
 from workloads.readers import read_trace
 from workloads.requests import Workload
 from workloads.reuse import measure
@@ -114,6 +115,46 @@ def test_mooncake_hit_rates_are_the_published_ones(data_dir: Path) -> None:
     assert (reuse.block_hits, reuse.blocks) == (105_710, 288_500)
     assert reuse.prefixes[0].tokens == 512
     assert reuse.prefixes[0].requests == 12_031
+
+
+def test_lru_hit_rates_of_mooncake_are_the_published_ones(data_dir: Path) -> None:
+    """Published to 3 or 4 decimals; a cache without limit (here: of more blocks than there are) has .3664."""
+    w = read_trace(data_dir / "mooncake_conversation.jsonl.gz")
+    published = {1000: ".0445", 3000: ".065", 5000: ".110", 10_000: ".211"}
+    published |= {20_000: ".2875", 30_000: ".326", 50_000: ".355", 100_000: ".364", 10**6: ".3664"}
+    rates = lru_hit_rates(w, 512, list(published))
+    assert {n: f"{rate:.{len(published[n]) - 1}f}"[1:] for n, rate in rates.items()} == published
+
+
+def test_last_block_waste_of_azure_is_the_published_one(data_dir: Path) -> None:
+    w = read_trace(data_dir / "azure_llm_2023_conv.csv")
+    published = {8: 0.26, 16: 0.54, 32: 1.12, 64: 2.21, 128: 4.38, 256: 8.02}
+    assert {size: round(100 * last_block_waste(w, size), 2) for size in published} == published
+
+
+def test_lru_against_blocks_of_tokens() -> None:
+    arrivals = {"kind": "poisson", "rate": 1}
+    lengths = {"system_len": 40, "user_len": 9, "output_len": 7}
+    w = build(parse_spec({"kind": "chat", "arrivals": arrivals, "num_sessions": 12, **lengths}), 5)
+    for block in (4, 16):
+        numbers: dict[tuple[int, ...], int] = {}
+        expected = []
+        for i in range(len(w)):
+            prompt = w.prompt_tokens(i).tolist()
+            ends = [*range(block, len(prompt) + 1, block), *([len(prompt)] if len(prompt) % block else [])]
+            expected += [numbers.setdefault(tuple(prompt[:end]), len(numbers)) for end in ends]
+        assert block_events(w, block) == expected
+        hits = lru_hit_rates(w, block, [1, 10**9])
+        assert hits[1] < 0.05
+        assert hits[10**9] == pytest.approx((len(expected) - len(numbers)) / len(expected))
+
+
+def test_lru_by_hand() -> None:
+    builder = WorkloadBuilder(vocab_size=1000)
+    for segment in (1, 2, 1, 3, 2, 2):
+        builder.add([segment], [16], output_len=1, arrival=0)
+    w = builder.build()
+    assert lru_hit_rates(w, 16, [1, 2, 3]) == {1: 1 / 6, 2: 2 / 6, 3: 3 / 6}
 
 
 def test_shared_prefixes() -> None:
