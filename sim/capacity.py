@@ -124,8 +124,8 @@ def _requests(e: EngineSettings, w: Workload, capacity: int) -> s.Record:
         rq[name][:n] = getattr(w, name)
     rq.parent[:n] = w.parent
     if e.policy == "priority":
-        names = [w.request_id(i) for i in range(n)]
-        for rank, i in enumerate(sorted(range(n), key=names.__getitem__)):
+        names = [w.request_id(i) if i < n else f"r{i}" for i in range(capacity)]
+        for rank, i in enumerate(sorted(range(capacity), key=names.__getitem__)):
             rq.id_rank[i] = rank
     if w.clock == "logical":
         rq.order_time[:n] = np.arange(n) if e.arrival_time == "seq" else w.arrival
@@ -151,6 +151,7 @@ def _queues(w: Workload, capacity: int, slots: int) -> s.Queues:
         wait_heap=np.zeros(capacity, dtype=np.int32),
         order=known[np.argsort(w.arrival[known], kind="stable")].astype(np.int32),
         arrival_heap=np.zeros(capacity, dtype=np.int32),
+        ended_watched=np.zeros(capacity, dtype=np.int32),
         entries=_array(s.BATCH_ENTRY, (3, slots)),
         batches=_array(s.BATCH, 3),
     )

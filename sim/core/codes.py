@@ -41,6 +41,7 @@ X_MAX_STEPS = 4
 X_LOG_FULL = 5  # drain the step log and call again
 X_EVENTS_FULL = 6  # drain the event log and call again
 X_STUCK = 7  # logical clock: the head of the queue can never be admitted and nothing else will happen
+X_ENDED = 8  # a watched request ended: clear ctl.num_ended_watched and call again
 
 
 class Status(IntEnum):
@@ -67,6 +68,7 @@ class ExitReason(IntEnum):
     LOG_FULL = X_LOG_FULL
     EVENTS_FULL = X_EVENTS_FULL
     STUCK = X_STUCK
+    ENDED = X_ENDED
 
 
 # ---- event types (column 1 of the event log) ----

@@ -164,6 +164,8 @@ def _logical_end(st: State) -> bool:
 def _one_phase(st: State, t_end: int) -> int:
     """Make the next phase if it lies before ``t_end``; returns an ExitReason."""
     while True:
+        if st.ctl.num_ended_watched > 0:
+            return c.X_ENDED
         full = _has_room(st)
         if full != 0:
             return full
@@ -201,8 +203,8 @@ def _one_phase(st: State, t_end: int) -> int:
 def run_until(st: State, t_end: int, max_steps: int) -> int:
     """Run phases that lie before ``t_end`` until one of the exit reasons holds.
 
-    ``max_steps`` bounds the phases of this call. Returns an ExitReason: DONE, TIME, MAX_STEPS, LOG_FULL, EVENTS_FULL
-    or STUCK. Modifies the arrays of ``st`` in place; a later call goes on where this one stopped.
+    ``max_steps`` bounds the phases of this call. Returns an ExitReason: DONE, TIME, MAX_STEPS, LOG_FULL,
+    EVENTS_FULL, STUCK or ENDED. Modifies the arrays of ``st`` in place; a later call goes on where this one stopped.
     """
     for _ in range(max_steps):
         reason = _one_phase(st, t_end)
@@ -215,7 +217,7 @@ def run_until(st: State, t_end: int, max_steps: int) -> int:
 def advance(st: State, t_end: int) -> int:
     """Make one phase, schedule or update, if it lies before ``t_end`` (ns or step index).
 
-    Returns an ExitReason: SCHEDULED, UPDATED, DONE, TIME, LOG_FULL, EVENTS_FULL or STUCK.
+    Returns an ExitReason: SCHEDULED, UPDATED, DONE, TIME, LOG_FULL, EVENTS_FULL, STUCK or ENDED.
     """
     reason = run_until(st, t_end, 1)
     return int(st.ctl.last_phase) if reason == c.X_MAX_STEPS else reason
@@ -242,8 +244,15 @@ def add_arrival(st: State, r: int) -> None:
 
 @entry
 def abort_request(st: State, r: int) -> bool:
-    """``finish_requests`` with status ABORTED at the current time; False when the request has ended already."""
+    """``finish_requests`` with status ABORTED at the current time.
+
+    A request whose arrival is known but still to come is taken back. False when the request has ended already, or
+    waits for another one's end.
+    """
     status = st.requests.status[r]
+    if status == c.S_NOT_ARRIVED and st.requests.arrival[r] >= 0:
+        request_ended(st, r, c.S_ABORTED, st.ctl.now)
+        return True
     if status == c.S_WAITING or status == c.S_PREEMPTED:
         drop_waiting(st, r, c.S_ABORTED, st.ctl.now)
         st.ctl.finished_pending += 1

@@ -90,6 +90,10 @@ def request_ended(st: State, r: int, status: int, now: int) -> None:
     st.requests.status[r] = status
     st.requests.finish[r] = now
     st.ctl.num_ended += 1
+    if st.requests.watched[r]:
+        n = st.ctl.num_ended_watched
+        st.queues.ended_watched[n] = r
+        st.ctl.num_ended_watched = n + 1
     child = st.requests.first_child[r]
     while child >= 0:
         _release(st, child, now)
@@ -116,6 +120,8 @@ def ingest_arrivals(st: State, now: int) -> None:
         else:
             r = st.queues.order[st.ctl.order_pos]
             st.ctl.order_pos += 1
+        if st.requests.status[r] != c.S_NOT_ARRIVED:
+            continue  # aborted before it came
         st.ctl.stuck = 0
         if st.requests.order_time[r] < 0:
             st.requests.order_time[r] = st.requests.arrival[r]

@@ -89,6 +89,7 @@ CONTROL = _dtype(
         "closed_end": np.int64,
         "num_requests": np.int64,  # known to the engine; grows in coupled runs
         "num_ended": np.int64,  # requests that reached a final state
+        "num_ended_watched": np.int64,  # watched ones among them that the caller has not seen yet
         "num_free_slots": np.int64,  # height of the stack of free slots
         "next_sample": np.int64,
         "log_len": np.int64,
@@ -223,6 +224,7 @@ REQUEST = _dtype(
         "wait_prev": np.int32,  # FCFS queue; records R and R+1 are its sentinels
         "wait_next": np.int32,
         "heap_pos": np.int32,  # position in the priority queue, -1
+        "watched": np.int32,  # 1: run_until returns when it has ended
     }
 )
 
@@ -291,6 +293,7 @@ class Queues(Struct):
     wait_heap: I32  # (R,) priority queue
     order: I32  # requests with a known arrival, sorted by (arrival, index)
     arrival_heap: I32  # (R,) released successors, a heap by (arrival, index)
+    ended_watched: I32  # (R,) watched requests that ended, in that order
     entries: Record  # BATCH_ENTRY[3, S]
     batches: Record  # BATCH[3]
 
