@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from sim.config_engine import EngineConfig
+from sim.config_explain import validate_model
 from sim.config_step_time import StepTimeConfig
 from sim.config_types import Strict, key
 from sim.config_workload import Duration, WorkloadSpec
@@ -20,7 +21,6 @@ from sim.config_yaml import (
     apply_overrides,
     read_yaml,
     to_input_errors,
-    validate_model,
 )
 from sim.errors import did_you_mean, raise_all
 from sim.gpus import Gpu, find_gpu, gpu_names

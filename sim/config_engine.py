@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from sim.config_explain import validate_model
 from sim.config_types import Bytes, Positive, Share, Strict, key
-from sim.config_yaml import Problem, read_json, to_input_errors, validate_model
+from sim.config_yaml import Problem, read_json, to_input_errors
 from sim.errors import InputError, raise_all
 
 SUPPORTED_VLLM = ("0.32",)

@@ -265,3 +265,11 @@ def test_units() -> None:
     assert [size(b) for b in (None, 2**29, 55 * 2**30, 2**20)] == ["-", "512 MiB", "55.0 GiB", "1.0 MiB"]
     assert [count(n) for n in (None, 3, 0.305, 12.34, 12345.6)] == ["-", "3", "0.30", "12.3", "12,346"]
     assert [plural(1, "block"), plural(1200, "block")] == ["1 block", "1,200 blocks"]
+
+
+def test_columns_are_those_of_the_core() -> None:
+    from sim.columns import EVENT_TYPES
+    from sim.core import codes
+
+    assert tuple(STEPS) == codes.LOG_COLUMNS
+    assert EVENT_TYPES == codes.EVENT_NAMES
