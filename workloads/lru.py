@@ -1,8 +1,8 @@
 """A plain LRU prefix cache over the blocks of prompts: the model behind published hit rates of traces.
 
-It knows no requests in flight, no outputs and no order within a step: every block of every prompt is one event,
-in order; it is found and becomes the newest, or it is put in and the oldest goes. The simulator's pool differs
-in all of this, so its hit rate does too.
+It knows no requests in flight, no outputs and no order within a step: every block of every prompt is one
+event, in order; it is found and becomes the newest, or it is put in and the oldest goes. The simulator's pool
+differs in all of this, so its hit rate does too.
 """
 
 from __future__ import annotations

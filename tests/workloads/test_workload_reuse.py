@@ -107,9 +107,14 @@ def test_clients_against_every_token(kind: str) -> None:
         check(w, block)
 
 
-def test_mooncake_hit_rates_are_the_published_ones(data_dir: Path) -> None:
-    w = read_trace(data_dir / "mooncake_conversation.jsonl.gz")
-    reuse = measure(w, 512)
+@pytest.fixture(scope="module")
+def mooncake(data_dir: Path) -> Workload:
+    """The public trace."""
+    return read_trace(data_dir / "mooncake_conversation.jsonl.gz")
+
+
+def test_mooncake_hit_rates_are_the_published_ones(mooncake: Workload) -> None:
+    reuse = measure(mooncake, 512)
     assert round(reuse.block_hit_rate, 4) == 0.3664
     assert round(reuse.token_hit_rate, 4) == 0.3736
     assert (reuse.block_hits, reuse.blocks) == (105_710, 288_500)
@@ -117,12 +122,11 @@ def test_mooncake_hit_rates_are_the_published_ones(data_dir: Path) -> None:
     assert reuse.prefixes[0].requests == 12_031
 
 
-def test_lru_hit_rates_of_mooncake_are_the_published_ones(data_dir: Path) -> None:
+def test_lru_hit_rates_of_mooncake_are_the_published_ones(mooncake: Workload) -> None:
     """Published to 3 or 4 decimals; a cache without limit (here: of more blocks than there are) has .3664."""
-    w = read_trace(data_dir / "mooncake_conversation.jsonl.gz")
     published = {1000: ".0445", 3000: ".065", 5000: ".110", 10_000: ".211"}
     published |= {20_000: ".2875", 30_000: ".326", 50_000: ".355", 100_000: ".364", 10**6: ".3664"}
-    rates = lru_hit_rates(w, 512, list(published))
+    rates = lru_hit_rates(mooncake, 512, list(published))
     assert {n: f"{rate:.{len(published[n]) - 1}f}"[1:] for n, rate in rates.items()} == published
 
 
