@@ -152,7 +152,7 @@ class Engine:
     def _has_step(self) -> bool:
         if self.scheduler.has_requests():
             return True
-        return self.settings.idle_steps == "run" and bool(self._pending)
+        return self.settings.idle_steps == "run" and bool(self._pending) and not self.batch_queue
 
     def _is_idle(self) -> bool:
         return not self.scheduler.has_requests() and not self.batch_queue

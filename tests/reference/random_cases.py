@@ -49,6 +49,7 @@ def _settings(rng: random.Random) -> dict[str, Any]:
         "arrival_time": rng.choice(["seq", "step"]),
         "scheduler_reserve_full_isl": rng.random() < 0.6,
         "watermark": rng.choice([0.0, 0.0, 0.1, 0.3]),
+        "idle_steps": rng.choice(["skip", "skip", "skip", "run"]),
     }
     budget = settings["max_num_seqs"] + rng.choice([0, rng.randint(0, 16), rng.randint(0, 200)])
     if rng.random() < 0.15:

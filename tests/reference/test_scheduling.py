@@ -452,6 +452,25 @@ def test_sync_steps_may_run_through_idle_indices() -> None:
     ]
 
 
+def test_an_idle_step_that_runs_schedules_only_when_nothing_is_under_way() -> None:
+    workload = [line("a", 0, 4), line("b", 4, 4)]
+    assert calls(workload, async_scheduling=True, idle_steps="run") == [
+        (0, "S", 0),
+        *[(1, "S", 1), (1, "U", 0)],  # a ends; batch 1 is empty
+        *[(2, "S", 2), (2, "U", 1)],  # tells the workers that a ended
+        (3, "U", 2),
+        (4, "S", 4),
+        *[(5, "S", 5), (5, "U", 4)],
+        *[(6, "S", 6), (6, "U", 5)],
+        (7, "U", 6),
+    ]
+    workload[1] = line("b", 6, 4)
+    assert calls(workload, async_scheduling=True, idle_steps="run")[6:10] == [
+        *[(4, "S", 4), (4, "U", 4)],  # nothing to do: scheduled, and processed at once
+        *[(5, "S", 5), (5, "U", 5)],
+    ]
+
+
 def test_async_steps_keep_two_batches_under_way() -> None:
     assert calls([line("a", 0, 4, 2)], async_scheduling=True) == [
         (0, "S", 0),
