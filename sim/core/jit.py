@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from numba import _dynfunc
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import FunctionPass, register_pass
-from numba.core.typed_passes import NopythonTypeInference
+from numba.core.compiler_machinery import FunctionPass, LoweringPass, register_pass
+from numba.core.typed_passes import NativeLowering, NopythonTypeInference
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,13 +62,32 @@ def is_cached() -> bool:
 
 numba.config.CACHE_DIR = str(cache_dir())
 
+def _refuse_python() -> None:
+    """Stands in for the Python entry point of a helper; its wrapper refuses any argument with a TypeError."""
+
+
+class _Refusal:
+    """Address of the compiled wrapper of ``_refuse_python``, made on first use."""
+
+    _address = 0
+
+    @classmethod
+    def address(cls) -> int:
+        if not cls._address:
+            dispatcher = numba.njit(_refuse_python)
+            dispatcher.compile(())
+            result = dispatcher.overloads[()]
+            cls._address = result.library.get_pointer_to_function(result.fndesc.llvm_cpython_wrapper_name)
+        return cls._address
+
+
 @register_pass(mutates_CFG=False, analysis_only=True)
 class _LinkOnlyLibrary(FunctionPass):
-    """Give the function a library whose LLVM module is not optimised.
+    """Give a helper a library that is neither optimised nor turned into machine code.
 
-    Numba optimises the module of each jitted function together with everything that it calls, so a chain of ten
-    helpers is optimised ten times over. A helper of the core runs only inside an entry point, whose module holds
-    all of them and is optimised once.
+    Numba does both for each jitted function together with everything that it calls, so a chain of ten helpers is
+    optimised ten times over. A helper of the core runs only inside an entry point, whose module holds all of them
+    and is optimised and compiled once.
     """
 
     _name = "kvpool_link_only_library"
@@ -77,9 +97,40 @@ class _LinkOnlyLibrary(FunctionPass):
 
     def run_pass(self, state: Any) -> bool:
         library = state.targetctx.codegen().create_library(state.func_id.func_qualname)
-        library.enable_object_caching()
+
+        def finalize_without_code() -> None:
+            library._finalize_dynamic_globals()
+            library._finalized = True
+
         library._optimize_final_module = lambda: None
+        library._finalize_final_module = finalize_without_code
         state.library = library
+        state.flags.no_compile = True
+        return True
+
+
+@register_pass(mutates_CFG=False, analysis_only=True)
+class _RegisterHelper(LoweringPass):
+    """Make a helper known to its callers (what Numba does together with the generation of machine code)."""
+
+    _name = "kvpool_register_helper"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        lowered = state["cr"]
+        descriptor = lowered.fndesc
+        refusal = _dynfunc.make_function(
+            descriptor.lookup_module(),
+            descriptor.qualname.split(".")[-1],
+            "helper of the core: runs in jitted code only",
+            _Refusal.address(),
+            lowered.env,
+            (state.library,),
+        )
+        state.targetctx.insert_user_function(refusal, descriptor, [state.library])
+        state["cr"] = lowered._replace(cfunc=refusal)
         return True
 
 
@@ -89,6 +140,7 @@ class _HelperCompiler(CompilerBase):
     def define_pipelines(self) -> list[Any]:
         pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
         pipeline.add_pass_after(_LinkOnlyLibrary, NopythonTypeInference)
+        pipeline.add_pass_after(_RegisterHelper, NativeLowering)
         pipeline.finalize()
         return [pipeline]
 
