@@ -1,7 +1,7 @@
 """Every array of the engine, sized and allocated before the run: the core allocates nothing.
 
-numpy reserves address space for zeros but touches no page of it, so generous bounds (the block hashes of a long
-context for every slot, say) cost memory only where a run really goes.
+numpy reserves address space for zeros but touches no page of it, so generous bounds (the block hashes of a
+long context for every slot, say) cost memory only where a run really goes.
 """
 
 from __future__ import annotations
@@ -120,7 +120,16 @@ def _requests(e: EngineSettings, w: Workload, capacity: int) -> s.Record:
         rq[name] = -1
     for name in ("first_scheduled", "first_token", "finish"):
         rq[name] = -1
-    for name in ("arrival", "prompt_len", "output_len", "max_tokens", "priority", "salt", "out_seg", "think_ns"):
+    for name in (
+        "arrival",
+        "prompt_len",
+        "output_len",
+        "max_tokens",
+        "priority",
+        "salt",
+        "out_seg",
+        "think_ns",
+    ):
         rq[name][:n] = getattr(w, name)
     rq.parent[:n] = w.parent
     if e.policy == "priority":

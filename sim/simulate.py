@@ -1,4 +1,6 @@
-"""A run: the engine driven to its end in calls of a tenth of a second, its logs drained, its results as arrays."""
+"""A run: the engine driven to its end in calls of a tenth of a second, its logs drained, its results as
+arrays.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ Columns = dict[str, NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: simulated ns, requests that have ended, requests in all, engine steps, wall seconds."""
+    """How far a run is: simulated ns, requests ended and in all, engine steps, wall seconds."""
 
     now_ns: int
     finished: int
@@ -103,8 +105,9 @@ class Simulation:
     ) -> str:
         """Run to the end of the workload, or up to ``until_ns`` of simulated time; returns the exit reason.
 
-        ``progress`` is called about every ``progress_interval_s`` wall seconds. Raising from it, or Ctrl-C, leaves a
-        state between two phases: ``result`` then describes what is done, and ``run`` goes on from there.
+        ``progress`` is called about every ``progress_interval_s`` wall seconds. Raising from it, or Ctrl-C,
+        leaves a state between two phases: ``result`` then describes what is done, and ``run`` goes on from
+        there.
         """
         end = _FOREVER if until_ns is None else until_ns
         self._exit_reason = "interrupted"
@@ -205,7 +208,7 @@ def _bin_value(metric: int, index: int) -> float:
 
 
 def time_weighted(state: State) -> dict[str, dict[str, float]]:
-    """Means, percentiles and maxima over simulated time after the warm-up; percentiles to the width of a bin."""
+    """Means, percentiles (to the width of a bin) and maxima over simulated time after the warm-up."""
     out: dict[str, dict[str, float]] = {}
     for m, name in enumerate(c.TW_METRICS):
         histogram = state.logs.histogram[m]

@@ -1,7 +1,7 @@
 """The exact step log of a logical-time run: one row after each schedule and each update call.
 
-The columns are those of the step-log format (docs/fidelity.md), the same that a recorder of a real vLLM writes, so
-that two logs can be compared row by row.
+The columns are those of the step-log format (docs/fidelity.md), the same that a recorder of a real vLLM
+writes, so that two logs can be compared row by row.
 """
 
 from __future__ import annotations

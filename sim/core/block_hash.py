@@ -1,8 +1,9 @@
 """Tokens as a pure function of (segment, offset), and the chain of block hashes over them.
 
-vLLM (0.32.0, kv_cache_utils.hash_block_tokens) chains a cryptographic hash over (parent, tokens, extra keys). Only
-equality of the keys has an effect on the pool, so the core chains 64-bit mixed sums instead: two different
-prefixes collide with probability 2**-64 a pair, i.e. some n*n/2**65 for n distinct blocks (3e-6 at ten million).
+vLLM (0.32.0, kv_cache_utils.hash_block_tokens) chains a cryptographic hash over (parent, tokens, extra keys).
+Only equality of the keys has an effect on the pool, so the core chains 64-bit mixed sums instead: two
+different prefixes collide with probability 2**-64 a pair, i.e. some n*n/2**65 for n distinct blocks (3e-6 at
+ten million).
 """
 
 from __future__ import annotations

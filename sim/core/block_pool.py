@@ -101,10 +101,10 @@ def touch(pool: Pool, b: int) -> None:
 def free_block(pool: Pool, b: int, front: int) -> int:
     """Drop one reference of one block of an ordered list being freed (``free_blocks``).
 
-    ``front`` is the block behind which the next unhashed block of this list goes, at first the head sentinel: the
-    list's unhashed blocks keep their order at the front of the queue, its hashed ones at the tail. Splitting the
-    list block by block gives the same queue as vLLM's prepend_n followed by append_n, because the two ends do not
-    meet: while the queue is empty, the head sentinel is the last element for both.
+    ``front`` is the block behind which the next unhashed block of this list goes, at first the head sentinel:
+    the list's unhashed blocks keep their order at the front of the queue, its hashed ones at the tail.
+    Splitting the list block by block gives the same queue as vLLM's prepend_n followed by append_n, because
+    the two ends do not meet: while the queue is empty, the head sentinel is the last element for both.
 
     Returns the new ``front``.
     """
@@ -129,7 +129,7 @@ def free_block(pool: Pool, b: int, front: int) -> int:
 
 @leaf
 def cache_full_block(pool: Pool, request: int, b: int, block_hash: np.uint64, group: int) -> None:
-    """Put a full block into the prefix map (one step of ``cache_full_blocks``); the block carries no key yet."""
+    """Put a full block without a key into the prefix map (one step of ``cache_full_blocks``)."""
     key = group_key(block_hash, group)
     pool.blocks.block_hash[b] = key
     pool.blocks.reused[b] = 0

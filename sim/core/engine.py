@@ -1,11 +1,12 @@
 """The engine loop: which call comes next, and when (vLLM 0.32.0, EngineCore.step and step_with_batch_queue).
 
-A synchronous engine schedules, executes, updates. An asynchronous one keeps two batches in flight: it schedules
-batch k+1 before it updates from batch k, and executes them one after the other.
+A synchronous engine schedules, executes, updates. An asynchronous one keeps two batches in flight: it
+schedules batch k+1 before it updates from batch k, and executes them one after the other.
 
-On the real clock a schedule call takes no time, a batch runs for the duration of the step-time model and its update
-follows at once. On the logical clock the time is the index of the loop step. Events at one instant are ordered:
-arrivals, then the engine. How a run is cut into calls never changes its result: a call ends only between phases.
+On the real clock a schedule call takes no time, a batch runs for the duration of the step-time model and its
+update follows at once. On the logical clock the time is the index of the loop step. Events at one instant are
+ordered: arrivals, then the engine. How a run is cut into calls never changes its result: a call ends only
+between phases.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from sim.core import kv_cache_manager as kv
 from sim.core.block_pool import init_pool
 from sim.core.events import emit, event_headroom
 from sim.core.jit import entry, inner, leaf
-from sim.core.lifecycle import NEVER, arrival_heap_push, drop_waiting, ingest_arrivals, next_arrival, request_ended
+from sim.core.lifecycle import (
+    NEVER,
+    arrival_heap_push,
+    drop_waiting,
+    ingest_arrivals,
+    next_arrival,
+    request_ended,
+)
 from sim.core.log import advance_time_weighted, write_row
 from sim.core.request_queue import init_waiting, waiting_peek
 from sim.core.scheduler import has_requests, schedule, update_from_output
@@ -49,14 +57,17 @@ def _has_room(st: State) -> int:
     """0 when the logs have room for one more phase, else the reason to return with."""
     if st.params.log_every_step and st.ctl.log_len >= st.logs.steps.shape[0]:
         return c.X_LOG_FULL
-    if st.params.log_events and st.ctl.num_events + event_headroom(st.kv.pool, st.queues.lists.size) > st.kv.pool.events.shape[0]:
+    if (
+        st.params.log_events
+        and st.ctl.num_events + event_headroom(st.kv.pool, st.queues.lists.size) > st.kv.pool.events.shape[0]
+    ):
         return c.X_EVENTS_FULL
     return 0
 
 
 @leaf
 def _move_clock(st: State, time: int) -> bool:
-    """Let ``time`` come: samples and time-weighted sums of the state before it; False when the log is full."""
+    """Let ``time`` come, with samples and sums of the state before it; False when the log is full."""
     if not _log_until(st, time):
         return False
     advance_time_weighted(st, time)
@@ -68,9 +79,9 @@ def _move_clock(st: State, time: int) -> bool:
 def _note_stuck(st: State, batch: int, flushed: bool) -> None:
     """Detect that the head of the queue can never be admitted.
 
-    With nothing running, nothing in flight and every block free, an empty schedule call is final: vLLM would repeat
-    it for ever. On the real clock the request is dropped as unservable and the run goes on; on the logical clock
-    the engine stays as it is, as vLLM's does.
+    With nothing running, nothing in flight and every block free, an empty schedule call is final: vLLM would
+    repeat it for ever. On the real clock the request is dropped as unservable and the run goes on; on the
+    logical clock the engine stays as it is, as vLLM's does.
     """
     if st.queues.batches.entries[batch] > 0 or st.ctl.num_running > 0 or flushed:
         return
@@ -204,7 +215,8 @@ def run_until(st: State, t_end: int, max_steps: int) -> int:
     """Run phases that lie before ``t_end`` until one of the exit reasons holds.
 
     ``max_steps`` bounds the phases of this call. Returns an ExitReason: DONE, TIME, MAX_STEPS, LOG_FULL,
-    EVENTS_FULL, STUCK or ENDED. Modifies the arrays of ``st`` in place; a later call goes on where this one stopped.
+    EVENTS_FULL, STUCK or ENDED. Modifies the arrays of ``st`` in place; a later call goes on where this one
+    stopped.
     """
     for _ in range(max_steps):
         reason = _one_phase(st, t_end)
@@ -238,7 +250,7 @@ def init_engine(st: State) -> None:
 
 @entry
 def add_arrival(st: State, r: int) -> None:
-    """Make request r, whose row is filled in and whose arrival is not in the past, known to a running engine."""
+    """Make request r known to a running engine; its row is filled in, its arrival not in the past."""
     arrival_heap_push(st, r)
 
 
@@ -246,14 +258,14 @@ def add_arrival(st: State, r: int) -> None:
 def abort_request(st: State, r: int) -> bool:
     """``finish_requests`` with status ABORTED at the current time.
 
-    A request whose arrival is known but still to come is taken back. False when the request has ended already, or
-    waits for another one's end.
+    A request whose arrival is known but still to come is taken back. False when the request has ended
+    already, or waits for another one's end.
     """
     status = st.requests.status[r]
     if status == c.S_NOT_ARRIVED and st.requests.arrival[r] >= 0:
         request_ended(st, r, c.S_ABORTED, st.ctl.now)
         return True
-    if status == c.S_WAITING or status == c.S_PREEMPTED:
+    if status in (c.S_WAITING, c.S_PREEMPTED):
         drop_waiting(st, r, c.S_ABORTED, st.ctl.now)
         st.ctl.finished_pending += 1
         return True

@@ -56,8 +56,8 @@ def queue_remove(pool: Pool, b: int) -> None:
 def queue_insert_after(pool: Pool, b: int, prev: int) -> None:
     """Link ``b`` behind ``prev`` (a block or the head sentinel).
 
-    ``append`` is insertion behind the last block; ``prepend_n`` inserts each block of the list behind the one before,
-    the first behind the head.
+    ``append`` is insertion behind the last block; ``prepend_n`` inserts each block of the list behind the one
+    before, the first behind the head.
     """
     nxt = pool.blocks.next_free[prev]
     pool.blocks.prev_free[b] = prev

@@ -49,7 +49,9 @@ def _cache_key() -> str:
 
 
 def cache_dir() -> Path:
-    """Folder of the compiled code: ``KVPOOL_CACHE_DIR``, else ``XDG_CACHE_HOME`` or ``~/.cache``, then the key."""
+    """Folder of the compiled code: ``KVPOOL_CACHE_DIR``, else ``XDG_CACHE_HOME`` or ``~/.cache``, then the
+    key.
+    """
     base = os.environ.get("KVPOOL_CACHE_DIR")
     root = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kvpool"
     return root / "numba" / _cache_key()
@@ -61,6 +63,7 @@ def is_cached() -> bool:
 
 
 numba.config.CACHE_DIR = str(cache_dir())
+
 
 def _refuse_python() -> None:
     """Stands in for the Python entry point of a helper; its wrapper refuses any argument with a TypeError."""
@@ -85,9 +88,9 @@ class _Refusal:
 class _LinkOnlyLibrary(FunctionPass):
     """Give a helper a library that is neither optimised nor turned into machine code.
 
-    Numba does both for each jitted function together with everything that it calls, so a chain of ten helpers is
-    optimised ten times over. A helper of the core runs only inside an entry point, whose module holds all of them
-    and is optimised and compiled once.
+    Numba does both for each jitted function together with everything that it calls, so a chain of ten helpers
+    is optimised ten times over. A helper of the core runs only inside an entry point, whose module holds all
+    of them and is optimised and compiled once.
     """
 
     _name = "kvpool_link_only_library"

@@ -69,8 +69,8 @@ def _num_new_blocks(kv: KVCache, slot: int, num_tokens: int, num_hits: int) -> i
 def can_admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, num_hits: int, has_running: bool) -> int:
     """Whether a waiting request fits (the checks of ``allocate_slots``), before anything is changed.
 
-    Full-sequence reserve first, on all known tokens, then this step's tokens; both leave the watermark free when
-    some request is running. Returns ALLOCATED or a failure code.
+    Full-sequence reserve first, on all known tokens, then this step's tokens; both leave the watermark free
+    when some request is running. Returns ALLOCATED or a failure code.
     """
     watermark = kv.params.watermark_blocks if has_running else 0
     free = get_num_free_blocks(kv.pool)
@@ -111,7 +111,9 @@ def _grow(kv: KVCache, r: int, slot: int, computed: int, num_new_tokens: int) ->
 
 @leaf
 def allocate_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> bool:
-    """``allocate_slots`` of a running request: no hits, no reserve, no watermark; False when the pool is short."""
+    """``allocate_slots`` of a running request: no hits, no reserve, no watermark; False when the pool is
+    short.
+    """
     computed = kv.requests.num_computed[r]
     target = min(computed + num_new_tokens, kv.params.max_model_len)
     if _num_new_blocks(kv, slot, target, 0) > get_num_free_blocks(kv.pool):

@@ -1,12 +1,11 @@
 """Rules of one KV-cache group (vLLM 0.32.0, v1/core/single_type_kv_cache_manager.py).
 
-Each function that depends on the attention type dispatches on ``groups.kind[g]``; full attention (and MLA, which
-differs in page size alone) is ``FullAttentionManager``: left-to-right look-up, nothing skipped.
+Each function that depends on the attention type dispatches on ``groups.attention[g]``; full attention (and
+MLA, which differs in page size alone) is ``FullAttentionManager``: left-to-right look-up, nothing skipped.
 """
 
 from __future__ import annotations
 
-from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes
 from sim.core.block_pool import cache_full_block, free_block, get_cached_block, get_new_block, touch
 from sim.core.jit import inner, leaf
@@ -27,8 +26,8 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
     """Leading blocks that are cached in every group, looked up left to right until the first miss.
 
     Writes the hit blocks to the front of the slot's tables, whose lengths stay 0, and returns their number
-    (``FullAttentionManager.find_longest_cache_hit``); groups have one block size here. A remembered look-up of the
-    same request goes on where it ended.
+    (``FullAttentionManager.find_longest_cache_hit``); groups have one block size here. A remembered look-up
+    of the same request goes on where it ended.
     """
     limit = max_length // kv.groups.block_size[0]
     ratio = kv.groups.hash_ratio[0]

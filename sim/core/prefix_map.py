@@ -1,8 +1,8 @@
 """BlockHashToBlockMap (vLLM 0.32.0, v1/core/block_pool.py): several blocks may carry one key.
 
-A look-up returns the block that was inserted first among those still present; a key that loses its first block
-hands over to the next; identical full blocks are not merged. The table is open addressing with linear probing and
-backward-shift deletion.
+A look-up returns the block that was inserted first among those still present; a key that loses its first
+block hands over to the next; identical full blocks are not merged. The table is open addressing with linear
+probing and backward-shift deletion.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs of consecutive block ids in the free set, without a scan of the pool.
 
-A block that moves touches the run on each side of it; only a block taken from the middle of a run needs a search
-for the run's start, 64 blocks a word.
+A block that moves touches the run on each side of it; only a block taken from the middle of a run needs a
+search for the run's start, 64 blocks a word.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scheduler and AsyncScheduler (vLLM 0.32.0, v1/core/sched): who computes how many tokens in the next step.
 
-Running requests first, in order of admission; then, unless somebody was preempted in this step, waiting ones. A
-preempted request loses its blocks but keeps its generated tokens and comes back as if they were prompt.
+Running requests first, in order of admission; then, unless somebody was preempted in this step, waiting ones.
+A preempted request loses its blocks but keeps its generated tokens and comes back as if they were prompt.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def _add_to_batch(st: State, slot: int, r: int, tokens: int) -> None:
 
 @inner
 def _schedule_running(st: State, batch: int, budget: int, threshold: int) -> int:
-    """Give tokens to running requests, preempting from the end when the pool is short; returns the budget left."""
+    """Give tokens to running requests, preempting from the end when the pool is short; returns the budget
+    left.
+    """
     rq = st.requests
     index = 0
     while index < st.ctl.num_running and budget > 0:

@@ -1,12 +1,12 @@
 """State of the engine: a few structs of arrays, allocated once by the shell (see ``sim.capacity``).
 
 Things that come in numbers (blocks, requests, slots) are record arrays, one cache line or less each; counters
-are single records. Numba passes a record as one pointer, which keeps the argument lists of the jitted functions
-short: compile time grows faster than linearly with the number of arrays in a NamedTuple.
+are single records. Numba passes a record as one pointer, which keeps the argument lists of the jitted
+functions short: compile time grows faster than linearly with the number of arrays in a NamedTuple.
 
-N blocks, G KV-cache groups, R requests (capacity), S slots, B blocks a table can have, H hash units a request can
-have. A slot is the index of a request's block tables and hashes; a request owns one from its first look-up to its
-end or preemption.
+N blocks, G KV-cache groups, R requests (capacity), S slots, B blocks a table can have, H hash units a request
+can have. A slot is the index of a request's block tables and hashes; a request owns one from its first
+look-up to its end or preemption.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def step_duration_ns(
 ) -> int:
     """Duration of a batch in ns, rounded half to even, at least 1 (0 for an empty batch).
 
-    ``decode_context``: computed tokens that the decodes read; ``prefill_pairs``: query-key pairs of the prefills;
-    ``prefill_context``: tokens that the prefills read; ``sampled``: sequences that produce a token.
+    ``decode_context``: computed tokens that the decodes read; ``prefill_pairs``: query-key pairs of the
+    prefills; ``prefill_context``: tokens that the prefills read; ``sampled``: sequences that produce a token.
     """
     if tokens == 0:
         return 0

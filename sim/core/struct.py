@@ -1,10 +1,10 @@
 """Structs of arrays that jitted code takes as one pointer.
 
-Numba passes a NamedTuple field by field, seven words an array; with some thirty arrays each function that takes the
-state costs half a second of compilation, and a call of one that is not inlined costs more than its work. A
-``Struct`` is a plain Python object with arrays, records and other structs as attributes; jitted code receives the
-address of a small table with their addresses and shapes. The table never changes during the object's life, so its
-loads are marked invariant and LLVM keeps them in registers across stores.
+Numba passes a NamedTuple field by field, seven words an array; with some thirty arrays each function that
+takes the state costs half a second of compilation, and a call of one that is not inlined costs more than its
+work. A ``Struct`` is a plain Python object with arrays, records and other structs as attributes; jitted code
+receives the address of a small table with their addresses and shapes. The table never changes during the
+object's life, so its loads are marked invariant and LLVM keeps them in registers across stores.
 
 With NUMBA_DISABLE_JIT the same functions work on the Python objects themselves.
 """
@@ -33,10 +33,11 @@ _WORD = ir.IntType(64)
 
 
 class Struct:
-    """Base of the groups of state; subclasses annotate their attributes and are made with all of them by name.
+    """Base of the groups of state; subclasses annotate their attributes and are made with all of them by
+    name.
 
-    An attribute is a C-contiguous array, a record (np.record), an int, or another Struct. None may be rebound once
-    the struct has been passed to a jitted function.
+    An attribute is a C-contiguous array, a record (np.record), an int, or another Struct. None may be rebound
+    once the struct has been passed to a jitted function.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -149,7 +150,7 @@ def _lower_struct_attribute(context: Any, builder: Any, kind: StructType, addres
         array = context.make_array(field)(context, builder)
         item = context.get_abi_sizeof(context.get_data_type(field.dtype))
         shape = [load(1 + i) for i in range(field.ndim)]
-        strides = []
+        strides: list[Any] = []
         stride = ir.Constant(_WORD, item)
         for extent in reversed(shape):
             strides.insert(0, stride)
