@@ -1,0 +1,86 @@
+"""Tables that set our numbers beside published ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published number and ours.
+
+    Attributes:
+        label: what the row is about, such as a capacity.
+        published: the number as printed, such as ".0445"; its last digit sets the tolerance.
+        ours: the number that the simulator gives.
+        others: texts of the further columns of the table.
+        bound: allowed distance from ``published``; None: one unit of its last printed digit.
+    """
+
+    label: str
+    published: str
+    ours: float
+    others: tuple[str, ...] = ()
+    bound: float | None = None
+
+    @property
+    def digits(self) -> int:
+        """Printed digits after the decimal point."""
+        return len(self.published.partition(".")[2])
+
+    @property
+    def tolerance(self) -> float:
+        """Allowed distance between the two numbers."""
+        return 10.0**-self.digits if self.bound is None else self.bound
+
+    @property
+    def met(self) -> bool:
+        """Whether ours lies within the tolerance (rounding of the comparison itself forgiven)."""
+        return abs(self.ours - float(self.published)) <= self.tolerance * (1 + 1e-9)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A published table; ``columns``: headers of label, published, ours and the rows' ``others``."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def met(self) -> bool:
+        """Whether every row is met."""
+        return all(row.met for row in self.rows)
+
+    def text(self) -> str:
+        """The table as aligned lines."""
+        lines = [("", *self.columns)]
+        for row in self.rows:
+            ours = f"{row.ours:.{row.digits + 1}f}"
+            lines.append(("met" if row.met else "NOT MET", row.label, row.published, ours, *row.others))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        shown = ["  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join([self.title, "", *shown, "", *self.notes])
+
+    def as_json(self) -> dict[str, Any]:
+        """The table as plain data."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "met": self.met,
+            "notes": list(self.notes),
+            "rows": [
+                {
+                    "label": row.label,
+                    "published": float(row.published),
+                    "ours": row.ours,
+                    "tolerance": row.tolerance,
+                    "met": row.met,
+                    **dict(zip(self.columns[3:], row.others, strict=True)),
+                }
+                for row in self.rows
+            ],
+        }
