@@ -1,0 +1,183 @@
+"""The numbered invariants of the block pool, recomputed naively from its arrays; see ``verify``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from sim.core.state import Pool
+
+PoolCheck = Callable[[Pool], Iterator[str]]
+
+
+def inv_1(pool: Pool) -> Iterator[str]:
+    """INV-1: a block without references, and no other, is in the free queue, once; the null block is not.
+
+    The queue is a list linked both ways between its two sentinels, as long as ``num_free`` says.
+    """
+    n = int(pool.params.num_blocks)
+    following, before = pool.blocks["next_free"].tolist(), pool.blocks["prev_free"].tolist()
+    walk = [n]
+    while walk[-1] != n + 1:
+        b = following[walk[-1]]
+        if not (0 <= b < n or b == n + 1) or len(walk) > n + 1:
+            yield f"the free queue goes from {walk[-1]} to {b} after {len(walk) - 1} blocks"
+            return
+        walk.append(b)
+    for a, b in pairwise(walk):
+        if before[b] != a:
+            yield f"block {b} follows {a} in the free queue, and points back to {before[b]}"
+    if before[n] != -1 or following[n + 1] != -1:
+        yield "the free queue goes beyond its sentinels"
+    members = walk[1:-1]
+    if len(members) != pool.meta.num_free:
+        yield f"{len(members)} blocks in the free queue, num_free is {pool.meta.num_free}"
+    counts = np.bincount(np.array(members, dtype=np.int64), minlength=n)
+    wanted = pool.blocks["ref_cnt"][:n] == 0
+    wanted[0] = False
+    for b in np.flatnonzero(counts != wanted):
+        yield f"block {b} is {counts[b]} times in the free queue with {pool.blocks.ref_cnt[b]} references"
+    for b in np.flatnonzero(counts == 0):
+        if before[b] != -1 or following[b] != -1:
+            yield f"block {b} has neighbours {before[b]} and {following[b]}, but is not in the free queue"
+
+
+def inv_2(pool: Pool) -> Iterator[str]:
+    """INV-2: free blocks, referenced blocks and the null block are all blocks; no count is negative."""
+    n = int(pool.params.num_blocks)
+    counts = pool.blocks["ref_cnt"][1:n]
+    held = int((counts > 0).sum())
+    if pool.meta.num_free + held + 1 != n:
+        yield f"{pool.meta.num_free} free + {held} held + 1 null != {n}"
+    for b in np.flatnonzero(counts < 0) + 1:
+        yield f"block {b} has {pool.blocks.ref_cnt[b]} references"
+
+
+def inv_3(pool: Pool) -> Iterator[str]:
+    """INV-3: block 0 alone is the null block, and it never carries a key."""
+    null = pool.blocks[0]
+    if null.block_hash != 0 or null.dup_prev != -1 or null.dup_next != -1 or null.mark != 0:
+        yield f"the null block carries key {null.block_hash:#x}, ring {null.dup_prev}, mark {null.mark}"
+
+
+def inv_4(pool: Pool) -> Iterator[str]:
+    """INV-4: the prefix map and the keys of the blocks say the same; no key of the map is without a block.
+
+    Each key stands once, where a look-up finds it; its blocks are a ring linked both ways.
+    """
+    n = int(pool.params.num_blocks)
+    keys, firsts = pool.table[0::2], pool.table[1::2].astype(np.int64)
+    size = keys.size
+    ring_next, ring_prev = pool.blocks["dup_next"].tolist(), pool.blocks["dup_prev"].tolist()
+    block_key = pool.blocks["block_hash"].tolist()
+    mapped: dict[int, int] = {}
+    seen: set[int] = set()
+    places = np.flatnonzero(keys)
+    for place in places.tolist():
+        key = int(keys[place])
+        if key in seen:
+            yield f"key {key:#x} stands in the map twice"
+            continue
+        seen.add(key)
+        home = key & (size - 1)
+        way = np.arange(home, home + ((place - home) & (size - 1))) & (size - 1)
+        if (keys[way] == 0).any():
+            yield f"key {key:#x} in place {place} cannot be found from its home {home}"
+        b = int(firsts[place])
+        while b not in mapped:
+            if not 0 < b < n:
+                yield f"key {key:#x} has block {b}"
+                break
+            mapped[b] = key
+            if not 0 <= ring_next[b] < n or ring_prev[ring_next[b]] != b:
+                yield f"block {b} of key {key:#x} is followed by {ring_next[b]}, which does not point back"
+                break
+            b = ring_next[b]
+        else:
+            if b != firsts[place]:
+                yield f"the ring of key {key:#x} ends in block {b}, not in its first block {firsts[place]}"
+    for b in range(n):
+        if block_key[b] != mapped.get(b, 0):
+            yield f"block {b} carries key {block_key[b]:#x}, the map says {mapped.get(b, 0):#x}"
+        if b not in mapped and (ring_next[b] != -1 or ring_prev[b] != -1):
+            yield f"block {b} is in a ring, but not in the map"
+    if places.size != pool.meta.num_keys:
+        yield f"{places.size} keys in the map, num_keys is {pool.meta.num_keys}"
+
+
+def inv_5(pool: Pool) -> Iterator[str]:
+    """INV-5: without prefix caching nothing is cached."""
+    cached = int((pool.blocks["block_hash"] != 0).sum())
+    if not pool.params.enable_caching and (cached or pool.meta.num_keys):
+        yield f"{cached} blocks and {pool.meta.num_keys} keys are cached"
+
+
+def _free_run_lengths(pool: Pool) -> list[tuple[int, int]]:
+    """(first block, length) of the maximal runs of consecutive ids among the free blocks."""
+    n = int(pool.params.num_blocks)
+    free = np.zeros(n + 2, dtype=np.int8)
+    free[1 : n + 1] = pool.blocks["ref_cnt"][:n] == 0
+    free[1] = 0
+    steps = np.diff(free)
+    starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    return [(int(a), int(b - a)) for a, b in zip(starts, ends, strict=True)]
+
+
+def inv_18(pool: Pool) -> Iterator[str]:
+    """INV-18: bits, run lengths and the counts of lengths describe the runs of the free set."""
+    n = int(pool.params.num_blocks)
+    runs = _free_run_lengths(pool)
+    bits = np.unpackbits(pool.free_bits.view(np.uint8), bitorder="little")
+    expected = np.zeros(bits.size, dtype=np.uint8)
+    for start, length in runs:
+        expected[start + 1 : start + 1 + length] = 1
+        ends = (int(pool.blocks.run_len[start]), int(pool.blocks.run_len[start + length - 1]))
+        if ends != (length, length):
+            yield f"the free run of {length} blocks from {start} says {ends} at its ends"
+    for i in np.flatnonzero(bits != expected):
+        yield f"free bit of block {i - 1} is {bits[i]}"
+    longest = max((length for _, length in runs), default=0)
+    if (pool.meta.free_runs, pool.meta.largest_free_run) != (len(runs), longest):
+        yield (
+            f"{len(runs)} free runs, the largest of {longest}; "
+            f"gauges say {pool.meta.free_runs} and {pool.meta.largest_free_run}"
+        )
+    counts = np.bincount(np.array([length for _, length in runs], dtype=np.int64), minlength=n + 1)
+    for length in np.flatnonzero(counts != pool.len_count):
+        yield f"{counts[length]} free runs of {length} blocks, counted {pool.len_count[length]}"
+    offsets = [*pool.len_level.tolist(), pool.len_tree.size]
+    occurs = np.flatnonzero(counts)
+    for level, (first, end) in enumerate(pairwise(offsets)):
+        words = np.zeros(end - first, dtype=np.uint64)
+        np.bitwise_or.at(words, occurs >> 6, np.uint64(1) << (occurs & 63).astype(np.uint64))
+        if not np.array_equal(words, pool.len_tree[first:end]):
+            yield f"level {level} of the tree of run lengths does not match the lengths {occurs.tolist()}"
+        occurs = np.unique(occurs >> 6)
+
+
+def inv_19(pool: Pool) -> Iterator[str]:
+    """INV-19: the pool's gauges count the cached blocks and, among them, the free ones."""
+    n = int(pool.params.num_blocks)
+    cached = pool.blocks["block_hash"][:n] != 0
+    free = cached & (pool.blocks["ref_cnt"][:n] == 0)
+    found = (int(cached.sum()), int(free.sum()))
+    if found != (pool.meta.num_cached, pool.meta.num_cached_free):
+        yield (
+            f"{found[0]} blocks cached, {found[1]} of them free; "
+            f"gauges say {pool.meta.num_cached} and {pool.meta.num_cached_free}"
+        )
+    if not 0 <= pool.meta.evicted_unused <= pool.meta.evictions:
+        yield f"{pool.meta.evicted_unused} of {pool.meta.evictions} evicted blocks were never reused"
+
+
+POOL_INVARIANTS: dict[str, PoolCheck] = {
+    "INV-1": inv_1,
+    "INV-2": inv_2,
+    "INV-3": inv_3,
+    "INV-4": inv_4,
+    "INV-5": inv_5,
+    "INV-18": inv_18,
+    "INV-19": inv_19,
+}

@@ -1,0 +1,276 @@
+"""The numbered invariants of block tables, slots and hashes, recomputed naively; see ``verify``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.core.state import State
+
+_MASK = 2**64 - 1
+_MIX1, _MIX2 = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
+_PARENT = 0x9FB21C651E98DF25
+_NONE_HASH = 0x2545F4914F6CDD1D
+_GROUP = 0xA0761D6478BD642F
+
+
+class Tokens(Protocol):
+    """Token ids of the requests: a Workload."""
+
+    def __len__(self) -> int: ...
+
+    def prompt_tokens(self, i: int) -> NDArray[np.int32]:
+        """Prompt of request i, int32[prompt_len]."""
+        ...
+
+    def output_tokens(self, i: int) -> NDArray[np.int32]:
+        """What request i generates, int32[output_len]."""
+        ...
+
+
+class View(NamedTuple):
+    """The state, with what most checks ask for."""
+
+    st: State
+    running: list[int]
+    waiting: list[int]
+    tokens: Tokens | None
+
+    def slot(self, r: int) -> int:
+        """Slot of request r, -1: none."""
+        return int(self.st.requests.slot[r])
+
+    def table(self, g: int, slot: int) -> list[int]:
+        """Block table of a slot in one group."""
+        return self.st.kv.table_blocks[g, slot, : self.st.kv.tables.length[g, slot]].tolist()
+
+    def batches(self) -> list[int]:
+        """Ring indices of the batches in flight, oldest first."""
+        ctl = self.st.ctl
+        return [int(ctl.ring_head + i) % 3 for i in range(ctl.num_in_flight)]
+
+
+Check = Callable[[View], Iterator[str]]
+
+
+def inv_6(v: View) -> Iterator[str]:
+    """INV-6: a block's reference count is the number of its places in block tables."""
+    n = int(v.st.params.num_blocks)
+    groups, slots = v.st.kv.tables.shape
+    blocks = [b for g in range(groups) for slot in range(slots) for b in v.table(g, slot)]
+    places = np.bincount(np.array(blocks, dtype=np.int64), minlength=n)
+    for b in np.flatnonzero(places[1:n] != v.st.kv.pool.blocks["ref_cnt"][1:n]) + 1:
+        yield f"block {b} stands {places[b]} times in block tables, ref_cnt {v.st.kv.pool.blocks.ref_cnt[b]}"
+
+
+def inv_7(v: View) -> Iterator[str]:
+    """INV-7: a table holds no block twice, and no null block."""
+    groups, slots = v.st.kv.tables.shape
+    for g in range(groups):
+        for slot in range(slots):
+            ids = v.table(g, slot)
+            if len(set(ids)) != len(ids) or 0 in ids:
+                yield f"table of slot {slot}, group {g}: {ids}"
+
+
+def inv_8(v: View) -> Iterator[str]:
+    """INV-8: a running request's table has exactly the blocks that its computed tokens need."""
+    for r in v.running:
+        computed = int(v.st.requests.num_computed[r])
+        for g, size in enumerate(v.st.kv.groups["block_size"].tolist()):
+            length = int(v.st.kv.tables.length[g, v.slot(r)])
+            if length != -(-computed // size):
+                yield f"request {r} with {computed} tokens has {length} blocks of {size} tokens"
+
+
+def inv_9(v: View) -> Iterator[str]:
+    """INV-9: only running requests hold blocks; a waiting one has nothing computed and no placeholder."""
+    st = v.st
+    free = np.ones(st.kv.slots.size, dtype=bool)
+    free[[v.slot(r) for r in v.running]] = False
+    for name in ("length", "num_cached", "runs"):
+        for g, slot in np.argwhere(st.kv.tables[name] * free):
+            yield f"slot {slot} of no running request has {name} {st.kv.tables[name][g, slot]} in group {g}"
+    for r in v.waiting:
+        if st.requests.num_computed[r] or st.requests.placeholders[r]:
+            yield (
+                f"request {r} waits with {st.requests.num_computed[r]} computed tokens "
+                f"and {st.requests.placeholders[r]} placeholders"
+            )
+
+
+def inv_11(v: View) -> Iterator[str]:
+    """INV-11: the counted leading blocks of a running request carry its own keys, the others none.
+
+    Counted are the blocks that its computed tokens of known identity fill. A token that is known only since
+    the last update (async scheduling) may count at the request's next schedule.
+    """
+    st, rq = v.st, v.st.requests
+    for r in v.running:
+        slot = v.slot(r)
+        computed = int(rq.num_computed[r])
+        most = min(computed, int(rq.num_tokens[r])) if st.params.enable_caching else 0
+        least = computed - int(rq.placeholders[r]) if most else 0
+        for g, (size, ratio) in enumerate(
+            zip(st.kv.groups["block_size"].tolist(), st.kv.groups["hash_ratio"].tolist(), strict=True)
+        ):
+            counted = int(st.kv.tables.num_cached[g, slot])
+            if not least // size <= counted <= most // size:
+                yield f"request {r} counts {counted} cached blocks of {size} tokens, computed {computed}"
+            for i, b in enumerate(v.table(g, slot)):
+                key = _group_key(int(st.kv.hashes[slot, (i + 1) * ratio - 1]), g) if i < counted else 0
+                if int(st.kv.pool.blocks.block_hash[b]) != key:
+                    yield f"request {r} block {i}: block {b} does not carry key {key:#x}"
+
+
+def inv_14(v: View) -> Iterator[str]:
+    """INV-14: the hashes of a slot are those of its request's first full units; the cursor stands behind."""
+    st, rq = v.st, v.st.requests
+    unit = int(st.kv.hash_mult.size)
+    for r in np.flatnonzero(rq["slot"][: st.ctl.num_requests] >= 0).tolist():
+        slot = v.slot(r)
+        hashed = int(st.kv.slots.num_hashed[slot])
+        known = int(rq.num_tokens[r])
+        if not 0 <= hashed * unit <= known:
+            yield f"request {r} has {hashed} hashes of {unit} tokens, known are {known}"
+            continue
+        if (cursor := _cursor(st, r, hashed * unit)) != (
+            st.kv.slots.hash_piece[slot],
+            st.kv.slots.hash_offset[slot],
+        ):
+            yield f"request {r} goes on hashing at {st.kv.slots[slot]}, should at (piece, offset) {cursor}"
+        if v.tokens is not None and r < len(v.tokens):
+            expected = _chain(st, v.tokens, r, hashed)
+            if st.kv.hashes[slot, :hashed].tolist() != expected:
+                yield f"request {r} has hashes that are not those of its tokens"
+
+
+def _cursor(st: State, r: int, position: int) -> tuple[int, int]:
+    """(piece, offset in it) of a token position; the output counts as one piece behind the prompt."""
+    first, end = int(st.kv.seg_ptr[r]), int(st.kv.seg_ptr[r + 1])
+    for piece in range(first, end):
+        length = int(st.kv.pieces.length[piece])
+        if position < length:
+            return piece, position
+        position -= length
+    return end, position
+
+
+def _chain(st: State, tokens: Tokens, r: int, count: int) -> list[int]:
+    """The first hashes of a request in whole-number arithmetic, from its token ids."""
+    unit = int(st.kv.hash_mult.size)
+    ids = np.concatenate([tokens.prompt_tokens(r), tokens.output_tokens(r)])[: count * unit]
+    sums = (ids.astype(np.uint64).reshape(count, unit) * st.kv.hash_mult).sum(axis=1, dtype=np.uint64)
+    salt = int(st.requests.salt[r])
+    parent = _mix64(_NONE_HASH + salt * _PARENT) if salt else _NONE_HASH
+    chain = []
+    for content in sums.tolist():
+        parent = _mix64(parent * _PARENT + content + 1) or 1
+        chain.append(parent)
+    return chain
+
+
+def _mix64(x: int) -> int:
+    for factor in (_MIX1, _MIX2):
+        x &= _MASK
+        x = (x ^ (x >> 33)) * factor
+    x &= _MASK
+    return x ^ (x >> 33)
+
+
+def _group_key(h: int, group: int) -> int:
+    return h if group == 0 else _mix64(h ^ (group * _GROUP & _MASK)) or 1
+
+
+def inv_20(v: View) -> Iterator[str]:
+    """INV-20: the gauges of the tables add up: blocks, runs of consecutive ids, slots, tokens held."""
+    st = v.st
+    blocks = runs = 0
+    computed = int(st.requests["num_computed"][v.running].sum(dtype=np.int64))
+    for g in range(st.kv.groups.size):
+        in_group = 0
+        for slot in range(st.kv.slots.size):
+            table = np.array(v.table(g, slot))
+            found = int((np.diff(table) != 1).sum()) + 1 if table.size else 0
+            if found != st.kv.tables.runs[g, slot]:
+                yield f"table of slot {slot}, group {g} has {found} runs, says {st.kv.tables.runs[g, slot]}"
+            in_group += table.size
+            runs += found
+        blocks += in_group
+        if (st.kv.groups.allocated[g], st.kv.groups.held[g]) != (in_group, computed):
+            yield (
+                f"group {g} has {in_group} blocks and {computed} tokens; "
+                f"gauges say {st.kv.groups.allocated[g]} and {st.kv.groups.held[g]}"
+            )
+    if (st.count.table_blocks, st.count.table_runs) != (blocks, runs):
+        yield (
+            f"{blocks} blocks in {runs} runs in all tables; "
+            f"gauges say {st.count.table_blocks} and {st.count.table_runs}"
+        )
+
+
+def inv_21(v: View) -> Iterator[str]:
+    """INV-21: each slot is free or has one owner: a running request, or the head of the waiting queue."""
+    st = v.st
+    head = int(st.ctl.head_req)
+    slot_of = st.requests["slot"][: st.ctl.num_requests]
+    owners = np.flatnonzero(slot_of >= 0).tolist()
+    free = st.kv.slots["free_stack"][: st.ctl.num_free_slots].tolist()
+    if sorted([*free, *slot_of[owners].tolist()]) != list(range(st.kv.slots.size)):
+        yield f"free slots {free} and those of the requests {owners} are not all slots"
+    expected = sorted([*v.running, *([head] if head >= 0 else [])])
+    if owners != expected:
+        yield f"requests {owners} own slots, running and head are {expected}"
+    if head >= 0 and head not in v.waiting:
+        yield f"request {head} is the head of the queue, but does not wait"
+
+
+def inv_22(v: View) -> Iterator[str]:
+    """INV-22: the remembered look-up is a beginning of a fresh one; its marks are exactly where it says."""
+    st, ctl = v.st, v.st.ctl
+    blocks = st.kv.pool.blocks
+    marked = np.flatnonzero(blocks["mark"]).tolist()
+    if ctl.memo_req < 0:
+        if marked:
+            yield f"blocks {marked} are marked, and no look-up is remembered"
+        return
+    r, slot = int(ctl.memo_req), int(ctl.memo_slot)
+    hits = int(ctl.memo_hits)
+    if r not in v.waiting or v.slot(r) != slot:
+        yield f"the look-up of request {r} in slot {slot} is remembered"
+        return
+    if not 0 <= hits <= ctl.memo_marked:
+        yield f"{hits} hits of {ctl.memo_marked} marked blocks are remembered"
+        return
+    first = dict(zip(st.kv.pool.table[0::2].tolist(), st.kv.pool.table[1::2].tolist(), strict=True))
+    ratio = int(st.kv.groups.hash_ratio[0])
+    allowed = set()
+    for g in range(st.kv.groups.size):
+        remembered = st.kv.table_blocks[g, slot, : ctl.memo_marked].tolist()
+        allowed |= {(b, i + 1) for i, b in enumerate(remembered)}
+        for i, b in enumerate(remembered[:hits]):
+            key = _group_key(int(st.kv.hashes[slot, (i + 1) * ratio - 1]), g)
+            if first.get(key) != b or blocks.mark[b] != i + 1:
+                yield f"hit {i} of request {r} is block {b}, marked {blocks.mark[b]}; found {first.get(key)}"
+    for b in marked:
+        if (b, int(blocks.mark[b])) not in allowed:
+            yield f"block {b} is marked {blocks.mark[b]}, which nothing remembers"
+    free = sum(int(blocks.ref_cnt[b]) == 0 for b in marked)
+    if free != ctl.memo_free:
+        yield f"{free} marked blocks are free, remembered are {ctl.memo_free}"
+
+
+TABLE_INVARIANTS: dict[str, Check] = {
+    "INV-6": inv_6,
+    "INV-7": inv_7,
+    "INV-8": inv_8,
+    "INV-9": inv_9,
+    "INV-11": inv_11,
+    "INV-14": inv_14,
+    "INV-20": inv_20,
+    "INV-21": inv_21,
+    "INV-22": inv_22,
+}

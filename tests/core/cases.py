@@ -1,0 +1,142 @@
+"""Random engines and workloads on both clocks, and the loop that drives a state phase by phase.
+
+The settings, prompts and lengths are those of ``tests.reference.random_cases`` (tiny pools, shared and equal
+prompts, ties); added here are the real clock with its sessions, closed loops and step times, synthetic segments,
+and requests that cannot be served.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sim.capacity import LogOptions, allocate
+from sim.config_engine import EngineSettings
+from sim.core import codes as c
+from sim.core.engine import run_until
+from sim.core.state import State
+from sim.step_time import StepTime, affine, constant
+from tests.reference.random_cases import random_case
+from workloads.builder import WorkloadBuilder
+from workloads.requests import Workload
+
+FOREVER = 1 << 62
+
+
+class Case(NamedTuple):
+    """Everything that a run is made of."""
+
+    engine: EngineSettings
+    workload: Workload
+    step_time: StepTime
+    log: LogOptions
+
+    def state(self) -> State:
+        """A fresh state of the case."""
+        return allocate(self.engine, self.workload, self.step_time, self.log)
+
+
+def draw_case(seed: int, clock: str, **log: Any) -> Case:
+    """The case of a seed on the "time" or the "logical" clock; ``log`` are fields of LogOptions."""
+    base = random_case(seed)
+    rng = random.Random(seed + 1)
+    engine = EngineSettings(**{**base.settings, "idle_steps": rng.choice(["skip", "skip", "run"])})
+    if clock == "logical":
+        workload = _workload(rng, engine, base.workload, "logical")
+        return Case(engine, workload, constant(0), LogOptions(**{"sample_period_ns": 0, **log}))
+    step_time = rng.choice([constant(1), constant(1000), affine(700.5, 3.25, 11, 0.5)])
+    options = {
+        "sample_period_ns": rng.choice([0, 1, 777, 10_000]),
+        "warmup_ns": rng.choice([0, 0, 5_000]),
+        **log,
+    }
+    return Case(engine, _workload(rng, engine, base.workload, "time"), step_time, LogOptions(**options))
+
+
+def _workload(
+    rng: random.Random, engine: EngineSettings, lines: list[dict[str, Any]], clock: str
+) -> Workload:
+    on_time = clock == "time"
+    vocab = 1 + max(max(*line["prompt_token_ids"], *line["output_token_ids"]) for line in lines)
+    closed = on_time and rng.random() < 0.2
+    builder = WorkloadBuilder(vocab_size=vocab, clock=clock, closed_loop=closed)
+    unit = rng.choice([1, 300, 4001])
+    for i, line in enumerate(lines):
+        prompt, output = line["prompt_token_ids"], line["output_token_ids"]
+        arrival, parent = line["arrival_step"] * (unit if on_time else 1), -1
+        if on_time and i and rng.random() < 0.25:
+            parent, arrival = rng.randrange(i), -1
+        elif closed and i and rng.random() < 0.6:
+            arrival = -1
+        if on_time and rng.random() < 0.05:
+            # too long for the model or, where that is long enough, for the pool
+            prompt = (prompt * 200)[: engine.usable_blocks * engine.block_size + rng.randint(1, 40)]
+        pieces = _pieces(rng, builder, prompt)
+        builder.add(
+            [seg for seg, _, _ in pieces],
+            [n for _, _, n in pieces],
+            seg_starts=[start for _, start, _ in pieces],
+            output_len=len(output),
+            out_seg=builder.add_tokens(output) if rng.random() < 0.8 else rng.randrange(3),
+            arrival=arrival,
+            parent=parent,
+            think_ns=rng.choice([0, 0, 1, 5_000]) if arrival < 0 else 0,
+            max_tokens=line.get("max_tokens"),
+            priority=line["priority"],
+            salt={None: 0, "a": 1, "b": 2}[line["cache_salt"]],
+            request_id=line["request_id"],
+        )
+    return builder.build()
+
+
+def _pieces(rng: random.Random, builder: WorkloadBuilder, prompt: list[int]) -> list[tuple[int, int, int]]:
+    """(segment, start, length) of a prompt: its own tokens, or as many of a few synthetic segments."""
+    if rng.random() < 0.5:
+        return [(builder.add_tokens(prompt), 0, len(prompt))]
+    cut = rng.randint(0, len(prompt))
+    pieces = [(rng.randrange(3), 0, cut), (rng.randrange(3), rng.choice([0, cut]), len(prompt) - cut)]
+    return [piece for piece in pieces if piece[2]]
+
+
+def drain(state: State) -> None:
+    """Empty the logs, as the shell does between two calls."""
+    state.ctl.log_len = 0
+    state.ctl.num_events = 0
+
+
+def drive(state: State, rng: random.Random, after: Callable[[], None]) -> int:
+    """Drive the state to its end with ``after`` between phases; returns the last exit reason.
+
+    At first ``after`` is called behind every phase, later behind ever longer stretches.
+    """
+    steps = 0
+    for _ in range(100_000):
+        reason = run_until(state, FOREVER, 1 if steps < 60 else rng.randint(1, steps))
+        drain(state)
+        if reason in (c.X_DONE, c.X_STUCK):
+            return reason
+        steps += reason == c.X_MAX_STEPS
+        after()
+        if state.ctl.step > 100_000:
+            break
+    return c.X_MAX_STEPS
+
+
+def snapshot(state: State) -> dict[str, np.ndarray]:
+    """A copy of everything that a run leaves behind, without the logs' rows and without dead storage."""
+    st = state
+    n = int(st.ctl.num_requests)
+    free = st.kv.pool.blocks[: st.params.num_blocks]
+    return {
+        "control": np.array(st.ctl.tolist()),
+        "counters": np.array(st.count.tolist()),
+        "pool": np.array(st.kv.pool.meta.tolist()),
+        "blocks": np.array(free.tolist(), dtype=object),
+        "requests": np.array(st.requests[:n].tolist(), dtype=object),
+        "tables": st.kv.tables["length"].copy(),
+        "histogram": st.logs.histogram.copy(),
+        "weighted": np.array(st.logs.weighted.tolist(), dtype=object),
+    }
