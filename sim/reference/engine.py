@@ -43,7 +43,11 @@ def _matters(batch: SchedulerOutput) -> bool:
 
 
 class EngineStuck(RuntimeError):
-    """Requests wait, nothing runs or arrives, and the head of the queue can never be admitted."""
+    """Requests wait and none can ever be served.
+
+    Either nothing runs and the head of the queue is never admitted, or (without the full-sequence reserve) a
+    request that outgrows the pool is admitted and preempted for ever.
+    """
 
 
 class Engine:
@@ -86,13 +90,15 @@ class Engine:
         self._hasher: BlockHasher | None = None
         if settings.enable_prefix_caching:
             self._hasher = BlockHasher(self.scheduler.kv_cache_manager.hash_block_size)
-        self._pending = self._arrivals(list(workload))
+        lines = list(workload)
+        self._pending = self._arrivals(lines)
+        self._sampled = False
+        self._steps_without_token = 0
+        # Prefill takes a step a token at the worst, and a preempted prefill starts over.
+        self._patience = 1000 + sum(len(x["prompt_token_ids"]) + len(x["output_token_ids"]) for x in lines)
 
     def run(self, max_steps: int | None = None) -> None:
         """Step until everything is done, or ``max_steps`` times.
-
-        A request that outgrows the pool by itself may be admitted, preempted and admitted again for ever
-        (without the full-sequence reserve): limit the steps where that can happen.
 
         Raises:
             EngineStuck: the rest of the workload can never be served.
@@ -104,7 +110,10 @@ class Engine:
             self._admit_arrivals()
             while self._aborts and self._aborts[0][0] <= self.step_index:
                 self._aborted += self.scheduler.finish_requests(self._aborts.popleft()[1])
-            self._refuse_to_hang(self.step())
+            self._sampled = False
+            worked = self.step()
+            self._steps_without_token = 0 if self._sampled else self._steps_without_token + 1
+            self._refuse_to_hang(worked)
             self.step_index += 1
             done += 1
 
@@ -129,12 +138,12 @@ class Engine:
             self.batch_queue.append((self.step_index, batch))
             has_tokens = batch.total_num_scheduled_tokens > 0
             if len(self.batch_queue) < BATCH_QUEUE_SIZE and (has_tokens or self.scheduler.has_requests()):
-                return True
+                return worked
         elif not self.batch_queue:
             return False
         step, batch = self.batch_queue.popleft()
         self._update(step, batch)
-        return worked or _matters(batch)
+        return worked or batch.total_num_scheduled_tokens > 0
 
     def _schedule(self) -> SchedulerOutput:
         batch = self.scheduler.schedule()
@@ -142,6 +151,7 @@ class Engine:
         return batch
 
     def _update(self, step: int, batch: SchedulerOutput) -> None:
+        self._sampled = self._sampled or bool(batch.sampling)
         self._report("updated", step, batch, self.scheduler.update_from_output(batch))
 
     def _report(self, phase: Phase, step: int, batch: SchedulerOutput, finished: list[str]) -> None:
@@ -161,14 +171,17 @@ class Engine:
         return bool(self._pending) or bool(self.batch_queue) or self.scheduler.has_unfinished_requests()
 
     def _refuse_to_hang(self, worked: bool) -> None:
-        if worked or self._pending or self.batch_queue or self._aborts:
+        if self._pending or self._aborts or not len(self.scheduler.waiting):
             return
-        if not self.scheduler.running and len(self.scheduler.waiting):
-            head = self.scheduler.waiting.peek_request()
-            raise EngineStuck(
-                f"request {head.request_id!r} with {head.num_tokens} tokens can never be admitted to a pool "
-                f"of {self.settings.num_gpu_blocks - 1} usable blocks of {self.settings.block_size}"
-            )
+        head = self.scheduler.waiting.peek_request()
+        what = (
+            f"request {head.request_id!r} with {head.num_tokens} tokens, in a pool of "
+            f"{self.settings.num_gpu_blocks - 1} usable blocks of {self.settings.block_size},"
+        )
+        if not (worked or self.scheduler.running or any(b.num_scheduled_tokens for _, b in self.batch_queue)):
+            raise EngineStuck(f"{what} can never be admitted")
+        if self._steps_without_token > self._patience:
+            raise EngineStuck(f"{what} is preempted again and again: no token in {self._patience} steps")
 
     def _admit_arrivals(self) -> None:
         while self._pending and self._pending[0][0] <= self.step_index:

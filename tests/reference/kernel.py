@@ -16,7 +16,7 @@ from sim.steplog import record
 from workloads.builder import WorkloadBuilder
 from workloads.requests import Workload
 
-__all__ = ["NO_TIME", "Recorder", "kernel_rows", "kernel_state", "to_workload"]
+__all__ = ["NO_TIME", "Recorder", "as_rows", "kernel_rows", "kernel_state", "to_workload"]
 
 NO_TIME = StepTime(0, np.zeros(12), np.zeros(1), np.zeros(1), np.zeros(1))
 """A step-time model for runs in logical time, which do not ask."""
@@ -54,5 +54,10 @@ def kernel_rows(settings: Mapping[str, Any], lines: Sequence[Mapping[str, Any]])
     """The kernel's step log of a workload that can be served, one mapping a row."""
     log = record(EngineSettings(**settings), to_workload(lines))
     assert not log.stuck
-    names = list(log.columns)
-    return [dict(zip(names, values, strict=True)) for values in zip(*log.columns.values(), strict=True)]
+    return as_rows(log.columns)
+
+
+def as_rows(columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+    """Columns as one mapping a row."""
+    names = list(columns)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]

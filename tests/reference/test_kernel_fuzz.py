@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import abort_request, advance
-from sim.reference import record
-from tests.reference.kernel import Recorder, kernel_rows, kernel_state, to_workload
+from sim.reference import Engine, EngineStuck, Settings, record
+from sim.reference.steplog import StepLog
+from sim.steplog import record as record_kernel
+from tests.reference.kernel import Recorder, as_rows, kernel_rows, kernel_state, to_workload
 from tests.reference.random_cases import random_case
 
 FOREVER = 1 << 62
@@ -31,6 +35,35 @@ def assert_equal(rows: list[Row], expected: list[Row]) -> None:
 def test_every_row_and_column_is_equal(seed: int) -> None:
     case = random_case(seed)
     assert_equal(kernel_rows(case.settings, case.workload), record(case.settings, case.workload))
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@hypothesis_settings(max_examples=10)
+def test_a_request_that_never_fits_stops_both(seed: int) -> None:
+    case = random_case(seed)
+    settings = {**case.settings, "max_model_len": 4096, "scheduler_reserve_full_isl": True}
+    settings |= {"enable_chunked_prefill": True, "idle_steps": "skip"}
+    capacity = (settings["num_gpu_blocks"] - 1) * settings["block_size"]
+    giant = {
+        "request_id": "giant",
+        "arrival_step": case.workload[len(case.workload) // 2]["arrival_step"],
+        "prompt_token_ids": [0] * (capacity + 1),
+        "output_token_ids": [0],
+        "priority": 1,
+    }
+    workload = [*case.workload, giant]
+    log = StepLog()
+    with pytest.raises(EngineStuck, match="giant"):
+        Engine(Settings.from_dict(settings), workload, log).run()
+    kernel = record_kernel(EngineSettings(**settings), to_workload(workload))
+    assert kernel.stuck
+    rows = as_rows(kernel.columns)
+    # They may notice it a step apart: from then on nothing happens.
+    shared = min(len(rows), len(log.rows))
+    assert_equal(rows[:shared], log.rows[:shared])
+    for row in [*rows[shared:], *log.rows[shared:]]:
+        assert (row["num_scheduled_tokens"], row["used_blocks"]) == (0, 0)
+    assert abs(len(rows) - len(log.rows)) <= 4
 
 
 def rows_with_aborts(

@@ -494,13 +494,21 @@ def test_aborts_are_reported_in_the_next_row() -> None:
 
 
 def test_a_request_that_can_never_be_admitted_is_reported() -> None:
-    with pytest.raises(EngineStuck, match=r"'a' with 80 tokens .* 15 usable blocks of 4"):
+    with pytest.raises(EngineStuck, match=r"'a' with 80 tokens.* 15 usable blocks of 4"):
         record(ENGINE, [line("a", 0, 80)])
 
 
 def test_a_request_that_outgrows_the_pool_is_reported() -> None:
     with pytest.raises(EngineStuck, match="'a'"):
         record({**ENGINE, "num_gpu_blocks": 3}, [line("a", 0, 6, 9)])
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_request_that_comes_back_for_ever_is_reported(asynchronous: bool) -> None:
+    changed = {"num_gpu_blocks": 3, "scheduler_reserve_full_isl": False, "async_scheduling": asynchronous}
+    changed |= {"max_num_batched_tokens": 2, "max_num_seqs": 1}
+    with pytest.raises(EngineStuck, match="'a'"):
+        record({**ENGINE, **changed}, [line("a", 0, 6, 9)])
 
 
 def test_a_prompt_that_leaves_no_room_is_rejected() -> None:
