@@ -1,4 +1,4 @@
-"""The engine loop in logical time: arrivals by step, steps until the work is done, a watch for being stuck."""
+"""The engine loop in logical time: arrivals by step, steps until all is done, a watch for being stuck."""
 
 from __future__ import annotations
 
@@ -65,9 +65,10 @@ class EngineLoop(ABC):
         return bool(self.scheduler.has_unfinished_requests() or self.batches_in_flight())
 
     def has_work(self) -> bool:
-        """Whether this step makes a schedule call."""
-        idle_too = self.settings.idle_steps == "run" and bool(self.arrivals)
-        return self.scheduler.has_requests() or idle_too
+        """Whether this step makes a schedule call; with `idle_steps` "run" an idle one does too."""
+        if self.settings.idle_steps == "run" and self.arrivals and not self.batches_in_flight():
+            return True
+        return bool(self.scheduler.has_requests())
 
     def _stuck(self, out_of_patience: bool) -> str | None:
         """Why nothing can ever happen again, or None. Asked when no arrivals are left."""

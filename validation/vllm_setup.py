@@ -17,6 +17,7 @@ from sim.config_engine import EngineSettings, KVCacheGroup
 from sim.errors import InputError
 
 VLLM_VERSION = "0.32.0"
+TINY_VOCABULARY = 4096
 
 
 def require_vllm() -> None:
@@ -56,7 +57,7 @@ def tiny_llama_config(max_model_len: int) -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 32,
-        "vocab_size": 4096,
+        "vocab_size": TINY_VOCABULARY,
         "max_position_embeddings": max_model_len,
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
