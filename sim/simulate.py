@@ -156,14 +156,14 @@ class Simulation:
     def _all_rows(self) -> np.ndarray:
         self._drain(c.X_DONE)
         last = self._rows[-1][-1, 0] if self._rows else -1
+        rows = [np.zeros((0, len(c.LOG_COLUMNS)), dtype=np.int64), *self._rows]
         if not self.log.every_step and self.log.sample_period_ns and last < self.state.ctl.now:
-            # the curve ends where the run ends, not at the last multiple of the period
+            # the curve ends where the run ends, not at the last multiple of the period; should the run go on,
+            # the row is none of it
             sample_now(self.state)
-            self._drain(c.X_DONE)
-        if not self._rows:
-            return np.zeros((0, len(c.LOG_COLUMNS)), dtype=np.int64)
-        self._rows = [np.concatenate(self._rows)]
-        return self._rows[0]
+            rows.append(self.state.logs.steps[:1].copy())
+            self.state.ctl.log_len = 0
+        return np.concatenate(rows)
 
     def result(self) -> RunResult:
         """What the run has given so far."""
