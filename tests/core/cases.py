@@ -1,8 +1,8 @@
 """Random engines and workloads on both clocks, and the loop that drives a state phase by phase.
 
 The settings, prompts and lengths are those of ``tests.reference.random_cases`` (tiny pools, shared and equal
-prompts, ties); added here are the real clock with its sessions, closed loops and step times, synthetic segments,
-and requests that cannot be served.
+prompts, ties); added here are the real clock with its sessions, closed loops and step times, synthetic
+segments, and requests that cannot be served.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ def draw_case(seed: int, clock: str, **log: Any) -> Case:
         return Case(engine, workload, constant(0), LogOptions(**{"sample_period_ns": 0, **log}))
     step_time = rng.choice([constant(1), constant(1000), affine(700.5, 3.25, 11, 0.5)])
     options = {
-        "sample_period_ns": rng.choice([0, 1, 777, 10_000]),
+        "sample_period_ns": rng.choice([0, 50, 777, 10_000]),
         "warmup_ns": rng.choice([0, 0, 5_000]),
         **log,
     }
-    return Case(engine, _workload(rng, engine, base.workload, "time"), step_time, LogOptions(**options))
+    workload = _workload(rng, engine, base.workload, "time")
+    return Case(engine, workload, step_time, LogOptions(**options))
 
 
 def _workload(
@@ -125,18 +126,17 @@ def drive(state: State, rng: random.Random, after: Callable[[], None]) -> int:
     return c.X_MAX_STEPS
 
 
-def snapshot(state: State) -> dict[str, np.ndarray]:
-    """A copy of everything that a run leaves behind, without the logs' rows and without dead storage."""
-    st = state
-    n = int(st.ctl.num_requests)
-    free = st.kv.pool.blocks[: st.params.num_blocks]
+def snapshot(state: State) -> dict[str, list[Any]]:
+    """Everything that a run leaves behind, the logs' rows apart."""
+    names = [name for name in state.ctl.dtype.names if name not in ("log_len", "num_events")]
     return {
-        "control": np.array(st.ctl.tolist()),
-        "counters": np.array(st.count.tolist()),
-        "pool": np.array(st.kv.pool.meta.tolist()),
-        "blocks": np.array(free.tolist(), dtype=object),
-        "requests": np.array(st.requests[:n].tolist(), dtype=object),
-        "tables": st.kv.tables["length"].copy(),
-        "histogram": st.logs.histogram.copy(),
-        "weighted": np.array(st.logs.weighted.tolist(), dtype=object),
+        "control": [(name, int(state.ctl[name])) for name in names],
+        "counters": state.count.tolist(),
+        "pool": state.kv.pool.meta.tolist(),
+        "blocks": state.kv.pool.blocks[: state.params.num_blocks].tolist(),
+        "requests": state.requests[: state.ctl.num_requests].tolist(),
+        "tables": state.kv.tables.tolist(),
+        "weighted": state.logs.weighted.tolist(),
+        "histogram": np.argwhere(state.logs.histogram).tolist(),
+        "weights": state.logs.histogram[state.logs.histogram > 0].tolist(),
     }
