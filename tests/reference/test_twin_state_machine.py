@@ -73,7 +73,8 @@ class Kernel:
         self.num_blocks = num_blocks
 
     def op(self, op: int, block: int = 0, front: int = 0, key: int = 0, group: int = 0) -> int:
-        return int(pool_op(self.pool, op, block, front, np.uint64(key), group))
+        with np.errstate(over="ignore"):  # hashes wrap; without JIT numpy would warn
+            return int(pool_op(self.pool, op, block, front, np.uint64(key), group))
 
     def get_new_blocks(self, n: int) -> list[int]:
         if n > self.pool.meta.num_free:
