@@ -16,12 +16,17 @@ from sim.core import codes as c
 from sim.core import state as s
 from sim.core.block_hash import hash_multipliers
 from sim.core.engine import init_engine
+from sim.core.residency import HISTORY
 from sim.step_time import StepTime
 from workloads.requests import Workload
 
 _POLICIES = {"fcfs": c.POLICY_FCFS, "priority": c.POLICY_PRIORITY}
 _LOG_ROWS = 16384
 _EVENT_ROWS = 65536
+#: Upper bounds of the buckets of vLLM's residency histograms (vLLM 0.32.0, KV_CACHE_RESIDENCY_BUCKETS).
+RESIDENCY_BOUNDS_NS = tuple(
+    milliseconds * 1_000_000 for decade in (1, 10, 100) for milliseconds in (decade, 2 * decade, 5 * decade)
+) + tuple(s * 1_000_000_000 for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800))
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,16 @@ class LogOptions:
     every_step: bool = False
     events: bool = False
     warmup_ns: int = 0
+    request_events: bool = False  # only the events about requests, when ``events`` is off
+    follow_blocks: bool = False  # residency histograms, births and hash chains of blocks
+    residency_sample: float = 1.0  # share of the allocations whose residency is measured, in (0, 1]
+
+    @property
+    def level(self) -> int:
+        """LOG_*, what goes into the event log."""
+        if self.events:
+            return c.LOG_ALL
+        return c.LOG_REQUESTS if self.request_events else c.LOG_NOTHING
 
 
 def _array(dtype: np.dtype[Any], shape: int | tuple[int, ...]) -> s.Record:
@@ -73,7 +88,9 @@ def _params(e: EngineSettings, w: Workload, log: LogOptions) -> s.Record:
             "closed_loop": int(w.closed_loop),
             "sample_period_ns": 0 if logical else log.sample_period_ns,
             "log_every_step": int(log.every_step),
-            "log_events": int(log.events),
+            "log_events": log.level,
+            "follow_blocks": int(log.follow_blocks),
+            "follow_threshold": int(log.residency_sample * 2.0**63) - 1,
             "warmup_ns": log.warmup_ns,
         },
     )
@@ -88,7 +105,12 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
     blocks = _array(s.BLOCK, n + 2)
     for name in ("prev_free", "next_free", "dup_prev", "dup_next"):
         blocks[name] = -1
-    event_rows = max(_EVENT_ROWS, 2 * (4 * n + 8 * slots + 64)) if params.log_events else 1
+    event_rows = 1
+    if params.log_events:
+        per_phase = (4 * n if params.log_events == c.LOG_ALL else 0) + 8 * slots + 64
+        event_rows = max(_EVENT_ROWS, 2 * per_phase)
+    followed = _array(s.FOLLOWED, n if params.follow_blocks else 1)
+    followed["birth"] = -1
     return s.Pool(
         params=params,
         ctl=ctl,
@@ -100,6 +122,12 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
         len_tree=np.zeros(sum(sizes), dtype=np.uint64),
         len_level=np.array([0, sizes[0], sizes[0] + sizes[1]], dtype=np.int64),
         events=np.zeros((event_rows, c.EVENT_COLUMNS), dtype=np.int64),
+        followed=followed,
+        access_times=np.zeros((followed.size, HISTORY), dtype=np.int64),
+        residency=_array(s.DURATIONS, 3),
+        residency_fine=np.zeros((3, c.TW_BINS), dtype=np.int64),
+        residency_buckets=np.zeros((3, len(RESIDENCY_BOUNDS_NS) + 1), dtype=np.int64),
+        residency_bounds=np.array(RESIDENCY_BOUNDS_NS, dtype=np.int64),
     )
 
 

@@ -58,11 +58,12 @@ EVENTS: dict[str, tuple[str, str]] = {
     "time_ns": ("ns", "simulated time"),
     "type": ("", "; ".join(f"{i} {name}" for i, name in enumerate(EVENT_TYPES))),
     "request": ("", "position of the request in the workload; -1: none"),
-    "block": ("", "block id; -1: none"),
+    "block": ("", "block id; allocation_failed: number of free blocks; -1: none"),
     "a": (
         "",
         "block_stored, block_removed: identity of the block's hash; admitted: cached tokens found; preempted:"
-        " computed tokens; finished: status; allocation_failed: cause (as in sim.core.kv_cache_manager)",
+        " computed tokens; finished: status; allocation_failed: cause, 1 full-sequence"
+        " reserve, 2 watermark, 3 pool, 4 a running request",
     ),
     "b": (
         "",

@@ -153,6 +153,13 @@ class Simulation:
             self._events.append(self.state.kv.pool.events[: ctl.num_events].copy())
             ctl.num_events = 0
 
+    @property
+    def row_chunks(self) -> list[np.ndarray]:
+        """Rows of the step log drained so far, int64 arrays of len(LOG_COLUMNS) columns, one a call of the
+        engine that ended for another reason than its number of steps.
+        """
+        return self._rows
+
     def _all_rows(self) -> np.ndarray:
         self._drain(c.X_DONE)
         last = self._rows[-1][-1, 0] if self._rows else -1
@@ -171,7 +178,7 @@ class Simulation:
         rows = self._all_rows()
         steps = {name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(c.LOG_COLUMNS)}
         events = None
-        if self.log.events:
+        if self.log.level:
             table = np.concatenate([np.zeros((0, c.EVENT_COLUMNS), dtype=np.int64), *self._events])
             events = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(_EVENT_COLUMNS)}
         totals = {name: int(st.count[name]) for name in COUNTERS.names or ()}

@@ -1,7 +1,7 @@
 """A finished run, simulated again to look at any instant of it.
 
-A run folder's config.yaml gives the same bytes again, and the engine is fast, so the state at any time is had by
-simulating up to it. The rows of the step log made on the way are compared with those of the folder, so that a
+A run folder's config.yaml gives the same bytes again, and the engine is fast, so the state at any time is
+had by simulating up to it. The rows of the step log made on the way are compared with those of the folder, so that a
 changed trace or a changed engine is noticed instead of shown.
 """
 

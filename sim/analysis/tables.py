@@ -59,6 +59,6 @@ class RequestRows:
 
     @property
     def contiguity(self) -> NDArray[np.float64]:
-        """float64[r], adjacent pairs of blocks with consecutive ids / all such pairs; 1 for a single block."""
+        """float64[r], adjacent pairs of blocks with consecutive ids / all such pairs; 1 without a pair."""
         pairs = self.blocks - 1
         return np.where(pairs > 0, 1 - (self.runs - 1) / np.maximum(pairs, 1), 1.0)

@@ -1,4 +1,4 @@
-"""What happened to the pool over a run: curves, failures, cache effectiveness, residency, requests' patterns."""
+"""What happened to the pool over a run: curves, failures, cache, residency, requests' patterns."""
 
 from __future__ import annotations
 

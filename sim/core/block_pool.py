@@ -14,6 +14,7 @@ from sim.core.free_queue import queue_insert_after, queue_last, queue_popleft, q
 from sim.core.jit import inner, leaf
 from sim.core.prefix_map import map_clear, map_get_one_block, map_insert, map_pop
 from sim.core.probes import probe_free, probe_reset, probe_take
+from sim.core.residency import follow_access, follow_allocation, follow_eviction, follow_nothing
 from sim.core.state import Pool
 
 NULL_BLOCK = 0
@@ -80,6 +81,7 @@ def get_new_block(pool: Pool) -> int:
         pool.meta.num_cached_free -= 1
     pool.blocks.ref_cnt[b] = 1
     pool.meta.allocations += 1
+    follow_allocation(pool, b)
     return b
 
 
@@ -95,6 +97,7 @@ def touch(pool: Pool, b: int) -> None:
             pool.ctl.memo_free -= 1
     pool.blocks.ref_cnt[b] += 1
     pool.blocks.reused[b] = 1
+    follow_access(pool, b)
 
 
 @leaf
@@ -142,6 +145,7 @@ def cache_full_block(pool: Pool, request: int, b: int, block_hash: np.uint64, gr
 def evict_block(pool: Pool, b: int) -> bool:
     """Un-key a block without moving it in the queue (``evict_blocks`` of one id)."""
     was_free = pool.blocks.ref_cnt[b] == 0
+    follow_eviction(pool, b)
     if not maybe_evict_cached_block(pool, b):
         return False
     if was_free:
@@ -158,6 +162,7 @@ def reset_prefix_cache(pool: Pool) -> bool:
     if pool.params.num_blocks - get_num_free_blocks(pool) != 1:
         return False
     map_clear(pool)
+    follow_nothing(pool)
     for b in range(pool.params.num_blocks):
         pool.blocks.block_hash[b] = _NO_HASH
         pool.blocks.mark[b] = 0

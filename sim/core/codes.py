@@ -71,7 +71,12 @@ class ExitReason(IntEnum):
     ENDED = X_ENDED
 
 
-# ---- event types (column 1 of the event log) ----
+# What goes into the event log
+LOG_NOTHING = 0
+LOG_ALL = 1
+LOG_REQUESTS = 2  # what happens to requests, not to blocks
+
+# ---- event types (column 1 of the event log); those from EV_ADMITTED on are about requests ----
 EV_BLOCK_STORED = 0
 EV_BLOCK_REMOVED = 1
 EV_ALL_BLOCKS_CLEARED = 2

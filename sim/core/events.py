@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from sim.core import codes as c
 from sim.core.jit import inner, leaf
 from sim.core.state import Pool
 
 
 @leaf
 def emit(pool: Pool, kind: int, request: int, block: int, a: int, b: int) -> None:
-    """Append an event when the stream is on; the engine has made sure that there is room."""
-    if pool.params.log_events:
+    """Append an event when the stream takes it; the engine has made sure that there is room."""
+    level = pool.params.log_events
+    if level == c.LOG_ALL or (level == c.LOG_REQUESTS and kind >= c.EV_ADMITTED):
         _append(pool, kind, request, block, a, b)
 
 
@@ -31,4 +33,5 @@ def _append(pool: Pool, kind: int, request: int, block: int, a: int, b: int) -> 
 @leaf
 def event_headroom(pool: Pool, num_slots: int) -> int:
     """Rows that one phase can add at the most: blocks evicted and stored twice over, every request moved."""
-    return 4 * pool.params.num_blocks + 8 * num_slots + 64
+    blocks = 4 * pool.params.num_blocks if pool.params.log_events == c.LOG_ALL else 0
+    return blocks + 8 * num_slots + 64

@@ -12,6 +12,7 @@ ALLOCATED = 0
 FAIL_RESERVE = 1  # the whole known sequence would not fit
 FAIL_WATERMARK = 2  # it would fit, but for the watermark
 FAIL_POOL = 3  # too few free blocks for this step
+FAIL_RUNNING = 4  # a running request found none for its next tokens (event log only)
 
 
 @leaf
@@ -85,6 +86,25 @@ def can_admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, num_hits: int
     if need + watermark > free:
         return FAIL_WATERMARK if need <= free else FAIL_POOL
     return ALLOCATED
+
+
+@inner
+def blocks_wanted(kv: KVCache, r: int, slot: int, num_new_tokens: int, num_hits: int) -> int:
+    """Free blocks that the refused admission asked for: for all known tokens under the full-sequence reserve,
+    else for this step's.
+    """
+    tokens = num_hits * kv.groups.block_size[0] + num_new_tokens
+    if kv.params.reserve_full_isl:
+        tokens = kv.requests.num_tokens[r]
+    evictable = kv_groups.count_free_hits(kv, r, slot, num_hits)
+    return evictable + _num_new_blocks(kv, slot, min(tokens, kv.params.max_model_len), num_hits)
+
+
+@inner
+def blocks_wanted_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> int:
+    """Free blocks that a running request asks for."""
+    target = min(kv.requests.num_computed[r] + num_new_tokens, kv.params.max_model_len)
+    return _num_new_blocks(kv, slot, target, 0)
 
 
 @leaf

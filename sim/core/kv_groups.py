@@ -6,10 +6,15 @@ MLA, which differs in page size alone) is ``FullAttentionManager``: left-to-righ
 
 from __future__ import annotations
 
+import numpy as np
+
 from sim.core.block_hash import ensure_hashes
 from sim.core.block_pool import cache_full_block, free_block, get_cached_block, get_new_block, touch
 from sim.core.jit import inner, leaf
+from sim.core.residency import follow_chain
 from sim.core.state import KVCache
+
+_NO_PARENT = np.uint64(0)
 
 # Hashes are made in chunks while a look-up goes on; those behind the first miss are needed soon after anyway.
 _LOOKUP_CHUNK = 32
@@ -141,6 +146,10 @@ def add_local_computed_blocks(kv: KVCache, slot: int, g: int, num_hits: int) -> 
 def allocate_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int) -> None:
     """Append blocks from the front of the free queue until the table has slots for ``num_tokens``."""
     need = cdiv(num_tokens, kv.groups.block_size[g]) - kv.tables.length[g, slot]
+    if need > 0:
+        kv.count.grants += 1
+        if need > kv.pool.meta.largest_free_run:
+            kv.count.contiguous_fit_failures += 1
     for _ in range(need):
         b = get_new_block(kv.pool)
         kv.table_blocks[g, slot, kv.tables.length[g, slot]] = b
@@ -158,7 +167,9 @@ def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> Non
     ensure_hashes(kv, r, slot, full * ratio)
     for i in range(done, full):
         h = kv.hashes[slot, (i + 1) * ratio - 1]
-        cache_full_block(kv.pool, r, kv.table_blocks[g, slot, i], h, g)
+        b = kv.table_blocks[g, slot, i]
+        cache_full_block(kv.pool, r, b, h, g)
+        follow_chain(kv.pool, b, h, kv.hashes[slot, i * ratio - 1] if i > 0 else _NO_PARENT)
     kv.tables.num_cached[g, slot] = full
 
 

@@ -130,6 +130,10 @@ def _schedule_running(st: State, batch: int, budget: int, threshold: int) -> int
             continue
         scheduled = True
         while not kv.allocate_running(st.kv, r, rq.slot[r], n):
+            if st.params.log_events:
+                wanted = kv.blocks_wanted_running(st.kv, r, rq.slot[r], n)
+                free = st.kv.pool.meta.num_free
+                emit(st.kv.pool, c.EV_ALLOCATION_FAILED, r, free, kv.FAIL_RUNNING, wanted)
             victim_index = _pop_victim(st)
             victim = st.queues.lists.running[victim_index]
             _remove_running(st, victim_index)
@@ -160,15 +164,18 @@ def _take_slot_as_head(st: State, r: int) -> int:
     return kv.acquire_slot(st.kv, r)
 
 
-@leaf
-def _record_failure(st: State, r: int, outcome: int, wanted: int) -> None:
+@inner
+def _record_failure(st: State, r: int, slot: int, n: int, num_hits: int, outcome: int) -> None:
+    """Count a refused admission; its event has the free blocks in the place of a block id."""
     if outcome == kv.FAIL_RESERVE:
         st.count.fail_reserve += 1
     elif outcome == kv.FAIL_WATERMARK:
         st.count.fail_watermark += 1
     else:
         st.count.fail_pool += 1
-    emit(st.kv.pool, c.EV_ALLOCATION_FAILED, r, -1, outcome, wanted)
+    if st.params.log_events:
+        wanted = kv.blocks_wanted(st.kv, r, slot, n, num_hits)
+        emit(st.kv.pool, c.EV_ALLOCATION_FAILED, r, st.kv.pool.meta.num_free, outcome, wanted)
 
 
 @inner
@@ -216,7 +223,7 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
         outcome = kv.can_admit(st.kv, r, slot, n, num_hits, st.ctl.num_running > 0)
         if outcome != kv.ALLOCATED:
             kv.remember_lookup(st.kv, r, slot, num_hits)
-            _record_failure(st, r, outcome, rq.num_tokens[r] - hit_tokens)
+            _record_failure(st, r, slot, n, num_hits, outcome)
             break
         kv.admit(st.kv, r, slot, n, num_hits)
         _record_admission(st, r, hit_tokens, st.ctl.now)

@@ -56,7 +56,9 @@ PARAMS = _dtype(
         "closed_loop": np.int64,
         "sample_period_ns": np.int64,  # 0: no samples by time
         "log_every_step": np.int64,
-        "log_events": np.int64,
+        "log_events": np.int64,  # LOG_*
+        "follow_blocks": np.int64,  # keep pool.followed and the residency histograms
+        "follow_threshold": np.int64,  # an allocation is followed when a 63-bit draw is at most this
         "warmup_ns": np.int64,
     }
 )
@@ -121,6 +123,8 @@ COUNTERS = _dtype(
         "sampled_tokens": np.int64,
         "finished": np.int64,
         "busy_ns": np.int64,
+        "grants": np.int64,  # times that a table was given new blocks
+        "contiguous_fit_failures": np.int64,  # of these, without a free run of as many blocks
         "table_blocks": np.int64,  # gauge: sum of the running requests' table lengths
         "table_runs": np.int64,  # gauge: maximal runs of consecutive ids in those tables
     }
@@ -155,6 +159,21 @@ BLOCK = _dtype(
         "mark": np.int32,  # position + 1 among the hits of the remembered look-up, 0: not among them
     }
 )
+
+#: What is known of one block while blocks are followed (vLLM 0.32.0, BlockMetricsState), and its hash chain.
+FOLLOWED = _dtype(
+    {
+        "birth": np.int64,  # ns of the last allocation; -1: never allocated
+        "last_access": np.int64,  # ns of the last hit, or birth
+        "hash": np.uint64,  # without group, valid while block_hash is not 0
+        "parent": np.uint64,  # hash of the block before it in the prefix, 0: it is the first
+        "accesses": np.int32,  # hits since birth
+        "open": np.int32,  # 1: the allocation is one of those sampled
+    }
+)
+
+#: Durations of one kind: their sum is seconds and nanos together, both cumulative.
+DURATIONS = _dtype({"count": np.int64, "seconds": np.int64, "nanos": np.int64, "longest": np.int64})
 
 #: One KV-cache group.
 GROUP = _dtype(
@@ -265,6 +284,12 @@ class Pool(Struct):
     len_tree: U64  # three levels of bitmaps over the lengths that occur, one behind the other
     len_level: I64  # (3,) their offsets
     events: I64  # (rows, EVENT_COLUMNS): time, type, request, block, a, b
+    followed: Record  # FOLLOWED[N], or [1] when blocks are not followed
+    access_times: I64  # (N or 1, 4) ns of the last hits, a ring
+    residency: Record  # DURATIONS[3]: lifetime, idle, reuse gap
+    residency_fine: I64  # (3, TW_BINS) bins of log_bin() of ns
+    residency_buckets: I64  # (3, bounds + 1) of vLLM's Prometheus histograms, not cumulative
+    residency_bounds: I64  # (bounds,) ns
 
 
 class KVCache(Struct):
