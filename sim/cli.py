@@ -7,6 +7,7 @@ Everything heavier than click is imported inside the commands, so that `--help` 
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -57,7 +58,31 @@ _set = click.option(
 _seed = click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed, in place of the config's.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+#: Commands of other modules, which import nothing heavier than click at their top: name -> module:object.
+_LAZY = {
+    "compare": "sim.report.commands:compare",
+    "layout": "sim.report.commands:layout",
+    "report": "sim.report.commands:report",
+}
+
+
+class _Commands(click.Group):
+    """A group that imports the modules of its commands when it needs them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_LAZY})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in _LAZY and name not in self.commands:
+            module, attribute = _LAZY[name].split(":")
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            if command.callback is not None:
+                command.callback = _exits(command.callback)
+            self.add_command(command, name)
+        return super().get_command(ctx, name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kvpool")
 def main() -> None:
     """kvpool: simulate the KV-cache block pool of vLLM, without a GPU."""

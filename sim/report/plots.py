@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.report import style
-from sim.report.units import GIB, count, plural, seconds, share, size, span
+from sim.report.series import MAX_POINTS, Series
+from sim.report.units import GIB, count, plural, seconds, share, size, span, thousands
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = Mapping[str, NDArray[Any]]
-MAX_POINTS = 1600
 
 
 def draw(summary: Mapping[str, Any], steps: Rows, requests: Rows, warmup_ns: int) -> dict[str, bytes]:
@@ -47,45 +47,6 @@ def draw(summary: Mapping[str, Any], steps: Rows, requests: Rows, warmup_ns: int
     return files
 
 
-def _time_axis(ns: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
-    """Times in the unit that fits their span."""
-    span = float(ns[-1]) / 1e9 if len(ns) else 0.0
-    for limit, scale, unit in ((2.0, 1e6, "ms"), (300.0, 1e9, "s"), (10800.0, 6e10, "min")):
-        if span < limit:
-            return ns / scale, unit
-    return ns / 3.6e12, "h"
-
-
-class _Series:
-    """Columns over time, thinned to the mean, least and most of equal stretches where there are many rows."""
-
-    def __init__(self, steps: Rows) -> None:
-        self.steps = steps
-        n = len(steps["time_ns"])
-        self.time, self.unit = _time_axis(steps["time_ns"])
-        self.edges = None if n <= MAX_POINTS else np.linspace(0, n, MAX_POINTS // 2 + 1).astype(np.intp)[:-1]
-        self.x = self.time if self.edges is None else self.time[self.edges]
-
-    def mean(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        if self.edges is None:
-            return np.asarray(values, np.float64)
-        sums = np.add.reduceat(np.asarray(values, np.float64), self.edges)
-        return np.asarray(sums / np.diff(np.append(self.edges, len(values))))
-
-    def low_high(self, values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        if self.edges is None:
-            return None
-        data = np.asarray(values, np.float64)
-        return np.minimum.reduceat(data, self.edges), np.maximum.reduceat(data, self.edges)
-
-    def line(self, ax: Axes, values: NDArray[Any], color: str, label: str | None = None) -> None:
-        """A line of the means, and a band from the least to the most where rows were thinned."""
-        band = self.low_high(values)
-        if band is not None:
-            ax.fill_between(self.x, *band, color=color, alpha=0.22, linewidth=0, rasterized=False)
-        ax.plot(self.x, self.mean(values), color=color, label=label)
-
-
 def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
     """Usage, waste, fragmentation, load, hit rate and preemptions over simulated time."""
     if len(steps["time_ns"]) < 2:
@@ -93,7 +54,7 @@ def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    s = _Series(steps)
+    s = Series(steps)
     engine = summary["engine"]
     usable = engine["usable_blocks"]
     figure = Figure(figsize=(8.2, 10.4))
@@ -170,7 +131,7 @@ def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
     return figure
 
 
-def _load(ax: Axes, s: _Series, steps: Rows) -> None:
+def _load(ax: Axes, s: Series, steps: Rows) -> None:
     """Running and waiting requests; on two axes where a long queue would flatten the other line."""
     from matplotlib.ticker import MaxNLocator
 
@@ -204,18 +165,11 @@ def _twin(ax: Axes, label: str, color: str) -> Axes:
     twin.grid(False)
     twin.spines["right"].set_visible(True)
     twin.set_ylabel(label, color=color)
-    twin.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _thousands(v)))
+    twin.yaxis.set_major_formatter(FuncFormatter(lambda v, _: thousands(v)))
     return twin
 
 
-def _thousands(v: float) -> str:
-    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(v) >= scale:
-            return f"{v / (1e3 if unit == 'k' else scale):g}{unit}"
-    return f"{v:g}"
-
-
-def _hit_rate(ax: Axes, s: _Series, steps: Rows) -> None:
+def _hit_rate(ax: Axes, s: Series, steps: Rows) -> None:
     """The rate in windows of 1/60 of the run, and since the start."""
     queries = steps["prefix_queries"].astype(np.float64)
     hits = steps["prefix_hits"].astype(np.float64)
@@ -234,7 +188,7 @@ def _hit_rate(ax: Axes, s: _Series, steps: Rows) -> None:
     ax.plot(s.x, whole[pick], color=style.BLUE, label="since the start")
 
 
-def _per_second(ax: Axes, s: _Series, steps: Rows) -> None:
+def _per_second(ax: Axes, s: Series, steps: Rows) -> None:
     """Preemptions and evicted blocks in 60 windows."""
     from matplotlib.ticker import MaxNLocator
 

@@ -59,3 +59,11 @@ def count(n: float | None) -> str:
 def plural(n: int, word: str) -> str:
     """`1 request`, `12,031 requests`."""
     return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+def thousands(v: float) -> str:
+    """A count on an axis: `1,200`, `15k`, `3.2M`."""
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(v) >= scale:
+            return f"{v / (1e3 if unit == 'k' else scale):g}{unit}"
+    return f"{v:,.6g}"

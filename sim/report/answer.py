@@ -1,0 +1,301 @@
+"""The head of a report: the answer in a few sentences, and the key numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sim.report.document import (
+    Card,
+    Cards,
+    Inline,
+    Paragraph,
+    Part,
+    Piece,
+    Value,
+    as_count,
+    as_plural,
+    as_seconds,
+    as_share,
+    as_size,
+)
+from sim.report.folder import RunFolder
+
+PRESSURE = 0.95
+_NONE = Value(None, "-")
+
+
+def time_weights(run: RunFolder) -> np.ndarray:
+    """float64: nanoseconds after the warm-up for which each row of steps stands."""
+    times = run.steps["time_ns"]
+    if len(times) == 0:
+        return np.zeros(0)
+    edges = np.clip(np.append(times, max(run.end_ns, int(times[-1]))), run.warmup_ns, None)
+    return np.diff(edges).astype(np.float64)
+
+
+def pressure_seconds(run: RunFolder) -> float:
+    """Simulated seconds after the warm-up in which more than 95 % of the blocks were used."""
+    usage = run.steps["used_blocks"] / run.summary["engine"]["usable_blocks"]
+    return float(time_weights(run)[usage > PRESSURE].sum()) / 1e9
+
+
+def _part(whole: float, part: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _memory(run: RunFolder) -> Inline:
+    s = run.summary
+    usage, waste, inside = s["usage"], s["waste"], s["internal_fragmentation"]
+    e = s["engine"]
+    pool: Value = (
+        as_size(e["pool_bytes"]) if e["pool_bytes"] is not None else as_plural(e["usable_blocks"], "block")
+    )
+    pieces: list[Piece] = [
+        "On average ",
+        as_share(usage["mean"]),
+        " of the KV pool (",
+        pool,
+        ") is in use, at its peak ",
+        as_share(usage["max"]),
+        ". ",
+    ]
+    if waste["mean_wasted_bytes"] is not None:
+        wasted: Value = as_size(waste["mean_wasted_bytes"])
+    else:
+        wasted = as_plural(round(waste["mean_wasted_slots"] or 0), "slot")
+    pieces += [
+        "Of what requests hold, ",
+        as_share(inside["mean"]),
+        " is wasted (",
+        wasted,
+        "), in last blocks that are not full",
+    ]
+    slots = e["usable_blocks"] * e["block_size"]
+    evictable = float(np.average(run.steps["cached_free_blocks"], weights=_weights(run)))
+    pieces += [
+        "; ",
+        as_share(_part(slots, evictable * e["block_size"])),
+        " of the pool is free but keeps cached content.",
+    ]
+    return tuple(pieces)
+
+
+def _weights(run: RunFolder) -> np.ndarray | None:
+    weights = time_weights(run)
+    return weights if weights.sum() > 0 else None
+
+
+def _fragmentation(run: RunFolder) -> Inline:
+    s = run.summary
+    outside, runs, contiguity = s["external_fragmentation"], s["free_runs"], s["table_contiguity"]
+    pieces: list[Piece] = [
+        "The free blocks lie in ",
+        as_count(runs["mean"], "runs"),
+        " runs on average: external fragmentation ",
+        as_share(outside["mean"]),
+        ". Paged attention does not mind",
+    ]
+    if contiguity is not None:
+        pieces += [
+            "; a transfer of KV would: only " if contiguity < 0.5 else "; for a transfer of KV, ",
+            as_share(contiguity),
+            " of neighbouring blocks of a request are adjacent in memory",
+        ]
+    return (*pieces, ".")
+
+
+def _cache(run: RunFolder) -> Inline:
+    c = run.summary["prefix_cache"]
+    if not c["first_lookup_tokens"]:
+        return ("The prefix cache was not asked once.",)
+    pieces: list[Piece] = [
+        "The prefix cache gives ",
+        as_share(c["first_lookup_token_hit_rate"]),
+        " of the prompt tokens at first lookup",
+    ]
+    if c["evicted_blocks"]:
+        pieces += [
+            "; ",
+            as_share(c["evicted_unused_blocks"] / c["evicted_blocks"]),
+            " of the ",
+            as_count(c["evicted_blocks"], "blocks"),
+            " blocks that were evicted had never been hit",
+        ]
+    else:
+        pieces.append("; nothing cached was evicted")
+    return (*pieces, ".")
+
+
+def _pressure(run: RunFolder) -> Inline:
+    s = run.summary
+    p, refused = s["preemptions"], sum(s["admissions_refused"].values())
+    full = pressure_seconds(run)
+    pieces: list[Piece] = []
+    if full > 0:
+        pieces += [
+            "Above 95 % usage for ",
+            as_seconds(full),
+            " (",
+            as_share(_part(s["simulated_s"] - s["warmup_s"], full)),
+            " of the time). ",
+        ]
+    if p["preemptions"]:
+        computed = s["requests"]["prompt_tokens"] + s["requests"]["output_tokens"] + p["recomputed_tokens"]
+        pieces += [
+            as_plural(p["preemptions"], "preemption"),
+            " of ",
+            as_plural(p["requests_preempted"], "request"),
+            " made the engine compute ",
+            as_count(p["recomputed_tokens"], "tokens"),
+            " tokens again (",
+            as_share(_part(computed, p["recomputed_tokens"])),
+            " of all tokens).",
+        ]
+    else:
+        pieces.append("Nothing was preempted")
+        pieces.append("." if refused else ", and no request had to wait for blocks.")
+    if refused:
+        pieces += [" Admission was refused ", as_count(refused, "times"), " times for want of blocks."]
+    return tuple(pieces)
+
+
+def _warnings(run: RunFolder) -> list[Part]:
+    s = run.summary
+    out: list[Part] = []
+    r = s["requests"]
+    if s["exit_reason"] == "interrupted":
+        out.append(Paragraph(("The run was interrupted: all numbers are of its part up to then.",), "warn"))
+    if r["unservable"]:
+        out.append(
+            Paragraph(
+                (
+                    as_plural(r["unservable"], "request"),
+                    " could never fit the pool and counts as dropped (status 5 in requests.parquet).",
+                ),
+                "warn",
+            )
+        )
+    if r["rejected"]:
+        out.append(
+            Paragraph(
+                (
+                    as_plural(r["rejected"], "request"),
+                    " had a prompt that is not shorter than max_model_len (status 4 in requests.parquet).",
+                ),
+                "warn",
+            )
+        )
+    if r["unfinished"]:
+        out.append(
+            Paragraph(
+                (as_plural(r["unfinished"], "request"), " had not finished when the run ended."), "note"
+            )
+        )
+    return out
+
+
+def _peak(metric: Mapping[str, Any], show: Any) -> Inline:
+    return (
+        "p99 ",
+        show(metric["p99"]),
+        ", max ",
+        show(metric["max"]),
+        " at ",
+        as_seconds(metric["max_at_s"]),
+    )
+
+
+def _cards(run: RunFolder) -> Cards:
+    s = run.summary
+    waste, cache, p = s["waste"], s["prefix_cache"], s["preemptions"]
+    ttft, rate = s["latency"]["ttft_s"], s["throughput"]
+    by_bytes = waste["mean_wasted_bytes"] is not None
+    cards = [
+        Card("KV usage, mean", as_share(s["usage"]["mean"]), _peak(s["usage"], as_share), "usage"),
+        Card(
+            "Wasted memory, mean" if by_bytes else "Wasted slots, mean",
+            as_size(waste["mean_wasted_bytes"])
+            if by_bytes
+            else as_count(round(waste["mean_wasted_slots"] or 0)),
+            ("at finish ", as_share(waste["waste_at_finish"]), " of a request's slots"),
+            "wasted_memory",
+        ),
+        Card(
+            "Internal fragmentation",
+            as_share(s["internal_fragmentation"]["mean"]),
+            _peak(s["internal_fragmentation"], as_share),
+            "internal_fragmentation",
+        ),
+        Card(
+            "External fragmentation",
+            as_share(s["external_fragmentation"]["mean"]),
+            _peak(s["external_fragmentation"], as_share),
+            "external_fragmentation",
+        ),
+        Card(
+            "Free runs, mean",
+            as_count(s["free_runs"]["mean"], "runs"),
+            _peak(s["free_runs"], as_count),
+            "free_runs",
+        ),
+        Card(
+            "Table contiguity",
+            as_share(s["table_contiguity"]),
+            ("of neighbouring pairs",),
+            "table_contiguity",
+        ),
+        Card(
+            "Hit rate at first lookup",
+            as_share(cache["first_lookup_token_hit_rate"]),
+            ("of ", as_count(cache["first_lookup_tokens"], "tokens"), " tokens"),
+            "first_lookup_hit_rate",
+        ),
+        Card(
+            "Pollution",
+            as_share(cache["evicted_unused_blocks"] / cache["evicted_blocks"])
+            if cache["evicted_blocks"]
+            else _NONE,
+            ("of ", as_plural(cache["evicted_blocks"], "evicted block")),
+            "pollution",
+        ),
+        Card(
+            "Preemptions",
+            as_count(p["preemptions"]),
+            (as_plural(p["recomputed_tokens"], "token"), " recomputed"),
+            "preemptions",
+        ),
+        Card(
+            "Time under pressure",
+            as_seconds(pressure_seconds(run)),
+            ("more than 95 % of blocks used",),
+            "full_time",
+        ),
+        Card(
+            "Time to first token, p50",
+            as_seconds(ttft["p50"]),
+            ("p99 ", as_seconds(ttft["p99"]), ", max ", as_seconds(ttft["max"])),
+            "ttft",
+        ),
+        Card(
+            "Requests per second",
+            as_count(rate["requests_per_s"]),
+            (as_count(rate["output_tokens_per_s"]), " output tokens/s"),
+            "throughput",
+        ),
+    ]
+    return Cards(tuple(cards))
+
+
+def answer(run: RunFolder) -> list[Part]:
+    """Warnings, the answer, the key numbers."""
+    s = run.summary
+    if s["usage"] is None or s["internal_fragmentation"] is None or len(run.steps["time_ns"]) == 0:
+        return [
+            *_warnings(run),
+            Paragraph(("The run holds no engine step: there is nothing to tell.",), "lead"),
+        ]
+    leads = [_memory(run), _fragmentation(run), (*_cache(run), " ", *_pressure(run))]
+    return [*_warnings(run), *(Paragraph(p, "lead") for p in leads), _cards(run)]

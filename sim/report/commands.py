@@ -1,0 +1,134 @@
+"""The commands `report`, `layout` and `compare`; what they need is imported when they run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+_SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt": "text"}
+
+
+def _style(style: str | None, out: str | None, known: tuple[str, ...]) -> str:
+    """The format asked for, or the one that the file's name says, or text."""
+    if style is None:
+        return "text" if out is None else _SUFFIXES.get(Path(out).suffix.lower(), "html")
+    if style not in known:
+        from sim.errors import InputError, did_you_mean
+
+        hint = did_you_mean(style, known) or f"use one of {', '.join(known)}"
+        raise InputError(f"unknown format '{style}'", "--format", hint=hint)
+    return style
+
+
+def _write(out: str | None, text: str) -> None:
+    """To a file (whole or not at all), or to stdout."""
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    from sim.report.files import write_whole
+
+    write_whole(Path(out), text.encode())
+    click.echo(f"written to {out}", err=True)
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(text, err=True)
+
+    return say
+
+
+@click.command()
+@click.argument("run", type=click.Path())
+@click.option(
+    "--format",
+    "style",
+    metavar="html|md|json|text",
+    help="Default: by the ending of --out, else text.",
+)
+@click.option("--out", metavar="FILE", help="Write to this file (replaced as a whole) instead of stdout.")
+@click.option(
+    "--no-rerun",
+    is_flag=True,
+    help="Do not simulate the run again: quicker, but without heat map, causes, lifetimes and failures.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+def report(run: str, style: str | None, out: str | None, no_rerun: bool, quiet: bool) -> None:
+    """Say where the KV memory of RUN went: RUN is a folder that `run` has written."""
+    from sim.report.analyse import analyse
+    from sim.report.content import Analysis, build_report
+    from sim.report.folder import read_run
+    from sim.report.render import render
+
+    style = _style(style, out, ("html", "md", "json", "text"))
+    folder = read_run(run)
+    if no_rerun:
+        analysis = Analysis(note="--no-rerun was given")
+    else:
+        analysis = analyse(folder, _say(quiet))
+    _write(out, render(build_report(folder, analysis), style))
+
+
+@click.command()
+@click.argument("run", type=click.Path())
+@click.option(
+    "--at", metavar="TIME", help='Instant to draw, such as "12.5s" or "3min"; default: the tightest.'
+)
+@click.option("--diff", nargs=2, metavar="T1 T2", help="Draw what changed between two instants.")
+@click.option("--watch", is_flag=True, help="Play the run in the terminal; Ctrl-C stops.")
+@click.option("--fps", type=click.FloatRange(0.1, 60), default=10.0, show_default=True, help="For --watch.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Simulated seconds per second for --watch; default: the whole run in half a minute.",
+)
+@click.option("--png", metavar="FILE", help="Draw a PNG instead.")
+@click.option("--ascii", "plain", is_flag=True, help="Letters only, as when the output is not a terminal.")
+@click.option("--width", type=click.IntRange(20, 1000), metavar="N", help="Columns; default: the terminal's.")
+@click.option("--rows", type=click.IntRange(1, 1000), metavar="N", help="Rows of blocks at most.")
+def layout(
+    run: str,
+    at: str | None,
+    diff: tuple[str, str] | None,
+    watch: bool,
+    fps: float,
+    speed: float | None,
+    png: str | None,
+    plain: bool,
+    width: int | None,
+    rows: int | None,
+) -> None:
+    """Draw the pool of RUN at an instant, block by block."""
+    from sim.report.layout_command import LayoutOptions, show
+
+    show(run, LayoutOptions(at, diff, watch, fps, speed, png, plain, width, rows), sys.stdout)
+
+
+@click.command()
+@click.argument("runs", type=click.Path(), nargs=-1, required=True)
+@click.option("--out", metavar="DIR", help="Write compare.html, .md, .json and the curves (PNG, SVG) here.")
+@click.option(
+    "--format",
+    "style",
+    metavar="md|json|text",
+    help="Of what is printed; default text.",
+)
+def compare(runs: tuple[str, ...], out: str | None, style: str | None) -> None:
+    """Compare RUNS: those of one config with several seeds form a group; the first group is the baseline."""
+    from sim.report.compare import compare_runs
+    from sim.report.render import render
+
+    style = _style(style, None, ("md", "json", "text"))
+    document, files = compare_runs(runs, pictures=out is not None)
+    if out is not None:
+        from sim.report.files import write_folder
+
+        write_folder(Path(out), files)
+    click.echo(render(document, style), nl=False)
+    if out is not None:
+        click.echo(f"comparison in {out}", err=True)

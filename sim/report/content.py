@@ -1,0 +1,284 @@
+"""The report of a run as a document: the answer first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim.report import curves, style
+from sim.report.answer import answer
+from sim.report.curves import CurveSpec, Marked
+from sim.report.definitions import DEFINITIONS
+from sim.report.document import (
+    Cards,
+    Chart,
+    Document,
+    Inline,
+    Paragraph,
+    Part,
+    Section,
+    Table,
+    as_count,
+    as_plural,
+    as_share,
+    plain_text,
+)
+from sim.report.folder import RunFolder
+from sim.report.moments import Moment, external, find_moments, moments_table
+from sim.report.request_tables import waste_histogram, worst_requests
+from sim.report.series import windows
+from sim.report.units import count, plural, seconds, size
+
+if TYPE_CHECKING:
+    from sim.analysis.layout import LayoutReport
+    from sim.analysis.tracker import Tracked
+    from sim.report.pool_view import Film
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What simulating the run again has shown; None: not done, and `note` says why.
+
+    Attributes:
+        film: the pool over time.
+        tracked: failures, cache, residency.
+        layout: causes and patterns.
+        note: why something is missing.
+    """
+
+    film: Film | None = None
+    tracked: Tracked | None = None
+    layout: LayoutReport | None = None
+    note: str = ""
+
+
+def build_report(run: RunFolder, analysis: Analysis | None = None) -> Document:
+    """The whole report."""
+    a = analysis or Analysis(note="the run was not simulated again")
+    moments = find_moments(run)
+    sections = [
+        Section("answer", "The answer", tuple(answer(run))),
+        Section("time", "Over time", tuple(_over_time(run, moments))),
+        Section("moments", "Worst moments", tuple(moments_table(run, moments, a.layout))),
+        Section("pool", "The pool", tuple(_pool(run, a, moments))),
+    ]
+    if a.layout is not None:
+        from sim.report.findings import layout_parts
+
+        sections.append(Section("layout", "What splits the pool", tuple(layout_parts(a.layout))))
+    if a.tracked is not None:
+        from sim.report.findings import cache_parts, failure_parts
+
+        sections.append(Section("cache", "Cache and block lifetimes", tuple(cache_parts(a.tracked))))
+        sections.append(Section("failures", "Allocation failures", tuple(failure_parts(a.tracked))))
+    sections.append(Section("requests", "Requests", tuple(_requests(run, a))))
+    sections = [s for s in sections if s.parts]
+    return Document(
+        "report",
+        f"{run.summary['name']}: where the KV memory goes",
+        _subtitle(run),
+        tuple(sections),
+        used_definitions(sections, DEFINITIONS),
+        provenance(run),
+    )
+
+
+def used_definitions(
+    sections: Sequence[Section], known: dict[str, tuple[str, str]]
+) -> dict[str, tuple[str, str]]:
+    """Of the terms, those that a card, a chart or a column names, in the order of `known`."""
+    used: set[str] = set()
+    for section in sections:
+        for part in section.parts:
+            if isinstance(part, Cards):
+                used |= {c.term for c in part.cards}
+            elif isinstance(part, Chart):
+                used.add(part.term)
+            elif isinstance(part, Table):
+                used |= {c.term for c in part.columns}
+    unknown = used - set(known) - {""}
+    if unknown:
+        raise AssertionError(f"terms without a definition: {sorted(unknown)}")
+    return {k: v for k, v in known.items() if k in used}
+
+
+def _subtitle(run: RunFolder) -> str:
+    s = run.summary
+    e = s["engine"]
+    pool = f"{count(e['usable_blocks'])} blocks of {e['block_size']} tokens"
+    if e["pool_bytes"] is not None:
+        pool += f" ({size(e['pool_bytes'])})"
+    gpu = e["gpu"] and (f"{e['gpus']} x {e['gpu']}" if e["gpus"] > 1 else e["gpu"])
+    where = " on ".join(x for x in (e["model"], gpu) if x)
+    requests = plural(s["requests"]["arrived"], "request")
+    parts = (pool, where, f"vLLM {e['vllm']}", f"{requests} in {seconds(s['simulated_s'])} of simulated time")
+    description = run.config.get("description")
+    return (f"{description}. " if description else "") + ", ".join(x for x in parts if x)
+
+
+def provenance(run: RunFolder) -> dict[str, str]:
+    """Where the numbers come from."""
+    p = run.provenance
+    config = p["config_file"]
+    return {
+        "run": run.path.resolve().name,
+        "content id": p["content_id"],
+        "config": f"{config}, seed {p['seed']}",
+        "workload": f"{p['workload']['requests']:,} requests, sha256 {p['workload']['sha256']}",
+        "engine rules": f"vLLM {p['vllm_profile']}, core {p['core_digest']}",
+        "kvpool": p["version"],
+    }
+
+
+def _over_time(run: RunFolder, moments: Sequence[Moment]) -> list[Part]:
+    steps, s = run.steps, run.summary
+    if len(steps["time_ns"]) < 2 or steps["time_ns"][-1] <= 0:
+        return [Paragraph(("The run is too short for curves.",), "note")]
+    usable = s["engine"]["usable_blocks"]
+    inside = steps["wasted_slots"] / np.maximum(steps["allocated_slots"], 1)
+    outside = external(run)
+    cache = s["prefix_cache"]
+    held: Inline = (
+        "Mean ",
+        as_share(s["usage"]["mean"]),
+        "; light: free blocks whose content can still be hit.",
+    )
+    specs = [
+        CurveSpec(
+            "usage",
+            "KV cache usage",
+            held,
+            curves.draw_usage(usable),
+            {"usage": steps["used_blocks"] / usable, "evictable": steps["cached_free_blocks"] / usable},
+            "usage",
+        ),
+        CurveSpec(
+            "internal_fragmentation",
+            "Internal fragmentation",
+            ("Allocated slots without a token, mean ", as_share(s["internal_fragmentation"]["mean"]), "."),
+            curves.draw_line(inside, style.RED, "share"),
+            {"internal_fragmentation": inside},
+            "internal_fragmentation",
+        ),
+        CurveSpec(
+            "external_fragmentation",
+            "External fragmentation",
+            (
+                "Free blocks outside the longest free run, mean ",
+                as_share(s["external_fragmentation"]["mean"]),
+                ".",
+            ),
+            curves.draw_line(outside, style.PURPLE, "share", bound=1.02),
+            {"external_fragmentation": outside},
+            "external_fragmentation",
+        ),
+        CurveSpec(
+            "free_runs",
+            "Free runs",
+            (
+                "Mean ",
+                as_count(s["free_runs"]["mean"], "runs"),
+                ", most ",
+                as_count(s["free_runs"]["max"], "runs"),
+                ".",
+            ),
+            curves.draw_line(steps["free_runs"], style.GREEN, "count"),
+            {"free_runs": steps["free_runs"]},
+            "free_runs",
+        ),
+        CurveSpec(
+            "hit_rate",
+            "Prefix cache: token hit rate at first lookup",
+            (as_share(cache["first_lookup_token_hit_rate"]), " in all."),
+            curves.draw_hit_rate,
+            {"hit_rate_since_start": curves.cumulative_rate(steps)},
+            "first_lookup_hit_rate",
+        ),
+        CurveSpec(
+            "load",
+            "Requests in the engine",
+            (
+                "Mean ",
+                as_count(s["num_running"]["mean"], "requests"),
+                " running, ",
+                as_count(s["num_waiting"]["mean"], "requests"),
+                " waiting.",
+            ),
+            curves.draw_lines(
+                (
+                    ("running", steps["num_running"], style.GREEN),
+                    ("waiting", steps["num_waiting"], style.ORANGE),
+                )
+            ),
+            {"running": steps["num_running"], "waiting": steps["num_waiting"]},
+        ),
+        CurveSpec(
+            "preemptions",
+            "Preemptions in each 1/60 of the run",
+            (as_plural(int(steps["preemptions"][-1]), "preemption"), " in all."),
+            curves.draw_windows("preemptions", style.RED),
+            {"preemptions_since_start": steps["preemptions"]},
+            "preemptions",
+            windows(steps["time_ns"], steps["preemptions"])[1],
+        ),
+        CurveSpec(
+            "evictions",
+            "Cached blocks evicted in each 1/60 of the run",
+            (as_plural(int(steps["evictions"][-1]), "block"), " in all."),
+            curves.draw_windows("evictions", style.GREY),
+            {"evictions_since_start": steps["evictions"]},
+            "pollution",
+            windows(steps["time_ns"], steps["evictions"])[1],
+        ),
+    ]
+    grown = np.flatnonzero(np.diff(steps["preemptions"], prepend=0) > 0)
+    marks = [Marked(m.time_ns, m.label) for m in moments]
+    return list(curves.curve_charts(steps, specs, marks, steps["time_ns"][grown]))
+
+
+def _pool(run: RunFolder, a: Analysis, moments: Sequence[Moment]) -> list[Part]:
+    parts: list[Part] = []
+    if a.note:
+        parts.append(Paragraph((f"Heat map, causes, lifetimes and failures are missing: {a.note}.",), "warn"))
+    if a.film is None:
+        return parts
+    from sim.report.findings import run_length_charts
+    from sim.report.pool_view import NAMES, heat_map
+
+    film = a.film
+    mean = film.share.mean(axis=1)
+    sizes = np.diff(film.first_block)
+    whole = (mean * sizes[:, None]).sum(axis=0) / sizes.sum()
+    per_row = int(sizes.max())
+    says: Inline = (
+        "Block id downwards, simulated time to the right",
+        *((f"; a row is the mean of up to {per_row:,} blocks",) if per_row > 1 else ()),
+        ". On average ",
+        as_share(float(whole[3])),
+        " of the blocks are used and cached, ",
+        as_share(float(whole[2])),
+        " used only, ",
+        as_share(float(whole[1])),
+        " free and cached, ",
+        as_share(float(whole[0])),
+        " free.",
+    )
+    markup = heat_map(film, [(m.time_ns, m.label) for m in moments], run.end_ns, plain_text(says))
+    data = {
+        "time_s": (film.times_ns / 1e9).tolist(),
+        **{name: (film.share[:, :, i].T @ sizes / sizes.sum()).tolist() for i, name in enumerate(NAMES)},
+    }
+    parts.append(Chart("pool_map", "The pool over time", says, markup, data, wide=True, term="block_states"))
+    return [*parts, *run_length_charts(film)]
+
+
+def _requests(run: RunFolder, a: Analysis) -> list[Part]:
+    names = a.tracked.request_ids if a.tracked else ()
+    parts: list[Part] = []
+    histogram = waste_histogram(run)
+    if histogram is not None:
+        parts.append(histogram)
+    return [*parts, *worst_requests(run, lambda i: names[i] if i < len(names) else f"r{i}")]

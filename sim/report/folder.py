@@ -1,0 +1,138 @@
+"""A run folder, read back for reports and comparisons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import InputError
+from workloads.units import parse_duration
+
+Rows = Mapping[str, NDArray[Any]]
+
+_HINT = "give the folder that `python -m sim run` wrote, such as runs/NAME-CONTENTID"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run wrote.
+
+    Attributes:
+        path: the folder.
+        summary: summary.json.
+        provenance: provenance.json.
+        config: config.yaml as plain data.
+        steps, requests: columns of the Parquet files, arrays of one length each.
+    """
+
+    path: Path
+    summary: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    config: Mapping[str, Any]
+    steps: Rows
+    requests: Rows
+
+    @property
+    def end_ns(self) -> int:
+        """Simulated nanoseconds of the run."""
+        return round(self.summary["simulated_s"] * 1e9)
+
+    @property
+    def warmup_ns(self) -> int:
+        """Nanoseconds left out of time-weighted numbers."""
+        return round(self.summary["warmup_s"] * 1e9)
+
+
+def read_run(folder: str | Path) -> RunFolder:
+    """Read a run folder.
+
+    Raises:
+        InputError: it is none, or a file of it is missing or broken.
+    """
+    path = Path(folder)
+    name = str(folder)
+    if not path.exists():
+        raise InputError("there is no such folder", name, hint=_HINT)
+    if not path.is_dir():
+        raise InputError("this is a file, not a run folder", name, hint=_HINT)
+    missing = [
+        f
+        for f in ("provenance.json", "summary.json", "config.yaml", "steps.parquet", "requests.parquet")
+        if not (path / f).is_file()
+    ]
+    if missing:
+        raise InputError(f"this is not a run folder: it has no {', '.join(missing)}", name, hint=_HINT)
+    return RunFolder(
+        path,
+        _json(path / "summary.json"),
+        _json(path / "provenance.json"),
+        _yaml(path / "config.yaml"),
+        _parquet(path / "steps.parquet"),
+        _parquet(path / "requests.parquet"),
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise InputError(f"this file of the run can't be read: {e}", str(file), hint="run it again") from e
+    if not isinstance(data, dict):
+        raise InputError("this file of the run holds no JSON object", str(file), hint="run it again")
+    return data
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        data = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError) as e:
+        why = str(e).splitlines()[0]
+        raise InputError(f"this file of the run can't be read: {why}", str(file), hint="run it again") from e
+    return dict(data)
+
+
+def _parquet(file: Path) -> dict[str, NDArray[Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as e:
+        why = str(e).splitlines()[0]
+        raise InputError(f"this file of the run can't be read: {why}", str(file), hint="run it again") from e
+    return {name: np.asarray(table.column(name).to_numpy()) for name in table.column_names}
+
+
+def parse_time(text: str, run: RunFolder, option: str) -> int:
+    """An instant of a run ("12.5s", "3min", seconds without a unit), in ns.
+
+    Raises:
+        InputError: not a time, or one that lies beyond the run's end.
+    """
+    from sim.report.units import seconds
+
+    value: str | float = text
+    try:
+        value = float(text)
+    except ValueError:
+        pass
+    try:
+        ns = parse_duration(value)
+    except ValueError as e:
+        raise InputError(str(e), option) from None
+    if ns > run.end_ns:
+        raise InputError(
+            f"{text} lies beyond the end of the run, which is at {seconds(run.end_ns / 1e9)}",
+            option,
+            hint=f"choose a time from 0s to {run.end_ns / 1e9:.6g}s",
+        )
+    return ns

@@ -1,0 +1,143 @@
+"""The worst moments of a run: found in the step log, numbered, marked in every curve, explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim.report.document import (
+    Column,
+    Inline,
+    Paragraph,
+    Part,
+    Piece,
+    Table,
+    Value,
+    as_count,
+    as_seconds,
+    as_share,
+)
+from sim.report.folder import RunFolder
+
+if TYPE_CHECKING:
+    from sim.analysis.layout import LayoutReport, WorstMoment
+
+KINDS = {
+    "num_free_blocks": "fewest free blocks",
+    "wasted_slots": "most wasted slots",
+    "external_fragmentation": "most fragmented",
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A row of the step log that is the worst by one metric; `label` is its number in order of time."""
+
+    label: str
+    metric: str
+    row: int
+    time_ns: int
+
+
+def external(run: RunFolder) -> np.ndarray:
+    """float64: external fragmentation by row."""
+    free = run.steps["num_free_blocks"]
+    return np.where(free > 0, 1.0 - run.steps["largest_free_run"] / np.maximum(free, 1), 0.0)
+
+
+def find_moments(run: RunFolder) -> list[Moment]:
+    """At most one a metric: the worst row after the warm-up (the earliest, where several are equal)."""
+    steps = run.steps
+    late = np.flatnonzero(steps["time_ns"] >= run.warmup_ns)
+    if len(late) == 0:
+        return []
+    found = []
+    tight = late[np.lexsort((late, -steps["num_waiting"][late], steps["num_free_blocks"][late]))[0]]
+    if steps["num_free_blocks"][tight] < run.summary["engine"]["usable_blocks"]:
+        found.append(("num_free_blocks", int(tight)))
+    for metric, values in (
+        ("wasted_slots", steps["wasted_slots"]),
+        ("external_fragmentation", external(run)),
+    ):
+        row = int(late[np.argmax(values[late])])
+        if values[row] > 0:
+            found.append((metric, row))
+    moments = [Moment("", metric, row, int(steps["time_ns"][row])) for metric, row in found]
+    moments.sort(key=lambda m: (m.time_ns, m.metric))
+    return [replace(m, label=str(i)) for i, m in enumerate(moments, 1)]
+
+
+def _value(run: RunFolder, moment: Moment) -> Inline:
+    steps, i = run.steps, moment.row
+    if moment.metric == "num_free_blocks":
+        return (as_count(int(steps["num_free_blocks"][i]), "blocks"), " blocks free")
+    if moment.metric == "wasted_slots":
+        part = steps["wasted_slots"][i] / max(int(steps["allocated_slots"][i]), 1)
+        return (
+            as_count(int(steps["wasted_slots"][i]), "slots"),
+            " slots wasted, ",
+            as_share(float(part)),
+            " of those allocated",
+        )
+    return (
+        as_share(float(external(run)[i])),
+        ": the longest of ",
+        as_count(int(steps["free_runs"][i]), "runs"),
+        " free runs has ",
+        as_count(int(steps["largest_free_run"][i]), "blocks"),
+        " of ",
+        as_count(int(steps["num_free_blocks"][i]), "blocks"),
+        " free blocks",
+    )
+
+
+def _causes(moment: Moment, worst: Sequence[WorstMoment]) -> Inline:
+    for found in worst:
+        if found.metric == moment.metric and found.time_ns == moment.time_ns:
+            pieces: list[Piece] = []
+            for cause in found.causes[:3]:
+                pieces += [
+                    "; " if pieces else "",
+                    f"{cause.request_id} ",
+                    as_share(cause.share),
+                    f" ({cause.why})",
+                ]
+            rest = sum(c.share for c in found.causes[:3])
+            if pieces and len(found.causes) > 3:
+                pieces += ["; the three together ", as_share(rest)]
+            return tuple(pieces) or ("no request stands out",)
+    return ("-",)
+
+
+def moments_table(run: RunFolder, moments: Sequence[Moment], layout: LayoutReport | None) -> list[Part]:
+    """What the marked moments are, and who caused them."""
+    if not moments:
+        return []
+    columns = [
+        Column("#", words=True),
+        Column("time"),
+        Column("worst by", words=True),
+        Column("value", words=True),
+        Column("running"),
+        Column("waiting"),
+    ]
+    if layout is not None:
+        columns.append(Column("caused by", words=True))
+    rows = []
+    for m in moments:
+        row: list[str | Value | Inline] = [
+            m.label,
+            as_seconds(m.time_ns / 1e9),
+            KINDS[m.metric],
+            _value(run, m),
+            as_count(int(run.steps["num_running"][m.row]), "requests"),
+            as_count(int(run.steps["num_waiting"][m.row]), "requests"),
+        ]
+        if layout is not None:
+            row.append(_causes(m, layout.worst))
+        rows.append(tuple(row))
+    note = "The numbers mark the same moments in every curve; red strokes at the foot of a curve are preemptions."
+    return [Paragraph((note,), "note"), Table("moments", tuple(columns), tuple(rows))]

@@ -1,0 +1,119 @@
+"""A document as text of 80 columns for a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sim.report.document import (
+    Cards,
+    Chart,
+    Document,
+    Items,
+    Paragraph,
+    Part,
+    Piece,
+    Table,
+    Value,
+    plain_text,
+)
+
+WIDTH = 80
+_SPARK = "▁▂▃▄▅▆▇█"
+_SPARK_WIDTH = 60
+
+
+def wrap(text: str, width: int = WIDTH, first: str = "", indent: str = "") -> str:
+    """Lines of at most `width` columns; a number stays with its unit."""
+    rows: list[str] = []
+    row = first
+    empty = True
+    for word in re.sub(r"(\d) (%|[GMK]iB|ms|us|s|min|h)\b|(\d) (%)", _glue, text).split(" "):
+        if not empty and len(row) + 1 + len(word) > width:
+            rows.append(row)
+            row, empty = indent, True
+        row += word if empty else f" {word}"
+        empty = False
+    return "\n".join([*rows, row]).replace("\xa0", " ")
+
+
+def _glue(match: re.Match[str]) -> str:
+    return match.group(0).replace(" ", "\xa0")
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The values as bars of eight heights, thinned to 60 columns by the mean."""
+    n = len(values)
+    if n == 0:
+        return ""
+    edges = [i * n // min(n, _SPARK_WIDTH) for i in range(min(n, _SPARK_WIDTH) + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    high = max(max(means), 1e-300)
+    return "".join(_SPARK[min(7, int(8 * max(v, 0.0) / high))] for v in means)
+
+
+def _cell(cell: str | Value | tuple[Piece, ...]) -> str:
+    if isinstance(cell, Value):
+        return cell.text
+    return cell if isinstance(cell, str) else plain_text(cell)
+
+
+def _table(table: Table) -> list[str]:
+    """Aligned columns; where they would not fit, the last column of words goes to lines of its own."""
+    head = [c.label for c in table.columns]
+    rows = [[_cell(c) for c in row] for row in table.rows]
+    loose = [i for i, c in enumerate(table.columns) if c.words and i > 0]
+    widths = [max(len(head[i]), *(len(r[i]) for r in rows), 0) for i in range(len(head))]
+    below: list[int] = []
+    while sum(widths[i] + 2 for i in range(len(head)) if i not in below) - 2 > WIDTH and loose:
+        below.append(loose.pop())
+    kept = [i for i in range(len(head)) if i not in below]
+
+    def line(cells: list[str]) -> str:
+        parts = [
+            cells[i].ljust(widths[i]) if table.columns[i].words else cells[i].rjust(widths[i]) for i in kept
+        ]
+        return "  ".join(parts).rstrip()
+
+    out = [line(head)] if any(head[i] for i in kept) else []
+    for row in rows:
+        out.append(line(row))
+        out += [wrap(row[i], WIDTH, "    ", "    ") for i in sorted(below) if row[i]]
+    return [*([wrap(table.caption)] if table.caption else []), "\n".join(out)]
+
+
+def _part(part: Part) -> list[str]:
+    if isinstance(part, Paragraph):
+        mark = {"warn": "! "}.get(part.tone, "")
+        return [wrap(plain_text(part.pieces), WIDTH, mark, "  " if mark else "")]
+    if isinstance(part, Items):
+        out = []
+        for i, item in enumerate(part.items, 1):
+            mark = f"{i}. " if part.numbered else "- "
+            out.append(wrap(plain_text(item), WIDTH, mark, " " * len(mark)))
+        return ["\n".join(out)]
+    if isinstance(part, Cards):
+        width = max(len(c.label) for c in part.cards) + 2
+        out = []
+        for c in part.cards:
+            note = plain_text(c.note)
+            text = c.value.text + (f"   {note}" if note else "")
+            out.append(wrap(text, WIDTH, c.label.ljust(width), " " * width))
+        return ["\n".join(out)]
+    if isinstance(part, Chart):
+        out = [part.title, *([sparkline(part.spark)] if part.spark else [])]
+        return ["\n".join([*out, wrap(plain_text(part.says))])]
+    return _table(part)
+
+
+def terminal_text(document: Document) -> str:
+    """The whole document; charts are told in words, curves also as a line of bars."""
+    blocks = [f"{document.title}\n{wrap(document.subtitle)}"]
+    for section in document.sections:
+        blocks.append(f"{section.title}\n{'-' * len(section.title)}")
+        for part in section.parts:
+            blocks += _part(part)
+    blocks.append("Definitions\n-----------")
+    blocks.append("\n".join(wrap(f"{n}: {m}", WIDTH, "", "  ") for n, m in document.definitions.values()))
+    blocks.append("\n".join(wrap(f"{k}: {v}", WIDTH, "", "  ") for k, v in document.provenance.items()))
+    return "\n\n".join(b for b in blocks if b) + "\n"
