@@ -266,8 +266,8 @@ NOTES = f"""
 CPU seconds of one thread, medians of interleaved rounds; a target is for one idle core. x twin, x vLLM: CPU
 time of the plain-Python twin and of the real vLLM scheduler over ours, same requests, same engine; the twin
 serves {cases.TWIN_REQUESTS} of them and is scaled by request-steps (one request in one batch). ns/block of a
-whole run: its time over the blocks it allocated. A run's time: allocation of the state, run and result, without
-making the requests.
+whole run: its time over the blocks it allocated. A run: allocation of the state, run and result, not the
+making of the requests.
 """
 
 
