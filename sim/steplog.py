@@ -42,7 +42,7 @@ def _crc(values: np.ndarray, dtype: type) -> int:
     return zlib.crc32(np.ascontiguousarray(values, dtype=dtype).tobytes())
 
 
-class _Recorder:
+class RowRecorder:
     """Computes the columns of one row from the arrays as they stand."""
 
     def __init__(self, state: State, workload: Workload) -> None:
@@ -130,7 +130,7 @@ def record(engine: EngineSettings, workload: Workload) -> StepLog:
     if workload.clock != "logical":
         raise ValueError("a step log needs a workload on the logical clock")
     state = allocate(engine, workload, _NO_TIME, LogOptions(sample_period_ns=0))
-    recorder = _Recorder(state, workload)
+    recorder = RowRecorder(state, workload)
     rows: list[dict[str, Any]] = []
     while True:
         reason = advance(state, _FOREVER)

@@ -96,17 +96,21 @@ def _note_stuck(st: State, batch: int, flushed: bool) -> None:
 
 
 @inner
-def _drop_hopeless(st: State) -> None:
+def _note_hopeless(st: State) -> None:
     """Without the full-sequence reserve a request that outgrows the pool preempts itself over and over.
 
-    It is alone and was its own victim: on the real clock it is dropped as unservable.
+    It is alone and was its own victim: on the real clock it is dropped as unservable, on the logical clock,
+    where vLLM is followed, the engine is noted as stuck.
     """
-    if st.params.clock != c.CLOCK_TIME or st.params.reserve_full_isl or st.ctl.num_preempted == 0:
+    if st.params.reserve_full_isl or st.ctl.num_preempted == 0:
         return
     if st.ctl.num_running > 0 or st.kv.pool.meta.num_free != st.params.num_blocks - 1:
         return
     r = st.queues.lists.preempted[st.ctl.num_preempted - 1]
-    drop_waiting(st, r, c.S_UNSERVABLE, st.ctl.now)
+    if st.params.clock == c.CLOCK_TIME:
+        drop_waiting(st, r, c.S_UNSERVABLE, st.ctl.now)
+    elif waiting_peek(st) == r:
+        st.ctl.stuck = 1
 
 
 @inner
@@ -126,7 +130,7 @@ def _schedule_phase(st: State) -> bool:
     st.queues.batches.done[batch] = st.ctl.last_done
     st.ctl.num_in_flight = length + 1
     _note_stuck(st, batch, flushed)
-    _drop_hopeless(st)
+    _note_hopeless(st)
     executed = st.queues.batches.entries[batch] > 0
     if st.ctl.num_in_flight < _depth(st) and (executed or has_requests(st)):
         st.ctl.step += 1

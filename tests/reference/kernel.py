@@ -11,7 +11,7 @@ from sim.capacity import LogOptions, allocate
 from sim.config_engine import EngineSettings
 from sim.core.state import State
 from sim.step_time import StepTime
-from sim.steplog import _Recorder as Recorder
+from sim.steplog import RowRecorder as Recorder
 from sim.steplog import record
 from workloads.builder import WorkloadBuilder
 from workloads.requests import Workload
