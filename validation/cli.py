@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -140,3 +141,7 @@ def diff(a: Path, b: Path, columns: str | None, as_json: bool) -> None:
     comparison = compare(steplog.read(a), steplog.read(b), chosen)
     click.echo(json.dumps(comparison.to_json()) if as_json else render(comparison, str(a), str(b)))
     sys.exit(0 if comparison.equal else EXIT_DIFFERENT)
+
+
+# At the end: these modules use what is above.
+main.add_command(import_module("validation.live.cli").live)

@@ -1,9 +1,9 @@
 """The wrappers around a live scheduler and its block pool, and what they note.
 
-Methods are wrapped on the objects, not on their classes: `Scheduler.__init__` is the only thing that is changed in
-vLLM itself, and a recorder that switches itself off leaves the objects as they were. Each wrapper calls vLLM's
-method first and exactly once, passes on what it returns or raises, and notes afterwards; an exception in the noting
-ends the recording and never gets out.
+Methods are wrapped on the objects, not on their classes: `Scheduler.__init__` is the only thing that is
+changed in vLLM itself, and a recorder that switches itself off leaves the objects as they were. Each wrapper
+calls vLLM's method first and exactly once, passes on what it returns or raises, and notes afterwards; an
+exception in the noting ends the recording and never gets out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -74,20 +73,23 @@ class LiveRecorder:
         self._began_ns = _clock()
         header = self._header()
         self.writer = Writer(
-            Path(path), max(int(options.queue_mb * 2**20), _MIN_QUEUE_BYTES), options.flush_s, options.compress
+            Path(path),
+            max(int(options.queue_mb * 2**20), _MIN_QUEUE_BYTES),
+            options.flush_s,
+            options.compress,
         )
         self.writer.put("header", 0, lambda: header)
-        self._wrap_all()
+        try:
+            self.wrap()
+        except Exception:
+            self.close()
+            raise
 
     def _header(self) -> dict[str, Any]:
-        try:
-            vllm = version("vllm")
-        except PackageNotFoundError:
-            vllm = getattr(sys.modules.get("vllm"), "__version__", None)
         return {
             "format": FORMAT,
             "version": FORMAT_VERSION,
-            "vllm": vllm,
+            "vllm": getattr(sys.modules.get("vllm"), "__version__", None),
             "pid": self._pid,
             "started_unix_ns": time.time_ns(),
             "options": vars(self.options),
@@ -96,7 +98,11 @@ class LiveRecorder:
 
     # wrapping
 
-    def _wrap_all(self) -> None:
+    def wrap(self) -> None:
+        """Put the wrappers on, also after `unwrap`; a closed recorder stays off."""
+        if self._closed:
+            return
+        self._off = False
         scheduler = self._scheduler
         manager = scheduler.kv_cache_manager
         self._wrap_call(scheduler, "schedule", self._scheduled)
@@ -105,8 +111,7 @@ class LiveRecorder:
         self._wrap_before(scheduler, "_free_request", self._note_ended)
         self._wrap_before(scheduler, "add_request", self._note_added)
         self._wrap_before(scheduler, "shutdown", lambda *_, **__: self.close())
-        if hasattr(manager, "make_prefix_cache_stats"):
-            self._wrap_after(manager, "make_prefix_cache_stats", self._note_stats)
+        self._wrap_after(manager, "make_prefix_cache_stats", self._note_stats)
         if self.options.ops:
             pool = manager.block_pool
             self._wrap_after(pool, "get_new_blocks", lambda blocks, *_, **__: self._op("new", blocks))
@@ -138,8 +143,11 @@ class LiveRecorder:
         self._set(owner, name, wrapper)
 
     def _wrap_before(self, owner: Any, name: str, note: Callable[..., None]) -> None:
-        """For methods whose arguments change in the call: note them first."""
-        inner = getattr(owner, name)
+        """For methods whose arguments change in the call: note them first. Absent in this release:
+        nothing."""
+        inner = getattr(owner, name, None)
+        if inner is None:
+            return
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if not self._off:
@@ -152,7 +160,9 @@ class LiveRecorder:
         self._set(owner, name, wrapper)
 
     def _wrap_after(self, owner: Any, name: str, note: Callable[..., None]) -> None:
-        inner = getattr(owner, name)
+        inner = getattr(owner, name, None)
+        if inner is None:
+            return
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             result = inner(*args, **kwargs)
@@ -183,7 +193,8 @@ class LiveRecorder:
         self._set(pool, "free_blocks", free_blocks)
 
     def unwrap(self) -> None:
-        """Give the objects their own methods back; a wrapper that somebody has wrapped since passes calls on."""
+        """Give the objects their own methods back; a wrapper that somebody has wrapped since passes calls
+        on."""
         self._off = True
         for owner, name, wrapper, before in reversed(self._wrapped):
             if vars(owner).get(name) is not wrapper:
@@ -385,7 +396,8 @@ class LiveRecorder:
         self.unwrap()
         last = why.strip().splitlines()[-1]
         logging.getLogger(LOGGER_NAME).error("kvpool: the live recording ends here: %s", last)
-        self.writer.put("error", len(why), lambda: {"text": why})
+        with suppress(Exception):
+            self.writer.put("error", len(why), lambda: {"text": why})
         self.close()
 
     def _end_line(self) -> dict[str, Any]:
@@ -397,6 +409,7 @@ class LiveRecorder:
             "ops": self.num_ops,
             "lost": self.writer.lost,
             "peak_queue_bytes": self.writer.peak_bytes,
+            "writer_cpu_ns": self.writer.cpu_ns,
             "cost_ns": self.cost_ns,
             "busy_ns": self.busy_ns,
             "failed": self.failure is not None,
@@ -418,14 +431,17 @@ class LiveRecorder:
                 self._finalizer.cancel()
 
     def close_at_exit(self) -> None:
-        """Close when the process ends. atexit does not run in a forked multiprocessing child; its finalizers do."""
+        """Close when the process ends. atexit does not run in a forked multiprocessing child; its finalizers
+        do."""
         from multiprocessing import util
 
         atexit.register(self.close)
         self._finalizer = util.Finalize(None, self.close, exitpriority=100)
 
 
-def record_scheduler(scheduler: Any, path: str | os.PathLike[str], options: LiveOptions) -> LiveRecorder | None:
+def record_scheduler(
+    scheduler: Any, path: str | os.PathLike[str], options: LiveOptions
+) -> LiveRecorder | None:
     """Record a live scheduler; None, with one line in the log, when that fails."""
     try:
         recorder = LiveRecorder(scheduler, path, options)
@@ -433,7 +449,9 @@ def record_scheduler(scheduler: Any, path: str | os.PathLike[str], options: Live
         logging.getLogger(LOGGER_NAME).info("kvpool: recording the block pool into %s", recorder.writer.final)
         return recorder
     except Exception as exc:
-        logging.getLogger(LOGGER_NAME).error("kvpool: nothing will be recorded: %s: %s", type(exc).__name__, exc)
+        logging.getLogger(LOGGER_NAME).error(
+            "kvpool: nothing will be recorded: %s: %s", type(exc).__name__, exc
+        )
         return None
 
 

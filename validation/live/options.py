@@ -26,9 +26,9 @@ class LiveOptions:
         compress: zlib level of the file, 0 to 9.
     """
 
-    row_every: int = 16
+    row_every: int = 32
     state_every: int = 256
-    budget: float = 0.005
+    budget: float = 0.003
     ops: bool = False
     tokens: bool = False
     queue_mb: float = 64.0

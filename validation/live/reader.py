@@ -1,7 +1,7 @@
 """Reads a live recording: header, rows, states, operations, requests, and what was lost.
 
-A recording that was not closed (`.part`, or a process that was killed) is read up to its last whole line; `complete`
-says whether it came to its end.
+A recording that was not closed (`.part`, or a process that was killed) is read up to its last whole line;
+`complete` says whether it came to its end.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ def _check_header(kind: str, line: dict[str, Any], source: Path) -> dict[str, An
         raise InputError("not a live recording of kvpool", str(source), 1)
     if line["version"] > FORMAT_VERSION:
         raise InputError(
-            f"a recording of format version {line['version']}; this reader knows {FORMAT_VERSION}", str(source), 1
+            f"a recording of format version {line['version']}; this reader knows {FORMAT_VERSION}",
+            str(source),
+            1,
         )
     return line
 
@@ -295,7 +297,9 @@ def step_log(recording: Recording, name: str = "the recording") -> Columns:
     options = recording.header["options"]
     reason = None
     if recording.lost:
-        reason = "lines were lost: " + ", ".join(f"{n} x {kind}" for kind, n in sorted(recording.lost.items()))
+        reason = "lines were lost: " + ", ".join(
+            f"{n} x {kind}" for kind, n in sorted(recording.lost.items())
+        )
     elif recording.errors:
         reason = "the recorder stopped early: " + recording.errors[0].strip().splitlines()[-1]
     elif options["row_every"] != 1 or options["state_every"] != 1 or options["budget"]:
@@ -304,7 +308,11 @@ def step_log(recording: Recording, name: str = "the recording") -> Columns:
         "state" not in row for row in recording.rows
     ):
         reason = "calls are missing"
+    elif any(row["prefix"] is None for row in recording.rows):
+        reason = "the engine keeps no statistics (log_stats is off), so the prefix-cache counters are unknown"
     if reason is not None:
-        raise InputError(f"no step log can be made: {reason}", name, hint="record with KVPOOL_LIVE_OPTIONS=full")
+        raise InputError(
+            f"no step log can be made: {reason}", name, hint="record with KVPOOL_LIVE_OPTIONS=full"
+        )
     rows = [step_row(recording, row) for row in recording.rows]
-    return {column: [row[column] for row in rows] for column in (rows[0] if rows else COLUMNS)}
+    return {column: [row[column] for row in rows] for column in COLUMNS}

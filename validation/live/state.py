@@ -55,7 +55,9 @@ def describe(scheduler: Any) -> dict[str, Any]:
     for manager in managers_of(scheduler):
         spec = getattr(manager, "kv_cache_spec", None)
         group = {"spec": type(spec).__name__, "block_size": manager.block_size}
-        groups.append(group | {k: getattr(spec, k) for k in _SPEC_KEYS if type(getattr(spec, k, None)) in (int, str)})
+        groups.append(
+            group | {k: getattr(spec, k) for k in _SPEC_KEYS if type(getattr(spec, k, None)) in (int, str)}
+        )
     parallel = getattr(getattr(scheduler, "vllm_config", None), "parallel_config", None)
     return {
         "settings": settings,
@@ -86,7 +88,8 @@ def waiting_of(scheduler: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class RawState:
-    """A copy of the whole state after a call, in bytes, as little-endian int32 but for `hashed` (one byte a block)."""
+    """A copy of the whole state after a call, in bytes, as little-endian int32 but for `hashed` (one byte a
+    block)."""
 
     free_queue: bytes
     ref_cnt: bytes
@@ -133,7 +136,9 @@ def state_reader(scheduler: Any) -> Callable[[], RawState]:
                 of_request.append(len(table))
             lengths.append(of_request)
         return RawState(
-            free_queue=array("i", [b.block_id for b in pool.free_block_queue.get_all_free_blocks()]).tobytes(),
+            free_queue=array(
+                "i", [b.block_id for b in pool.free_block_queue.get_all_free_blocks()]
+            ).tobytes(),
             ref_cnt=array("i", [b.ref_cnt for b in pool.blocks]).tobytes(),
             hashed=bytes([b.block_hash is not None for b in pool.blocks]),
             running=[r.request_id for r in running],

@@ -1,8 +1,8 @@
 """The bounded queue between an engine and its recording, and the thread that empties it into a file.
 
-The file is a sequence of gzip members of JSON lines, written as `NAME.part` and renamed when the recording ends.
-Each member is made durable (fsync) as a whole, so a process that is killed leaves a file that can be read up to its
-last member; `zcat` reads it too.
+The file is a sequence of gzip members of JSON lines, written as `NAME.part` and renamed when the recording
+ends. Each member is made durable (fsync) as a whole, so a process that is killed leaves a file that can be
+read up to its last member; `zcat` reads it too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -54,12 +55,12 @@ def create_part(path: Path) -> tuple[Path, Any]:
 class Writer:
     """A queue of bounded size and the thread that writes it.
 
-    `put` never blocks and never raises for want of space: what does not fit is counted by kind, and the next item
-    that fits is preceded by a line that says what was lost. `put` belongs to one thread, the engine's.
+    `put` never blocks and never raises for want of space: what does not fit is counted by kind, and the next
+    item that fits is preceded by a line that says what was lost. `put` belongs to one thread, the engine's.
 
-    Attributes:
-        lost: kind -> number of items dropped, over the whole recording.
-        failure: why writing has stopped, None while all is well. The file then ends with its last good member.
+    Attributes: lost: kind -> number of items dropped, over the whole recording. peak_bytes: most bytes that
+        ever waited in memory. cpu_ns: CPU time of the writer's thread. failure: why writing has stopped, None
+        while all is well. The file then ends with its last good member.
     """
 
     def __init__(self, path: Path, queue_bytes: int, flush_s: float, compress: int) -> None:
@@ -68,6 +69,7 @@ class Writer:
         self.lost: dict[str, int] = {}
         self.failure: str | None = None
         self.peak_bytes = 0
+        self.cpu_ns = 0
         self._lost_since: dict[str, int] = {}
         self._flush_s = max(flush_s, 0.01)
         self._level = compress
@@ -96,8 +98,7 @@ class Writer:
         self._note_losses()
         self._bytes_in += size
         self._queue.append((kind, size, make))
-        if pending > self.peak_bytes:
-            self.peak_bytes = pending
+        self.peak_bytes = max(self.peak_bytes, pending)
         if pending > self.limit / 4:
             self._wake.set()
         return True
@@ -125,6 +126,7 @@ class Writer:
                 self._wake.clear()
                 ending = self._ending
                 self._drain()
+                self.cpu_ns = time.thread_time_ns()
                 if ending:
                     break
             self._finish()
@@ -133,6 +135,8 @@ class Writer:
             self._queue.clear()
             if not isinstance(exc, OSError):
                 self._note_failure()
+            with suppress(OSError):
+                self._file.close()
 
     def _finish(self) -> None:
         self._file.close()

@@ -1,0 +1,232 @@
+"""What the live recorder costs the engine's thread: a real scheduler, stretches with and without it in turn.
+
+One process, one scheduler, one workload that never ends: every request that finishes is replaced. Stretches
+of equally many steps alternate between recorded and not, which of the two comes first alternates too, and
+each pair of neighbours gives one ratio. Pairs of two unrecorded stretches, measured in between, show what the
+machine's own noise looks like. vllm is imported inside functions only.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sim.config_engine import EngineSettings
+from validation.live.hooks import LiveRecorder
+from validation.live.options import LiveOptions
+from validation.vllm_setup import require_vllm
+
+PROMPT_TOKENS = 400
+OUTPUT_TOKENS = 200
+_WARM_UP_STEPS = 300
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Figures of one measurement.
+
+    Ratios are recorded / unrecorded, of the thread's CPU time; `low` and `high` enclose the median of the
+    pairs' ratios with 95 % confidence. `control` is the same of unrecorded pairs: what the method reads as
+    nothing.
+    """
+
+    schedule_us: float
+    update_us: float
+    schedule_ratio: float
+    schedule_low: float
+    schedule_high: float
+    step_ratio: float
+    step_low: float
+    step_high: float
+    control_ratio: float
+    control_low: float
+    control_high: float
+    self_measured_share: float
+    writer_share: float
+    wrapper_us: float
+    pairs: int
+    steps_per_stretch: int
+    running: int
+    blocks: int
+    lost: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For a terminal."""
+
+        def percent(ratio: float, low: float, high: float) -> str:
+            return f"{100 * (ratio - 1):+.2f} % (95 %: {100 * (low - 1):+.2f} to {100 * (high - 1):+.2f})"
+
+        return "\n".join(
+            [
+                f"{self.running} running requests, {self.blocks} blocks, {self.pairs} pairs of "
+                f"{self.steps_per_stretch} steps; schedule() {self.schedule_us:.0f} us, "
+                f"update_from_output() {self.update_us:.0f} us",
+                "schedule()             "
+                + percent(self.schedule_ratio, self.schedule_low, self.schedule_high),
+                "schedule() and update  " + percent(self.step_ratio, self.step_low, self.step_high),
+                "control, both without  " + percent(self.control_ratio, self.control_low, self.control_high),
+                f"rows and states took {100 * self.self_measured_share:.2f} % of the calls' time, "
+                f"the writer's thread {100 * self.writer_share:.2f} %; an empty call's wrapper "
+                f"{self.wrapper_us:.2f} us; {self.lost} lines lost",
+            ]
+        )
+
+
+class _Load:
+    """A scheduler under a steady load, stepped without a model."""
+
+    def __init__(self, running: int, blocks: int) -> None:
+        from validation.vllm_scheduler import make_scheduler
+
+        settings = EngineSettings(
+            num_gpu_blocks=blocks,
+            max_num_seqs=running,
+            max_num_batched_tokens=8192,
+            max_model_len=PROMPT_TOKENS + OUTPUT_TOKENS + 1,
+        )
+        self.scheduler, self.hasher = make_scheduler(settings)
+        self.numbers = itertools.count()
+        for _ in range(2 * running):
+            self.add()
+
+    def add(self) -> None:
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.request import Request
+
+        n = next(self.numbers)
+        length = OUTPUT_TOKENS // 2 + n * 37 % OUTPUT_TOKENS // 2
+        self.scheduler.add_request(
+            Request(
+                request_id=f"r{n}",
+                # half of the prompt is shared by one request in four
+                prompt_token_ids=[
+                    n % 4 if k < PROMPT_TOKENS // 2 else (n + k) % 4001 for k in range(PROMPT_TOKENS)
+                ],
+                sampling_params=SamplingParams(max_tokens=length, ignore_eos=True),
+                pooling_params=None,
+                arrival_time=float(n),
+                block_hasher=self.hasher,
+            )
+        )
+
+    def stretch(self, steps: int) -> tuple[int, int]:
+        """CPU ns of this thread in schedule() and in update_from_output(); what lies between is not
+        counted."""
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        scheduler = self.scheduler
+        in_schedule = in_update = 0
+        for _ in range(steps):
+            began = time.thread_time_ns()
+            batch = scheduler.schedule()
+            in_schedule += time.thread_time_ns() - began
+            ids = list(batch.num_scheduled_tokens)
+            sampled = [[] if scheduler.requests[r].is_prefill_chunk else [7] for r in ids]
+            output = ModelRunnerOutput(
+                req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)}, sampled_token_ids=sampled
+            )
+            before = len(scheduler.requests)
+            began = time.thread_time_ns()
+            scheduler.update_from_output(batch, output)
+            in_update += time.thread_time_ns() - began
+            for _ in range(before - len(scheduler.requests)):
+                self.add()
+        return in_schedule, in_update
+
+
+def _median_interval(ratios: list[float]) -> tuple[float, float, float]:
+    """Median and the order statistics that enclose the true median with 95 % confidence."""
+    ordered = sorted(ratios)
+    n = len(ordered)
+    half = 0.98 * n**0.5
+    low = max(0, int(n / 2 - half))
+    high = min(n - 1, int(n / 2 + half))
+    return statistics.median(ordered), ordered[low], ordered[high]
+
+
+def _wrapper_cost_us(options: LiveOptions) -> float:
+    """What wrapping a method that does nothing adds to a call."""
+
+    class Nothing:
+        def schedule(self) -> None:
+            return None
+
+    plain = Nothing()
+    wrapped = Nothing()
+    recorder = object.__new__(LiveRecorder)
+    recorder.__dict__ |= {"_off": False, "_wrapped": [], "options": options}
+    recorder._wrap_call(wrapped, "schedule", lambda *_: None)
+
+    def best(call: Any) -> int:
+        times = []
+        for _ in range(30):
+            began = time.perf_counter_ns()
+            for _ in range(1000):
+                call()
+            times.append(time.perf_counter_ns() - began)
+        return min(times)
+
+    return (best(wrapped.schedule) - best(plain.schedule)) / 1e6
+
+
+def measure(options: LiveOptions, running: int, blocks: int, rounds: int, steps: int) -> Overhead:
+    """Measure the recorder's cost. Raises InputError when vLLM is missing."""
+    require_vllm()
+    load = _Load(running, blocks)
+    load.stretch(_WARM_UP_STEPS)
+    ratios: dict[str, list[float]] = {"schedule": [], "step": [], "control": []}
+    plain_schedule: list[float] = []
+    plain_update: list[float] = []
+    gc.collect()
+    gc.disable()  # a collection would fall into some stretches and not into others
+    try:
+        with tempfile.TemporaryDirectory(prefix="kvpool-live-") as folder:
+            recorder = LiveRecorder(load.scheduler, Path(folder) / "live", options)
+            # the state with which every recording begins
+            load.stretch(2)
+            recorder.unwrap()
+            before = recorder.cost_ns, recorder.busy_ns
+            for round_ in range(rounds):
+                results = {}
+                for kind in ("off", "on", "off2") if round_ % 2 else ("off2", "on", "off"):
+                    gc.collect()
+                    if kind == "on":
+                        recorder.wrap()
+                    results[kind] = load.stretch(steps)
+                    recorder.unwrap()
+                on, off, off2 = results["on"], results["off"], results["off2"]
+                ratios["schedule"].append(2 * on[0] / (off[0] + off2[0]))
+                ratios["step"].append(2 * sum(on) / (sum(off) + sum(off2)))
+                ratios["control"].append(off[0] / off2[0])
+                plain_schedule.append(off[0] / steps / 1e3)
+                plain_update.append(off[1] / steps / 1e3)
+            recorder.close()
+            cost = recorder.cost_ns - before[0]
+            busy = recorder.busy_ns - before[1]
+    finally:
+        gc.enable()
+    return Overhead(
+        statistics.median(plain_schedule),
+        statistics.median(plain_update),
+        *_median_interval(ratios["schedule"]),
+        *_median_interval(ratios["step"]),
+        *_median_interval(ratios["control"]),
+        self_measured_share=cost / busy if busy else 0.0,
+        writer_share=recorder.writer.cpu_ns / busy if busy else 0.0,
+        wrapper_us=_wrapper_cost_us(options),
+        pairs=rounds,
+        steps_per_stretch=steps,
+        running=running,
+        blocks=blocks,
+        lost=sum(recorder.writer.lost.values()),
+    )
