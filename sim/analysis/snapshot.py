@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.analysis.runs import consecutive_runs, power_of_two_histogram, runs_of
+from sim.analysis.runs import power_of_two_histogram, runs_of
 from sim.analysis.tables import LiveTables, RequestRows
 
 if TYPE_CHECKING:
@@ -201,16 +201,7 @@ class FragmentationSnapshot:
 
     @cached_property
     def _entries(self) -> tuple[I64, I64, I64, I64]:
-        """Entries of all tables without null blocks: block, running index, group, held tokens."""
-        t, groups = self.tables, len(self.block_sizes)
-        lengths = np.diff(t.ptr)
-        table = np.repeat(np.arange(len(lengths)), lengths)
-        index, group = np.divmod(table, max(groups, 1))
-        position = np.arange(len(t.blocks)) - t.ptr[table]
-        size = np.asarray(self.block_sizes, dtype=np.int64)[group]
-        held = np.clip(t.num_computed[index] - position * size, 0, size)
-        real = t.blocks != 0
-        return t.blocks[real].astype(np.int64), index[real], group[real], held[real]
+        return self.tables.entries(self.block_sizes)
 
     @cached_property
     def owner(self) -> I32:
@@ -238,27 +229,7 @@ class FragmentationSnapshot:
     @cached_property
     def by_request(self) -> RequestRows:
         """Blocks, runs and slots of each running request."""
-        block, index, group, held = self._entries
-        n, groups = len(self.tables.request), len(self.block_sizes)
-        size = np.asarray(self.block_sizes, dtype=np.int64)[group]
-
-        def total(values: NDArray[Any]) -> I64:
-            return np.bincount(index, weights=values, minlength=n).astype(np.int64)
-
-        table = index * groups + group
-        ptr = np.searchsorted(table, np.arange(n * groups + 1))
-        runs = consecutive_runs(block, ptr).reshape(n, groups).sum(axis=1)
-        allocated, tokens = total(size), total(held)
-        return RequestRows(
-            request=self.tables.request,
-            request_id=self.tables.request_id,
-            blocks=np.bincount(index, minlength=n).astype(np.int64),
-            shared_blocks=total(self.num_owners[block] > 1),
-            runs=runs.astype(np.int64),
-            allocated_slots=allocated,
-            held_tokens=tokens,
-            wasted_slots=allocated - tokens,
-        )
+        return self.tables.rows(self.block_sizes)
 
     @cached_property
     def wasted_by_group(self) -> I64:

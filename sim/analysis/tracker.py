@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.analysis.failures import AllocationFailure, allocation_failures
+from sim.analysis.from_state import live_tables, snapshot_of_state
+from sim.analysis.rerun import Rerun
+from sim.analysis.residency import Residency, ResidencyHistogram, residency_of
+
+if TYPE_CHECKING:
+    from sim.simulate import Progress, RunResult, Simulation
+
+__all__ = [
+    "AllocationFailure",
+    "CacheEffectiveness",
+    "FragmentationTracker",
+    "RequestPatterns",
+    "Residency",
+    "ResidencyHistogram",
+    "Tracked",
+    "curves_of",
+    "track",
+]
+
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class AllocationFailure:
-    """One episode: a request wanted blocks, was refused at least once, and something came of it.
-
-    Attributes:
-        time_ns: first refusal.
-        request: position in the workload.
-        request_id: its name.
-        cause: "full-sequence reserve", "watermark" or "pool" (an admission), or "running request" (a running
-            one found no block for its next tokens).
-        wanted_blocks: blocks it would have taken out of the free queue at the first refusal (hits that are
-            free included).
-        free_blocks: blocks that were free then.
-        attempts: refusals in the episode.
-        outcome: "admitted" after waiting; "preempted others"; "preempted itself"; "dropped"; "open" at the
-            end of the run.
-        waited_ns: from the first refusal to the outcome (0 for preemptions, which happen at once).
-        preempted: requests that were preempted for it, in order.
-        recomputed_tokens: tokens that these had to compute again when they were resumed.
-    """
-
-    time_ns: int
-    request: int
-    request_id: str
-    cause: str
-    wanted_blocks: int
-    free_blocks: int
-    attempts: int
-    outcome: str
-    waited_ns: int
-    preempted: tuple[int, ...]
-    recomputed_tokens: int
+PATTERN_SAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -82,60 +71,6 @@ class CacheEffectiveness:
     def pollution(self) -> float | None:
         """Evicted without a hit / evicted; None: nothing was evicted."""
         return self.evicted_unused / self.evicted if self.evicted else None
-
-
-@dataclass(frozen=True)
-class ResidencyHistogram:
-    """Durations of one kind, in seconds.
-
-    Attributes:
-        count: durations seen.
-        total_s: their sum.
-        max_s: the longest, 0 if none.
-        bounds_s: float64[b], upper bounds of vLLM's Prometheus buckets (without +Inf).
-        counts: int64[b + 1], durations in each bucket (not cumulative), the last one above all bounds.
-        fine_s: float64[k], middles of the occupied fine bins (under 1 % wide), ascending.
-        fine_counts: int64[k].
-    """
-
-    count: int
-    total_s: float
-    max_s: float
-    bounds_s: F64
-    counts: I64
-    fine_s: F64
-    fine_counts: I64
-
-    @property
-    def mean_s(self) -> float | None:
-        """None if nothing was seen."""
-        return self.total_s / self.count if self.count else None
-
-    def quantile(self, q: float) -> float | None:
-        """To the width of a fine bin; None if nothing was seen."""
-        if not self.count:
-            return None
-        i = int(np.searchsorted(np.cumsum(self.fine_counts), q * self.count))
-        return min(float(self.fine_s[min(i, len(self.fine_s) - 1)]), self.max_s)
-
-
-@dataclass(frozen=True)
-class Residency:
-    """vLLM's KVCacheMetricsCollector in simulated time; each record closes when its block is re-allocated.
-
-    Attributes:
-        sample_rate: share of the allocations that were followed.
-        lifetime: allocation to re-allocation.
-        idle: last hit (allocation, if there was none) to re-allocation.
-        reuse_gap: between successive hits, of the last four.
-        open_records: followed blocks not yet re-allocated at the end: they count nowhere above.
-    """
-
-    sample_rate: float
-    lifetime: ResidencyHistogram
-    idle: ResidencyHistogram
-    reuse_gap: ResidencyHistogram
-    open_records: int
 
 
 @dataclass(frozen=True)
@@ -202,3 +137,138 @@ class Tracked:
     contiguous_fit_failures: int
     allocations: int
     totals: dict[str, Any]
+
+
+class FragmentationTracker:
+    """Follows one simulation to its end.
+
+    Args:
+        simulation: made with LogOptions(request_events=True, follow_blocks=True, ...), not run yet.
+        until_ns: simulated time at which to stop, None: at the end of the workload.
+        pattern_period_ns: simulated time between samples of the running requests; None: no samples.
+        residency_sample: the share that the simulation was made with.
+    """
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        until_ns: int | None = None,
+        pattern_period_ns: int | None = None,
+        residency_sample: float = 1.0,
+    ) -> None:
+        self._simulation = simulation
+        self._until = until_ns
+        self._period = pattern_period_ns
+        self._residency_sample = residency_sample
+
+    def run(self, progress: Callable[[Progress], None] | None = None) -> Tracked:
+        """Simulate and collect; ``progress`` as in ``Simulation.run``."""
+        sim = self._simulation
+        patterns = self._run_with_samples(progress)
+        result, state = sim.result(), sim.state
+        events = result.events
+        if events is None or not state.params.follow_blocks:
+            raise ValueError("the simulation does not log the events of requests or does not follow blocks")
+        names = tuple(sim.workload.request_id(i) for i in range(len(sim.workload)))
+        end = int(state.ctl.now)
+        unreachable = snapshot_of_state(state, sim.workload).num_unreachable
+        sizes = state.kv.groups["block_size"]
+        slots = int(state.params.num_blocks - 1) * int(sizes.max())
+        return Tracked(
+            steps=result.steps,
+            curves=curves_of(result.steps, slots),
+            time_weighted=result.time_weighted,
+            requests=result.requests,
+            request_ids=names,
+            failures=allocation_failures(events, names, end),
+            cache=_cache(result, unreachable or 0),
+            residency=residency_of(state.kv.pool, self._residency_sample),
+            patterns=patterns,
+            contiguous_fit_failures=int(state.count.contiguous_fit_failures),
+            allocations=int(state.count.grants),
+            totals=dict(result.totals),
+        )
+
+    def _run_with_samples(self, progress: Callable[[Progress], None] | None) -> RequestPatterns:
+        sim = self._simulation
+        parts: list[NDArray[np.int64]] = []
+        time = self._period
+        sizes = tuple(int(size) for size in sim.state.kv.groups["block_size"])
+        while time is not None and self._period and (self._until is None or time < self._until):
+            if sim.run(time, progress) != "until":
+                break
+            rows = live_tables(sim.state, sim.workload).rows(sizes)
+            columns = (rows.request, rows.blocks, rows.runs, rows.allocated_slots, rows.wasted_slots)
+            at = np.full(len(rows.request), time, dtype=np.int64)
+            parts.append(np.stack([at, *(column.astype(np.int64) for column in columns)]))
+            time += self._period
+        sim.run(self._until, progress)
+        return RequestPatterns(*np.concatenate([np.zeros((6, 0), dtype=np.int64), *parts], axis=1))
+
+
+def track(
+    folder: str | Path,
+    pattern_samples: int = PATTERN_SAMPLES,
+    residency_sample: float = 1.0,
+    progress: Callable[[Progress], None] | None = None,
+) -> Tracked:
+    """Simulate a run folder again and track it.
+
+    Args:
+        folder: written by `python -m sim run`.
+        pattern_samples: instants at which the running requests are sampled.
+        residency_sample: share of the allocations whose residency is measured, in (0, 1].
+        progress: as in ``Simulation.run``.
+
+    Raises:
+        InputError: as ``Rerun``; also when the simulation does not give the folder's rows any more.
+    """
+    rerun = Rerun(folder, residency_sample=residency_sample)
+    period = max(1, rerun.end_ns // (pattern_samples + 1)) if pattern_samples else None
+    simulation = rerun.fresh()
+    tracker = FragmentationTracker(simulation, rerun.until_ns, period, residency_sample)
+    tracked = tracker.run(progress)
+    rerun.check_rows(tracked.steps)
+    return tracked
+
+
+def curves_of(steps: dict[str, I64], total_slots: int) -> dict[str, F64]:
+    """Ratios over the rows of a step log; see ``Tracked.curves``.
+
+    Args:
+        steps: columns of steps.parquet.
+        total_slots: token slots of the usable blocks.
+    """
+
+    def ratio(part: NDArray[Any], whole: NDArray[Any], empty: float) -> F64:
+        out = np.full(len(part), empty)
+        np.divide(part, whole, out=out, where=whole > 0)
+        return out
+
+    free, used = steps["num_free_blocks"], steps["used_blocks"]
+    pairs = steps["table_blocks"] - steps["num_running"]
+    breaks = steps["table_runs"] - steps["num_running"]
+    queries = np.diff(steps["prefix_queries"], prepend=0)
+    return {
+        "usage": ratio(used, used + free, 0.0),
+        "internal_fragmentation": ratio(steps["wasted_slots"], steps["allocated_slots"], 0.0),
+        "external_fragmentation": ratio(free - steps["largest_free_run"], free, 0.0),
+        "token_usage": steps["held_tokens"] / max(total_slots, 1),
+        "table_contiguity": ratio(pairs - breaks, pairs, np.nan),
+        "hit_rate": ratio(np.diff(steps["prefix_hits"], prepend=0), queries, np.nan),
+    }
+
+
+def _cache(result: RunResult, unreachable: int) -> CacheEffectiveness:
+    t = result.totals
+    return CacheEffectiveness(
+        queries=t["prefix_queries"],
+        hits=t["prefix_hits"],
+        resumed_queries=t["preempted_queries"],
+        resumed_hits=t["preempted_hits"],
+        evicted=t["evictions"],
+        evicted_unused=t["evicted_unused"],
+        cached_at_end=t["num_cached"],
+        duplicates_at_end=t["num_cached"] - t["num_keys"],
+        unreachable_at_end=unreachable,
+    )
