@@ -73,6 +73,11 @@ class Rerun:
         self._now = 0
         self._chunks = self._rows = 0
 
+    @property
+    def steps(self) -> dict[str, NDArray[np.int64]]:
+        """Columns of the folder's steps.parquet."""
+        return self._expected
+
     def fresh(self) -> Simulation:
         """A simulation of the run at its beginning, which follows blocks and logs requests' events."""
         from sim.simulate import LogOptions, Simulation
