@@ -119,7 +119,7 @@ class Simulation:
             reason = run_until(self.state, end, steps)
             after = time.perf_counter()
             self._wall = after - started
-            self._drain(reason)
+            self.drain(reason)
             if reason in (c.X_DONE, c.X_TIME):
                 break
             if reason == c.X_MAX_STEPS:
@@ -132,7 +132,7 @@ class Simulation:
         self._exit_reason = "finished" if reason == c.X_DONE else "until"
         if until_ns is not None and reason == c.X_TIME:
             while settle(self.state, max(until_ns, int(self.state.ctl.now))) == c.X_LOG_FULL:
-                self._drain(c.X_LOG_FULL)
+                self.drain(c.X_LOG_FULL)
         if progress:
             progress(self.progress())
         return self._exit_reason
@@ -142,7 +142,8 @@ class Simulation:
         ctl = self.state.ctl
         return Progress(int(ctl.now), int(ctl.num_ended), len(self.workload), int(ctl.step), self._wall)
 
-    def _drain(self, reason: int) -> None:
+    def drain(self, reason: int) -> None:
+        """Copy the logs out of the core, which has returned for `reason`, so that it can go on."""
         ctl = self.state.ctl
         if ctl.events_lost:
             raise AssertionError(f"{ctl.events_lost} events did not fit the event log")
@@ -161,7 +162,7 @@ class Simulation:
         return self._rows
 
     def _all_rows(self) -> np.ndarray:
-        self._drain(c.X_DONE)
+        self.drain(c.X_DONE)
         last = self._rows[-1][-1, 0] if self._rows else -1
         rows = [np.zeros((0, len(c.LOG_COLUMNS)), dtype=np.int64), *self._rows]
         if not self.log.every_step and self.log.sample_period_ns and last < self.state.ctl.now:
