@@ -137,8 +137,12 @@ class Sent:
 
 def nothing_sent(n: int) -> Sent:
     """The state before the first request."""
-    never = [np.full(n, -1, np.int64) for _ in range(5)]
-    return Sent(*never, np.zeros(n, np.int64), np.full(n, NEVER_ARRIVED, np.int64))
+
+    def never() -> NDArray[np.int64]:
+        return np.full(n, -1, np.int64)
+
+    zero, status = np.zeros(n, np.int64), np.full(n, NEVER_ARRIVED, np.int64)
+    return Sent(never(), never(), never(), never(), never(), zero, status)
 
 
 def drive(

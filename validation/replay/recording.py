@@ -1,10 +1,10 @@
 """What a replay recorded, and its files.
 
-    timeline.parquet   one row after each schedule and update call: what stands in sim's steps.parquet
-    batches.parquet    one row a batch: what was in it and how long it took
-    requests.parquet   one row a request that arrived
-    steps.parquet      the exact step log of the same run, which `validation diff` reads
-    recording.json     which hardware and versions, how long, what the recorder itself cost
+timeline.parquet   one row after each schedule and update call: what stands in sim's steps.parquet
+batches.parquet    one row a batch: what was in it and how long it took
+requests.parquet   one row a request that arrived
+steps.parquet      the exact step log of the same run, which `validation diff` reads
+recording.json     which hardware and versions, how long, what the recorder itself cost
 """
 
 from __future__ import annotations

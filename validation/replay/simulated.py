@@ -1,9 +1,9 @@
 """The simulator on a recorded replay's workload, in three ways.
 
-    rules            in logical time: each request arrives before the engine step before which the real one got
-                     it; the exact step logs must be equal, whatever the time was
-    recorded steps   in time: each batch takes as long as the real one did; what still differs is not timing
-    fitted           in time: the step-time model decides, arrivals as the clients send them
+rules            in logical time: each request arrives before the engine step before which the real one got
+                 it; the exact step logs must be equal, whatever the time was
+recorded steps   in time: each batch takes as long as the real one did; what still differs is not timing
+fitted           in time: the step-time model decides, arrivals as the clients send them
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from workloads.requests import Workload
 #: Columns of a timeline that both sides have.
 SHARED = (
     "num_running", "num_waiting", "num_free_blocks", "used_blocks", "num_cached_hashes", "num_cached_blocks",
-    "num_scheduled_tokens", "num_scheduled_reqs", "allocated_slots", "held_tokens", "wasted_slots", "free_runs",
-    "largest_free_run", "table_blocks", "table_runs", "prefix_queries", "prefix_hits", "preempted_queries",
-    "preempted_hits", "preemptions", "finished",
+    "num_scheduled_tokens", "num_scheduled_reqs", "allocated_slots", "held_tokens", "wasted_slots",
+    "free_runs", "largest_free_run", "table_blocks", "table_runs", "prefix_queries", "prefix_hits",
+    "preempted_queries", "preempted_hits", "preemptions", "finished",
 )  # fmt: skip
 
 
@@ -61,7 +61,9 @@ def check_rules(plan: Plan, recording: Recording) -> Comparison:
     from validation.record import record
 
     assert recording.steps is not None
-    added = dict(zip(recording.requests["index"].tolist(), recording.requests["added_step"].tolist(), strict=True))
+    added = dict(
+        zip(recording.requests["index"].tolist(), recording.requests["added_step"].tolist(), strict=True)
+    )
     requests = [logical_request(plan.workload, i, added[i]) for i in recording.order]
     rows = len(recording.steps["step"])
     log = record("sim", plan.settings, requests).log if requests else {k: [] for k in recording.steps}
@@ -71,7 +73,9 @@ def check_rules(plan: Plan, recording: Recording) -> Comparison:
 def as_recorded(plan: Plan, recording: Recording) -> Workload:
     """The requests in the order and at the times at which the real engine got them."""
     w = plan.workload
-    times = dict(zip(recording.requests["index"].tolist(), recording.requests["added_ns"].tolist(), strict=True))
+    times = dict(
+        zip(recording.requests["index"].tolist(), recording.requests["added_ns"].tolist(), strict=True)
+    )
     builder = WorkloadBuilder(vocab_size=w.vocab_size)
     for i in recording.order:
         builder.add(
