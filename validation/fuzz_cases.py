@@ -100,6 +100,7 @@ def _random_settings(draw: _Draw, pressure: bool) -> EngineSettings:
         scheduled = draw.between(1, batched) if chunked else draw.between(max_model_len, batched)
     policy = draw.one_of("fcfs", "fcfs", "priority")
     threshold = draw.between(1, max_model_len) if draw.chance(0.2) else 0
+    asynchronous = draw.chance(0.45)
     return EngineSettings(
         block_size=block_size,
         max_num_seqs=max_num_seqs,
@@ -111,14 +112,14 @@ def _random_settings(draw: _Draw, pressure: bool) -> EngineSettings:
         enable_chunked_prefill=chunked,
         long_prefill_token_threshold=threshold,
         long_prefill_token_threshold_adaptive=bool(threshold) and draw.chance(0.4),
-        async_scheduling=draw.chance(0.45),
+        async_scheduling=asynchronous,
         policy=policy,
         scheduler_reserve_full_isl=draw.chance(0.6),
         watermark=draw.one_of(0.0, 0.0, 0.0, 0.0, 0.01, 0.1, 0.3),
         prefix_cache_retention_interval=draw.one_of(0, 0, 0, None),
         kv_cache_groups=(KVCacheGroup(),),
         arrival_time="step" if policy == "priority" and draw.chance(0.6) else "seq",
-        idle_steps="run" if draw.chance(0.1) else "skip",
+        idle_steps="run" if draw.chance(0.15) and not asynchronous else "skip",
     )
 
 

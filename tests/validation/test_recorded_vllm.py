@@ -27,8 +27,6 @@ def recorded(request: pytest.FixtureRequest) -> RecordedCase:
 
 @pytest.mark.parametrize("target", ["reference", "sim"])
 def test_replay_is_equal(recorded: RecordedCase, target: str) -> None:
-    if target == "sim":
-        pytest.importorskip("sim.steplog")
     replayed = record(target, recorded.case.settings, recorded.case.requests)
     comparison = compare(recorded.log(), replayed.log)
     assert comparison.equal, comparison.summary()
@@ -76,7 +74,6 @@ def test_the_set_shows_what_it_is_kept_for() -> None:
 
 def test_every_full_attention_case_of_the_conformance_set(conformance_dir: Path) -> None:
     """Equality in every column of every row with the longer recordings that lie beside the repository."""
-    pytest.importorskip("sim.steplog")
     compared = []
     for folder in sorted(p.parent for p in conformance_dir.glob("*/config.json")):
         case = read_case(folder)
