@@ -143,5 +143,36 @@ def diff(a: Path, b: Path, columns: str | None, as_json: bool) -> None:
     sys.exit(0 if comparison.equal else EXIT_DIFFERENT)
 
 
+@main.command()
+@click.option(
+    "--conformance",
+    type=click.Path(path_type=Path),
+    envvar="KVPOOL_CONFORMANCE",
+    default=Path("../shared/conformance"),
+    show_default=True,
+    help="Folder of the long recordings; it may be absent.",
+)
+@click.option(
+    "--recorded",
+    type=click.Path(path_type=Path),
+    default=Path("tests/recorded_vllm"),
+    show_default=True,
+    help="Folder of the short recordings.",
+)
+@click.option("--random-cases", type=int, default=200, show_default=True, help="Random cases to compare.")
+@click.option("--engines/--no-engines", default=True, help="Also run whole engines on this machine's CPU.")
+@reports_input_errors
+def run(conformance: Path, recorded: Path, random_cases: int, engines: bool) -> None:
+    """Compare everything with a real vLLM, as a table (needs vLLM; `make validate` builds its environment).
+
+    Exit code 0: all equal; 1: something differs, repeated below the table; 2: vLLM is missing.
+    """
+    from validation.suite import run as run_suite
+    from validation.vllm_setup import require_vllm
+
+    require_vllm()
+    sys.exit(0 if run_suite(conformance, recorded, random_cases, engines, click.echo) else EXIT_DIFFERENT)
+
+
 # At the end: these modules use what is above.
 main.add_command(import_module("validation.live.cli").live)

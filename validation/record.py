@@ -6,15 +6,15 @@ whole real vLLM), and `reference` (the simulator's plain-Python twin, for those 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sim.errors import InputError
 from validation.cli import TARGETS
 from validation.logical import LogicalRequest, read_requests
-from validation.steplog import COLUMNS, Columns, Recording, from_table
+from validation.steplog import COLUMNS, Recording
 
 if TYPE_CHECKING:
     from sim.config_engine import EngineSettings
@@ -85,17 +85,6 @@ def _on_reference(settings: EngineSettings, requests: Sequence[LogicalRequest]) 
         stuck = str(exc)
     recorded = [name for name in COLUMNS if name in log.rows[0]] if log.rows else list(COLUMNS)
     return Recording({name: [row[name] for row in log.rows] for name in recorded}, stuck)
-
-
-def as_columns(log: Any) -> Columns:
-    """What a recorder returns (an Arrow table, or arrays or lists by column) as plain columns."""
-    if not isinstance(log, Mapping):
-        return from_table(log)
-    return {
-        name: log[name].tolist() if hasattr(log[name], "tolist") else list(log[name])
-        for name in COLUMNS
-        if name in log
-    }
 
 
 def to_workload(requests: Sequence[LogicalRequest]) -> Workload:

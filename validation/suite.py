@@ -19,6 +19,8 @@ from validation.fuzz import Tally, difference
 from validation.fuzz_cases import random_case
 from validation.record import record
 
+#: Requests of a case that a whole engine runs: it computes the tiny model, some 10 ms a step.
+ENGINE_REQUESTS = 30
 HEADER = ("case", "compared", "rows", "columns", "first difference")
 
 
@@ -74,7 +76,7 @@ def check_engine(recorded: RecordedCase) -> Iterator[Row]:
     """A whole CPU engine against the live scheduler and the simulator, on a case of its block size."""
     from validation.engine_cases import for_cpu_engine
 
-    case = for_cpu_engine(recorded.case)
+    case = for_cpu_engine(recorded.case, ENGINE_REQUESTS)
     if case is None:
         return
     engine = record("engine", case.settings, case.requests)
