@@ -1,9 +1,10 @@
-"""The life of a block, over and over: hashed, looked up, allocated, inserted, evicted, freed.
+"""The life of a block, over and over: hashed, allocated (evicting what it caches), inserted, freed.
 
-The pool's own functions in one jitted loop, with no scheduler around them. Requests of ``REQUEST_BLOCKS``
-blocks live in half of the pool; each new one takes its blocks from the front of the queue, which evicts what
-they cache, and one chosen at random ends and frees its blocks tail first. So ids, queue neighbours and
-prefix-map slots are as scattered as in a long run, and every block goes once through everything.
+The KV-cache manager's own functions in one jitted loop, with no scheduler around them. Requests of
+``REQUEST_BLOCKS`` full blocks live in half of the pool. One of them, chosen at random, ends and frees its
+blocks, tail first; another one takes its place: its first block is looked up in vain, its blocks are hashed,
+taken from the front of the free queue and put into the prefix map. So ids, queue neighbours and prefix-map
+slots are as scattered as in a long run.
 """
 
 from __future__ import annotations
@@ -12,46 +13,38 @@ import numpy as np
 
 from sim.capacity import LogOptions, allocate
 from sim.config_engine import EngineSettings
-from sim.core.block_hash import chain_hash, content_sum, root_hash
-from sim.core.block_pool import cache_full_block, free_block, get_cached_block, get_new_block
+from sim.core import kv_cache_manager as kvm
 from sim.core.jit import entry
+from sim.core.kv_groups import allocate_new_blocks, find_longest_cache_hit
 from sim.core.state import KVCache
 from sim.step_time import constant
 from workloads.builder import assemble
 
 REQUEST_BLOCKS = 64
 _BLOCK_SIZE = 16
-_VOCAB = 128_000
+_TOKENS = REQUEST_BLOCKS * _BLOCK_SIZE
 
 
 @entry
-def live_and_die(kv: KVCache, live: np.ndarray, first: int, requests: int, seed: int) -> int:
-    """Let ``requests`` requests follow one another, numbered from ``first``; returns the number of hits (0).
+def live_and_die(kv: KVCache, first: int, requests: int, seed: int) -> int:
+    """Let ``requests`` requests, with segments from ``first`` on, follow one another; returns their hits (0).
 
-    ``live``: int32[slots, REQUEST_BLOCKS], the blocks of the live requests, -1 in column 0: none; modified in
-    place, as is ``kv``, of which only the pool is used.
+    The rows of ``kv.requests`` (all but its two sentinels) are the live requests; modified in place.
     """
-    pool = kv.pool
-    vocab = np.uint64(kv.params.vocab_size)
     x = np.uint64(seed)
+    rows = np.uint64(kv.requests.size - 2)
     hits = 0
-    for r in range(first, first + requests):
+    for segment in range(first, first + requests):
         x ^= x << np.uint64(13)
         x ^= x >> np.uint64(7)
         x ^= x << np.uint64(17)
-        slot = np.int64((x >> np.uint64(11)) % np.uint64(live.shape[0]))
-        if live[slot, 0] >= 0:
-            front = kv.params.num_blocks
-            for i in range(REQUEST_BLOCKS - 1, -1, -1):
-                front = free_block(pool, live[slot, i], front)
-        h = root_hash(0)
-        for i in range(REQUEST_BLOCKS):
-            h = chain_hash(h, content_sum(kv.tokens, kv.hash_mult, r, i * _BLOCK_SIZE, _BLOCK_SIZE, 0, vocab))
-            if get_cached_block(pool, h, 0) >= 0:
-                hits += 1
-            b = get_new_block(pool)
-            cache_full_block(pool, r, b, h, 0)
-            live[slot, i] = b
+        r = np.int64((x >> np.uint64(11)) % rows)
+        kvm.free(kv, r)
+        kv.pieces.seg[r] = segment
+        slot = kvm.acquire_slot(kv, r)
+        hits += find_longest_cache_hit(kv, r, slot, _TOKENS - 1)
+        allocate_new_blocks(kv, slot, 0, _TOKENS)
+        kvm.cache_blocks(kv, r, slot, _TOKENS)
     return hits
 
 
@@ -59,21 +52,25 @@ class LifeCycle:
     """A pool of ``num_blocks`` usable blocks in its steady state: every block cached, half of them in use."""
 
     def __init__(self, num_blocks: int) -> None:
-        one = np.ones(1, dtype=np.int64)
+        live = num_blocks // (2 * REQUEST_BLOCKS)
         workload = assemble(
-            vocab_size=_VOCAB, arrival=one - 1, seg_id=one, seg_len=one, output_len=one, source={}
+            vocab_size=128_000,
+            arrival=np.zeros(live, dtype=np.int64),
+            seg_id=np.arange(live, dtype=np.int64),
+            seg_len=np.full(live, _TOKENS, dtype=np.int64),
+            output_len=np.ones(live, dtype=np.int64),
+            source={},
         )
-        engine = EngineSettings(block_size=_BLOCK_SIZE, num_gpu_blocks=num_blocks + 1)
+        engine = EngineSettings(block_size=_BLOCK_SIZE, num_gpu_blocks=num_blocks + 1, max_num_seqs=live)
         self.state = allocate(engine, workload, constant(1), LogOptions())
-        self.live = np.full((num_blocks // (2 * REQUEST_BLOCKS), REQUEST_BLOCKS), -1, dtype=np.int32)
         self.served = 0
         self.run(4 * num_blocks)
 
     def run(self, blocks: int) -> int:
         """Let some ``blocks`` blocks live and die; returns their exact number."""
         requests = max(1, blocks // REQUEST_BLOCKS)
-        hits = live_and_die(self.state.kv, self.live, self.served, requests, 88172645463325252 + self.served)
+        hits = live_and_die(self.state.kv, self.served, requests, 88172645463325252 + self.served)
         if hits:
-            raise AssertionError(f"{hits} requests with tokens of their own hit each other's blocks")
+            raise AssertionError(f"{hits} hits between requests that have no token in common")
         self.served += requests
         return requests * REQUEST_BLOCKS

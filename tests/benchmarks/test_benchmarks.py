@@ -20,7 +20,7 @@ BLOCKS = 500_000
 
 @pytest.mark.parametrize("num_blocks", [10_000, 100_000, 1_000_000])
 def test_block_life_cycle(benchmark: Any, num_blocks: int) -> None:
-    """Hashed, looked up, allocated (evicting), inserted, freed; ``ns_per_block`` is in the extra info."""
+    """Hashed, allocated (evicting), inserted, freed; ``ns_per_block`` is in the extra info."""
     pool = LifeCycle(num_blocks)
     blocks = benchmark.pedantic(pool.run, args=(BLOCKS,), rounds=5)
     benchmark.extra_info["ns_per_block"] = benchmark.stats.stats.median / blocks * 1e9
