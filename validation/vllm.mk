@@ -20,3 +20,7 @@ validate: $(VLLM_READY)  ## compare with a real vLLM 0.32.0 on this machine's CP
 .PHONY: fuzz
 fuzz: $(VLLM_READY)  ## random cases against a real vLLM (FUZZ_ARGS="--minutes 10 --seed 1")
 	$(VLLM_PYTHON) -m validation fuzz $(FUZZ_ARGS)
+
+.PHONY: bench-vllm
+bench-vllm: $(VLLM_READY)  ## the simulator's speed against a real vLLM's control plane (BENCH_ARGS=...)
+	$(VLLM_PYTHON) -m validation bench $(BENCH_ARGS)

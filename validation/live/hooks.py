@@ -425,6 +425,7 @@ class LiveRecorder:
         with suppress(Exception):
             if self._ops:
                 self._put_ops()
+        with suppress(Exception):
             self.writer.close(self._end_line, _CLOSE_SECONDS)
             atexit.unregister(self.close)
             if self._finalizer is not None:
