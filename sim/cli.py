@@ -61,7 +61,9 @@ _seed = click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed, 
 #: Commands of other modules, which import nothing heavier than click at their top: name -> module:object.
 _LAZY = {
     "compare": "sim.report.commands:compare",
+    "export": "sim.analysis.commands:export",
     "layout": "sim.report.commands:layout",
+    "recommend": "sim.advice.cli:recommend",
     "report": "sim.report.commands:report",
 }
 
