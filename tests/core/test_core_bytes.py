@@ -1,0 +1,101 @@
+"""The same bytes from every process, with and without jitted code; and what the compilation promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from sim.core import jit
+from sim.core.jit import entry, leaf
+from tests.core.fingerprint import fingerprint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SEEDS = (1, 6, 8, 14, 23, 34, 37, 39)
+"""Short runs: both policies, synchronous and asynchronous, preemptions, a closed loop, no caching."""
+
+
+def lines_of_process(**environment: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.core.fingerprint", *map(str, SEEDS)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def here() -> list[str]:
+    return [f"{seed} {clock} {fingerprint(seed, clock)}" for seed in SEEDS for clock in ("time", "logical")]
+
+
+def test_without_jit(here: list[str]) -> None:
+    assert lines_of_process(NUMBA_DISABLE_JIT="1") == here
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_in_another_process(here: list[str], hash_seed: str) -> None:
+    assert lines_of_process(PYTHONHASHSEED=hash_seed) == here
+
+
+@entry
+def allocates(n: int) -> float:
+    return np.zeros(n)[0]
+
+
+@leaf
+def double(n: int) -> int:
+    return 2 * n
+
+
+@entry
+def quadruple(n: int) -> int:
+    return double(double(n))
+
+
+def test_an_allocation_in_the_core_is_a_compile_error() -> None:
+    """What ``_nrt=False`` is for; should a release of Numba drop the option, this says so."""
+    with pytest.raises(numba.core.errors.TypingError, match="zeros"):
+        allocates(3)
+
+
+def test_a_helper_runs_in_jitted_code_only() -> None:
+    assert quadruple(3) == 12
+    with pytest.raises(TypeError):
+        double(3)
+
+
+def test_the_cache_key_follows_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key, digest = jit._cache_key(), jit.core_digest()
+    for path in jit._CORE.glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(jit, "_CORE", tmp_path)
+    assert (jit._cache_key(), jit.core_digest()) == (key, digest)
+    with (tmp_path / "free_queue.py").open("a") as source:
+        source.write("# changed\n")
+    assert jit.core_digest() != digest
+    assert jit._cache_key() != key
+
+
+def test_the_cache_key_follows_numba_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key = jit._cache_key()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert jit._cache_key() == key
+    monkeypatch.setenv("NUMBA_BOUNDSCHECK", "1")
+    checked = jit._cache_key()
+    assert checked != key
+    monkeypatch.setenv("NUMBA_BOUNDSCHECK", "0")
+    assert jit._cache_key() not in (key, checked)
+    monkeypatch.setenv("KVPOOL_CACHE_DIR", str(tmp_path))
+    assert jit.cache_dir() == tmp_path / "numba" / jit._cache_key()

@@ -1,0 +1,162 @@
+"""Parts of the core against naive recomputation: free-run probes, block hashes, step-time models."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.capacity import LogOptions, allocate
+from sim.config_engine import EngineSettings
+from sim.core.block_hash import ensure_hashes
+from sim.core.free_queue import queue_insert_after, queue_last, queue_remove
+from sim.core.jit import entry
+from sim.core.probes import probe_free, probe_take
+from sim.core.state import KVCache, Pool
+from sim.core.state import StepTime as CoreStepTime
+from sim.core.step_time import step_duration_ns
+from sim.core.verify import INVARIANTS
+from sim.coupled import empty_workload
+from sim.step_time import BatchFeatures, StepTime, constant, duration_ns
+from workloads.builder import WorkloadBuilder
+from workloads.requests import Workload
+
+
+@entry
+def move(pool: Pool, first: int, count: int, stride: int) -> None:
+    """Turn blocks over, free to used and used to free."""
+    b = first
+    for _ in range(count):
+        if pool.blocks.ref_cnt[b] == 0:
+            queue_remove(pool, b)
+            probe_take(pool, b)
+            pool.blocks.ref_cnt[b] = 1
+        else:
+            pool.blocks.ref_cnt[b] = 0
+            queue_insert_after(pool, b, queue_last(pool, pool.params.num_blocks + 1))
+            probe_free(pool, b)
+        b += stride
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "moves"), [(2, 20), (3, 40), (64, 150), (65, 150), (130, 300), (5000, 100), (300_000, 15)]
+)
+def test_free_runs_after_random_moves(num_blocks: int, moves: int) -> None:
+    state = allocate(
+        EngineSettings(num_gpu_blocks=num_blocks),
+        empty_workload(),
+        constant(1),
+        LogOptions(sample_period_ns=0),
+    )
+    pool = state.kv.pool
+    rng = random.Random(num_blocks)
+    for _ in range(moves):
+        # single blocks, stretches and combs, so that runs of all lengths come, merge and split
+        stride = rng.choice([1, 1, 1, 2, 63, 64])
+        first = rng.randrange(1, num_blocks)
+        most = (num_blocks - 1 - first) // stride + 1
+        move(pool, first, rng.choice([1, 1, 2, rng.randint(1, most), most]) if most > 1 else 1, stride)
+        # the walk along the queue is slow in Python
+        for name in ("INV-18", "INV-2", "INV-1") if num_blocks < 1000 else ("INV-18",):
+            assert list(INVARIANTS[name](pool)) == []
+
+
+@entry
+def hash_request(kv: KVCache, r: int, slot: int, wanted: int) -> None:
+    ensure_hashes(kv, r, slot, wanted)
+
+
+def random_layouts(rng: random.Random) -> Workload:
+    """Requests of a few tokens whose prefixes often agree although their pieces do not."""
+    builder = WorkloadBuilder(vocab_size=rng.choice([1, 2, 3, 1000]), clock="logical")
+    text = [rng.randrange(builder.vocab_size) for _ in range(60)]
+    shared = builder.add_tokens(text)
+    for _ in range(rng.randint(2, 8)):
+        pieces: list[tuple[int, int, int]] = []
+        kind = rng.randrange(3)
+        at = 0
+        while at < 40 and (not pieces or rng.random() < 0.8):
+            n = rng.randint(1, 12)
+            if kind == 0:  # the same text, cut anywhere
+                pieces.append((shared, at, n))
+            elif kind == 1:  # a copy of it
+                pieces.append((builder.add_tokens(text[at : at + n]), 0, n))
+            else:
+                pieces.append((rng.randrange(2), at, n))
+            at += n
+        builder.add(
+            [seg for seg, _, _ in pieces],
+            [n for _, _, n in pieces],
+            seg_starts=[start for _, start, _ in pieces],
+            output_len=rng.randint(1, 20),
+            out_seg=rng.choice([0, 1, builder.add_tokens(text)]),
+            salt=rng.choice([0, 0, 1, 2]),
+            arrival=0,
+        )
+    return builder.build()
+
+
+@given(seed=st.integers(0, 2**32 - 1), block_size=st.sampled_from([1, 2, 3, 5, 16]))
+@settings(max_examples=60)
+def test_keys_are_equal_where_prefixes_are(seed: int, block_size: int) -> None:
+    rng = random.Random(seed)
+    workload = random_layouts(rng)
+    n = len(workload)
+    state = allocate(
+        EngineSettings(block_size=block_size, max_num_seqs=n), workload, constant(1), LogOptions()
+    )
+    key_of: dict[tuple[int, tuple[int, ...]], int] = {}
+    for r in range(n):
+        state.kv.slots.hash_piece[r] = workload.seg_ptr[r]
+        tokens = np.concatenate([workload.prompt_tokens(r), workload.output_tokens(r)]).tolist()
+        units, done = len(tokens) // block_size, 0
+        while done < units:  # in any number of steps
+            done = rng.randint(done + 1, units)
+            hash_request(state.kv, r, r, done)
+        for k, key in enumerate(state.kv.hashes[r, :units].tolist(), 1):
+            prefix = (int(workload.salt[r]), tuple(tokens[: k * block_size]))
+            assert key_of.setdefault(prefix, key) == key != 0
+    assert len(set(key_of.values())) == len(key_of)
+
+
+@entry
+def duration(model: CoreStepTime, f: Any) -> int:
+    return step_duration_ns(model, f[0], f[1], f[2], f[3], f[4], f[5], f[6])
+
+
+def axis(values: list[float]) -> np.ndarray:
+    return np.unique(np.array(values, dtype=np.float64))
+
+
+numbers = st.floats(0.0, 1e7, allow_nan=False)
+axes = st.lists(numbers, min_size=1, max_size=5).map(axis)
+counts = st.integers(0, 10**6)
+
+
+@given(
+    kind=st.integers(0, 3),
+    coef=st.lists(numbers, min_size=12, max_size=12),
+    tokens_axis=axes,
+    context_axis=axes,
+    cells=st.lists(numbers, min_size=25, max_size=25),
+    features=st.lists(st.tuples(*[counts] * 7), min_size=1, max_size=8),
+)
+@settings(max_examples=80)
+def test_step_times_are_those_of_the_twin(
+    kind: int,
+    coef: list[float],
+    tokens_axis: np.ndarray,
+    context_axis: np.ndarray,
+    cells: list[float],
+    features: list[tuple[int, ...]],
+) -> None:
+    size = tokens_axis.size * context_axis.size
+    model = StepTime(kind, np.array(coef), tokens_axis, context_axis, np.array(cells[:size]))
+    core = CoreStepTime(**model._asdict())
+    on_the_axes = [(int(t), 0, 0, int(x), 0, 0, 0) for t in tokens_axis for x in context_axis]
+    for f in [*features, *on_the_axes, (0,) * 7]:
+        assert duration(core, np.array(f)) == duration_ns(model, BatchFeatures(*f))
