@@ -62,6 +62,12 @@ def _watermark(seeds: int) -> Table:
     return watermark(seeds)
 
 
+def _token_usage() -> Table:
+    from sim.published.token_usage import token_usage
+
+    return token_usage()
+
+
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @_json
 @_seeds
@@ -69,7 +75,7 @@ def _watermark(seeds: int) -> Table:
 def main(context: click.Context, as_json: bool, seeds: int) -> None:
     """Reproduce published results; without a command, all of them."""
     if context.invoked_subcommand is None:
-        _show([_mooncake, _azure, lambda: _watermark(seeds)], as_json)
+        _show([_mooncake, _azure, _token_usage, lambda: _watermark(seeds)], as_json)
 
 
 @main.command("mooncake-lru")
@@ -94,6 +100,13 @@ def azure_waste(trace: str | None, as_json: bool) -> None:
 def watermark(seeds: int, as_json: bool) -> None:
     """Preemptions by watermark, as measured on a real vLLM (PR 44594)."""
     _show([lambda: _watermark(seeds)], as_json)
+
+
+@main.command("token-usage")
+@_json
+def token_usage(as_json: bool) -> None:
+    """Usage of the pool by blocks and by token slots, as measured on a real vLLM (PR 57336)."""
+    _show([_token_usage], as_json)
 
 
 if __name__ == "__main__":
