@@ -177,3 +177,4 @@ def run(conformance: Path, recorded: Path, random_cases: int, engines: bool) -> 
 # At the end: these modules use what is above.
 main.add_command(import_module("validation.live.cli").live)
 main.add_command(import_module("validation.bench").bench)
+import_module("validation.replay.commands").register(main)
