@@ -1,0 +1,1 @@
+"""Advice that rests on simulated numbers: search of settings, statistics, wording."""
