@@ -11,6 +11,7 @@ from sim.report.document import (
     Card,
     Cards,
     Inline,
+    Items,
     Paragraph,
     Part,
     Piece,
@@ -23,7 +24,7 @@ from sim.report.document import (
 )
 from sim.report.folder import RunFolder
 
-PRESSURE = 0.95
+PRESSURE, SHORT, LITTLE_WASTE = 0.95, 0.05, 0.02
 _NONE = Value(None, "-")
 
 
@@ -54,11 +55,11 @@ def _memory(run: RunFolder) -> Inline:
         as_size(e["pool_bytes"]) if e["pool_bytes"] is not None else as_plural(e["usable_blocks"], "block")
     )
     pieces: list[Piece] = [
-        "On average ",
+        "on average ",
         as_share(usage["mean"]),
-        " of the KV pool (",
+        " of the pool (",
         pool,
-        ") is in use, at its peak ",
+        ") is used, at its peak ",
         as_share(usage["max"]),
         ". ",
     ]
@@ -92,7 +93,7 @@ def _fragmentation(run: RunFolder) -> Inline:
     s = run.summary
     outside, runs, contiguity = s["external_fragmentation"], s["free_runs"], s["table_contiguity"]
     pieces: list[Piece] = [
-        "The free blocks lie in ",
+        "the free blocks lie in ",
         as_count(runs["mean"], "runs"),
         " runs on average: external fragmentation ",
         as_share(outside["mean"]),
@@ -110,9 +111,9 @@ def _fragmentation(run: RunFolder) -> Inline:
 def _cache(run: RunFolder) -> Inline:
     c = run.summary["prefix_cache"]
     if not c["first_lookup_tokens"]:
-        return ("The prefix cache was not asked once.",)
+        return ("the prefix cache was not asked once.",)
     pieces: list[Piece] = [
-        "The prefix cache gives ",
+        "the prefix cache gives ",
         as_share(c["first_lookup_token_hit_rate"]),
         " of the prompt tokens at first lookup",
     ]
@@ -136,7 +137,7 @@ def _pressure(run: RunFolder) -> Inline:
     pieces: list[Piece] = []
     if full > 0:
         pieces += [
-            "Above 95 % usage for ",
+            "above 95 % usage for ",
             as_seconds(full),
             " (",
             as_share(_part(s["simulated_s"] - s["warmup_s"], full)),
@@ -155,7 +156,7 @@ def _pressure(run: RunFolder) -> Inline:
             " of all tokens).",
         ]
     else:
-        pieces.append("Nothing was preempted")
+        pieces.append("Nothing was preempted" if pieces else "nothing was preempted")
         pieces.append("." if refused else ", and no request had to wait for blocks.")
     if refused:
         pieces += [" Admission was refused ", as_count(refused, "times"), " times for want of blocks."]
@@ -289,6 +290,32 @@ def _cards(run: RunFolder) -> Cards:
     return Cards(tuple(cards))
 
 
+def _headline(run: RunFolder) -> Inline:
+    """Whether memory ran short, and whether it is waste that makes it so."""
+    s = run.summary
+    full = _part(s["simulated_s"] - s["warmup_s"], pressure_seconds(run))
+    waste = s["internal_fragmentation"]["mean"]
+    preempted = s["preemptions"]["preemptions"]
+    wasted: list[Piece] = (
+        ["Little of what requests hold is wasted: ", as_share(waste), "."]
+        if waste < LITTLE_WASTE
+        else [as_share(waste), " of what requests hold is wasted."]
+    )
+    pieces: list[Piece]
+    if preempted or full > SHORT:
+        pieces = [
+            "KV memory runs short: for ",
+            as_share(full),
+            " of the time more than 95 % of it is used, with ",
+        ]
+        pieces += [as_plural(preempted, "preemption"), ". "]
+    elif full > 0:
+        pieces = ["KV memory is just enough: for ", as_share(full), " of the time more than 95 % is used. "]
+    else:
+        pieces = ["KV memory is never short: at most ", as_share(s["usage"]["max"]), " is used. "]
+    return (*pieces, *wasted)
+
+
 def answer(run: RunFolder) -> list[Part]:
     """Warnings, the answer, the key numbers."""
     s = run.summary
@@ -297,5 +324,10 @@ def answer(run: RunFolder) -> list[Part]:
             *_warnings(run),
             Paragraph(("The run holds no engine step: there is nothing to tell.",), "lead"),
         ]
-    leads = [_memory(run), _fragmentation(run), (*_cache(run), " ", *_pressure(run))]
-    return [*_warnings(run), *(Paragraph(p, "lead") for p in leads), _cards(run)]
+    findings = (
+        ("Memory: ", *_memory(run)),
+        ("Fragmentation: ", *_fragmentation(run)),
+        ("Cache: ", *_cache(run)),
+        ("Pressure: ", *_pressure(run)),
+    )
+    return [*_warnings(run), Paragraph(_headline(run), "lead"), Items(findings), _cards(run)]

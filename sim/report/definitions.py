@@ -5,8 +5,8 @@ from __future__ import annotations
 DEFINITIONS: dict[str, tuple[str, str]] = {
     "usage": (
         "KV usage",
-        "Used blocks / usable blocks (all but the null block), vLLM's kv_cache_usage. A block is used while at"
-        " least one running request holds it. Time-weighted after the warm-up.",
+        "Used blocks / usable blocks (all but the null block), vLLM's kv_cache_usage. A block is used while"
+        " at least one running request holds it. Time-weighted after the warm-up.",
     ),
     "internal_fragmentation": (
         "Internal fragmentation",
@@ -15,13 +15,13 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "wasted_memory": (
         "Wasted memory",
-        "Slots allocated to running requests that hold no computed token, times the bytes of a slot; mean over"
-        " simulated time after the warm-up, from the rows of steps.parquet.",
+        "Slots allocated to running requests that hold no computed token, times the bytes of a slot; mean"
+        " over simulated time after the warm-up, from the rows of steps.parquet.",
     ),
     "external_fragmentation": (
         "External fragmentation",
-        "1 - longest run of consecutive free block ids / free blocks; 0 when none is free. Time-weighted after"
-        " the warm-up. Paged allocation does not need adjacent blocks; transfers and larger pages do.",
+        "1 - longest run of consecutive free block ids / free blocks; 0 when none is free. Time-weighted"
+        " after the warm-up. Paged allocation does not need adjacent blocks; transfers and larger pages do.",
     ),
     "free_runs": (
         "Free runs",
@@ -29,8 +29,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "table_contiguity": (
         "Table contiguity",
-        "Adjacent pairs in running requests' block tables whose ids are consecutive / all such pairs, over the"
-        " rows of steps.parquet: pairs that one transfer descriptor could cover.",
+        "Adjacent pairs in running requests' block tables whose ids are consecutive / all such pairs, over"
+        " the rows of steps.parquet: pairs that one transfer descriptor could cover.",
     ),
     "first_lookup_hit_rate": (
         "Hit rate at first lookup",
@@ -56,7 +56,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "full_time": (
         "Time under pressure",
-        "Simulated time in which more than 95 % of the usable blocks were used, from the rows of steps.parquet.",
+        "Simulated time in which more than 95 % of the usable blocks were used, from the rows of"
+        " steps.parquet.",
     ),
     "ttft": (
         "Time to first token",
@@ -124,5 +125,15 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "regions": (
         "Regions that never coalesce",
         "Ranges of ids in which no snapshot had a free run longer than stated.",
+    ),
+    "interval": (
+        "95 % interval",
+        "Where the difference of the means lies with 95 % confidence, by Student's t over the seeds: paired"
+        " if both sides have the same seeds and workloads, Welch's otherwise; none with one run a side.",
+    ),
+    "verdict": (
+        "Verdict",
+        "clear: the interval excludes 0; within noise: it does not; same: no difference at all; better and"
+        " worse say which way, where less or more is plainly wanted.",
     ),
 }

@@ -23,14 +23,14 @@ from sim.report.document import (
     as_share,
     as_span,
 )
-from sim.report.units import count, seconds
+from sim.report.units import count
 
 if TYPE_CHECKING:
     from sim.analysis.layout import LayoutReport
     from sim.analysis.tracker import AllocationFailure, ResidencyHistogram, Tracked
     from sim.report.pool_view import Film
 
-_ROWS = 10
+_ROWS, _FEW = 10, 5
 
 
 def run_length_charts(film: Film) -> list[Chart]:
@@ -155,9 +155,17 @@ def _outcome(f: AllocationFailure, names: tuple[str, ...]) -> Inline:
 # ---- cache and residency ----
 
 
+def _bound(s: float) -> str:
+    """A bucket's bound on an axis: `5ms`, `1s`, `30min`."""
+    for scale, unit in ((60.0, "min"), (1.0, "s"), (1e-3, "ms")):
+        if s >= scale:
+            return f"{s / scale:.3g}{unit}"
+    return f"{s * 1e6:.3g}us"
+
+
 def _duration_chart(key: str, title: str, h: ResidencyHistogram, color: str) -> Chart:
-    labels = [seconds(float(b)).replace(" ", "") for b in h.bounds_s]
-    labels = [f"<{b}" for b in labels] + [f"{labels[-1]}+"]
+    labels = [_bound(float(b)) for b in h.bounds_s]
+    labels.append(f">{labels[-1]}")
     says: Inline = (
         as_plural(h.count, "duration"),
         ": median ",
@@ -174,7 +182,7 @@ def _duration_chart(key: str, title: str, h: ResidencyHistogram, color: str) -> 
         says,
         labels,
         [("blocks", h.counts.tolist(), color)],
-        "upper bound (vLLM's buckets)",
+        "at most (vLLM's buckets)",
         "blocks",
         key,
     )
@@ -310,9 +318,9 @@ def layout_parts(layout: LayoutReport) -> list[Part]:
                         ", ".join(x.request_ids[:4])
                         + (f" and {len(x.request_ids) - 4} more" if len(x.request_ids) > 4 else ""),
                     )
-                    for x in layout.stripes[:_ROWS]
+                    for x in layout.stripes[:_FEW]
                 ),
-                caption="Stripes: where blocks of few requests alternate.",
+                caption="The longest stripes: where blocks of few requests alternate.",
             )
         )
     if layout.regions:
@@ -332,9 +340,9 @@ def layout_parts(layout: LayoutReport) -> list[Part]:
                         as_count(x.longest_run, "blocks"),
                         as_share(x.mean_free),
                     )
-                    for x in layout.regions[:_ROWS]
+                    for x in layout.regions[:_FEW]
                 ),
-                caption="Regions that never coalesce.",
+                caption="The longest regions that never coalesce while the pool is busy.",
             )
         )
     if not (layout.splitters or layout.stripes or layout.regions):

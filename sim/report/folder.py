@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,10 +122,8 @@ def parse_time(text: str, run: RunFolder, option: str) -> int:
     from sim.report.units import seconds
 
     value: str | float = text
-    try:
+    with contextlib.suppress(ValueError):
         value = float(text)
-    except ValueError:
-        pass
     try:
         ns = parse_duration(value)
     except ValueError as e:

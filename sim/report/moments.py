@@ -25,6 +25,7 @@ from sim.report.folder import RunFolder
 if TYPE_CHECKING:
     from sim.analysis.layout import LayoutReport, WorstMoment
 
+_STANDS_OUT = 0.1
 KINDS = {
     "num_free_blocks": "fewest free blocks",
     "wasted_slots": "most wasted slots",
@@ -40,6 +41,7 @@ class Moment:
     metric: str
     row: int
     time_ns: int
+    value: float
 
 
 def external(run: RunFolder) -> np.ndarray:
@@ -57,15 +59,15 @@ def find_moments(run: RunFolder) -> list[Moment]:
     found = []
     tight = late[np.lexsort((late, -steps["num_waiting"][late], steps["num_free_blocks"][late]))[0]]
     if steps["num_free_blocks"][tight] < run.summary["engine"]["usable_blocks"]:
-        found.append(("num_free_blocks", int(tight)))
+        found.append(("num_free_blocks", int(tight), float(steps["num_free_blocks"][tight])))
     for metric, values in (
         ("wasted_slots", steps["wasted_slots"]),
         ("external_fragmentation", external(run)),
     ):
         row = int(late[np.argmax(values[late])])
         if values[row] > 0:
-            found.append((metric, row))
-    moments = [Moment("", metric, row, int(steps["time_ns"][row])) for metric, row in found]
+            found.append((metric, row, float(values[row])))
+    moments = [Moment("", metric, row, int(steps["time_ns"][row]), value) for metric, row, value in found]
     moments.sort(key=lambda m: (m.time_ns, m.metric))
     return [replace(m, label=str(i)) for i, m in enumerate(moments, 1)]
 
@@ -97,18 +99,19 @@ def _value(run: RunFolder, moment: Moment) -> Inline:
 def _causes(moment: Moment, worst: Sequence[WorstMoment]) -> Inline:
     for found in worst:
         if found.metric == moment.metric and found.time_ns == moment.time_ns:
+            causes = found.causes[:3]
+            if not causes:
+                return ("no request",)
+            same = len({c.why for c in causes}) == 1
             pieces: list[Piece] = []
-            for cause in found.causes[:3]:
-                pieces += [
-                    "; " if pieces else "",
-                    f"{cause.request_id} ",
-                    as_share(cause.share),
-                    f" ({cause.why})",
-                ]
-            rest = sum(c.share for c in found.causes[:3])
-            if pieces and len(found.causes) > 3:
-                pieces += ["; the three together ", as_share(rest)]
-            return tuple(pieces) or ("no request stands out",)
+            for cause in causes:
+                why = "" if same else f" ({cause.why})"
+                pieces += [", " if pieces else "", f"{cause.request_id} ", as_share(cause.share), why]
+            if same:
+                pieces.append(f" ({causes[0].why})")
+            if causes[0].share < _STANDS_OUT:
+                pieces.append("; no request stands out")
+            return tuple(pieces)
     return ("-",)
 
 
@@ -139,5 +142,5 @@ def moments_table(run: RunFolder, moments: Sequence[Moment], layout: LayoutRepor
         if layout is not None:
             row.append(_causes(m, layout.worst))
         rows.append(tuple(row))
-    note = "The numbers mark the same moments in every curve; red strokes at the foot of a curve are preemptions."
+    note = "The numbers mark the same moments in every curve; red strokes at its foot are preemptions."
     return [Paragraph((note,), "note"), Table("moments", tuple(columns), tuple(rows))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -165,6 +166,13 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
+def nice_ticks(end: float, most: int = 6) -> list[float]:
+    """Round numbers from 0 to nearly `end`: steps of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(max(end, 1e-9) / most))
+    step = next(s * power for s in (1, 2, 5, 10) if end / (s * power) <= most)
+    return [round(k * step, 9) for k in range(int(end / step * 0.97) + 1)]
+
+
 def heat_map(film: Film, marks: Sequence[tuple[int, str]], end_ns: int, says: str) -> str:
     """HTML of the heat map: block id downwards, time to the right.
 
@@ -186,7 +194,10 @@ def heat_map(film: Film, marks: Sequence[tuple[int, str]], end_ns: int, says: st
         film.first_block[-1] - 1,
     ]
     y = "".join(f"<span>{int(b):,}</span>" for b in rows)
-    x = "".join(f"<span>{end_ns * k / 5 / scale:.3g}{f' {unit}' if k == 5 else ''}</span>" for k in range(6))
+    x = "".join(
+        f'<span style="left:{100 * t * scale / max(end_ns, 1):.2f}%">{t:g} {unit}</span>'
+        for t in nice_ticks(end_ns / scale)
+    )
     lines = "".join(
         f'<i style="left:{100 * t / max(end_ns, 1):.2f}%"><b>{escape(label)}</b></i>' for t, label in marks
     )

@@ -86,13 +86,13 @@ def worst_requests(run: RunFolder, name_of: Callable[[int], str]) -> list[Part]:
         for i in _worst(values):
             reasons.setdefault(i, []).append(why)
     rows = []
-    for i, why in reasons.items():
+    for i, found in reasons.items():
         finish = int(r["finish_ns"][i])
         took = (finish - int(r["arrival_ns"][i])) / 1e9 if finish >= 0 else None
         rows.append(
             (
                 name_of(int(r["index"][i])),
-                ", ".join(why),
+                ", ".join(found),
                 as_seconds(int(r["arrival_ns"][i]) / 1e9),
                 as_count(int(r["prompt_tokens"][i]), "tokens"),
                 as_count(int(r["output_tokens"][i]), "tokens"),

@@ -28,7 +28,7 @@ VARIABLES = {
     "#E4E4E4": "--grid",
 }
 _COLORS = re.compile("|".join(re.escape(c) for c in VARIABLES), re.IGNORECASE)
-_RC: dict[str, Any] = {
+_RC: Any = {
     **style.RC,
     "font.size": 9.5,
     "axes.labelsize": 9.0,
@@ -87,7 +87,8 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r"font: ([0-9.]+px)[^;\"]*", r"font-size: \1", text)
     text = _COLORS.sub(lambda m: f"var({VARIABLES[_known(m.group(0))]})", text)
     box = re.search(r'viewBox="([^"]*)"', text)
-    head = f'<svg class="figure" viewBox="{box.group(1) if box else ""}" role="img" aria-label="{escape(label)}">'
+    size = box.group(1) if box else ""
+    head = f'<svg class="figure" viewBox="{size}" role="img" aria-label="{escape(label)}">'
     text = re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
     text = text.replace("xlink:href", "href")
     text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)

@@ -1,9 +1,10 @@
-"""A document as text of 80 columns for a terminal."""
+"""A document as text for a terminal: 80 columns, tables up to 100."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from sim.report.document import (
     Cards,
@@ -18,7 +19,7 @@ from sim.report.document import (
     plain_text,
 )
 
-WIDTH = 80
+WIDTH, TABLE_WIDTH = 80, 100
 _SPARK = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 60
 
@@ -47,8 +48,8 @@ def sparkline(values: Sequence[float]) -> str:
     if n == 0:
         return ""
     edges = [i * n // min(n, _SPARK_WIDTH) for i in range(min(n, _SPARK_WIDTH) + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
-    high = max(max(means), 1e-300)
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    high = max(*means, 1e-300)
     return "".join(_SPARK[min(7, int(8 * max(v, 0.0) / high))] for v in means)
 
 
@@ -65,7 +66,7 @@ def _table(table: Table) -> list[str]:
     loose = [i for i, c in enumerate(table.columns) if c.words and i > 0]
     widths = [max(len(head[i]), *(len(r[i]) for r in rows), 0) for i in range(len(head))]
     below: list[int] = []
-    while sum(widths[i] + 2 for i in range(len(head)) if i not in below) - 2 > WIDTH and loose:
+    while sum(widths[i] + 2 for i in range(len(head)) if i not in below) - 2 > TABLE_WIDTH and loose:
         below.append(loose.pop())
     kept = [i for i in range(len(head)) if i not in below]
 
@@ -78,7 +79,8 @@ def _table(table: Table) -> list[str]:
     out = [line(head)] if any(head[i] for i in kept) else []
     for row in rows:
         out.append(line(row))
-        out += [wrap(row[i], WIDTH, "    ", "    ") for i in sorted(below) if row[i]]
+        more = "; ".join(row[i] for i in sorted(below) if row[i])
+        out += [wrap(more, WIDTH, "    ", "    ")] if more else []
     return [*([wrap(table.caption)] if table.caption else []), "\n".join(out)]
 
 

@@ -1,0 +1,319 @@
+"""Runs side by side: groups of equal configs, differences with intervals, overlaid curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sim.errors import InputError
+from sim.report.compare_curves import overlay_charts, overlay_picture
+from sim.report.confidence import Difference, difference, spread
+from sim.report.content import used_definitions
+from sim.report.definitions import DEFINITIONS
+from sim.report.document import (
+    Column,
+    Document,
+    Inline,
+    Paragraph,
+    Part,
+    Piece,
+    Section,
+    Table,
+    Value,
+    plain_text,
+)
+from sim.report.folder import RunFolder, read_run
+from sim.report.metrics import METRICS, Metric
+from sim.report.render import html_text, json_text, markdown_text
+from sim.report.units import plural, seconds
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_BAND = "A line is the mean over a side's seeds, its band reaches from the least to the most."
+#: Keys of a config that say nothing about what is simulated.
+_NOT_COMPARED = ("name", "description", "seed", "output")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one config: a letter, a name, the runs in order of seed."""
+
+    letter: str
+    name: str
+    runs: tuple[RunFolder, ...]
+    config: Mapping[str, Any]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the runs."""
+        return tuple(int(r.summary["seed"]) for r in self.runs)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Keys with dots -> plain values; lists are values."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _config(run: RunFolder) -> dict[str, Any]:
+    kept = {k: v for k, v in run.config.items() if k not in _NOT_COMPARED}
+    return flatten(kept)
+
+
+def group_runs(runs: Sequence[RunFolder]) -> tuple[list[Group], list[str]]:
+    """Groups in the order of their first run, and what has to be said about the grouping."""
+    notes = []
+    found: dict[str, list[RunFolder]] = {}
+    for run in runs:
+        found.setdefault(json.dumps(_config(run), sort_keys=True), []).append(run)
+    if len(found) == 1 and len(runs) > 1:
+        notes.append(
+            "All runs have the same config, so each run is a side of its own: the differences are what"
+            " another seed makes, or none."
+        )
+        sides = [[r] for r in runs]
+    else:
+        sides = []
+        for members in found.values():
+            unique: dict[str, RunFolder] = {}
+            for r in members:
+                unique.setdefault(str(r.summary["content_id"]), r)
+            if len(unique) < len(members):
+                notes.append("Runs with the same content id count once.")
+            sides.append(sorted(unique.values(), key=lambda r: int(r.summary["seed"])))
+    if len(sides) > len(_LETTERS):
+        raise InputError(f"{len(sides)} configs are too many to compare", hint="at most 26")
+    configs = [_config(members[0]) for members in sides]
+    return [
+        Group(_LETTERS[i], _name(members, configs[i], configs), tuple(members), configs[i])
+        for i, members in enumerate(sides)
+    ], notes
+
+
+def _name(
+    runs: Sequence[RunFolder], config: Mapping[str, Any], all_configs: Sequence[Mapping[str, Any]]
+) -> str:
+    """The run's name, the first keys that set it apart, and the number of seeds."""
+    keys = [k for k in config if any(c.get(k) != config[k] for c in all_configs)]
+    shown = [f"{k.rpartition('.')[2]} {json.dumps(config[k])}" for k in keys[:2]]
+    seeds = plural(len(runs), "seed") if len(runs) > 1 else f"seed {runs[0].summary['seed']}"
+    return ", ".join([str(runs[0].summary["name"]), *shown, seeds])
+
+
+def _paired(a: Group, b: Group) -> bool:
+    """Whether the runs meet the same workloads: equal seeds and equal workload sections."""
+    same = [{k: v for k, v in g.config.items() if k.startswith("workload.")} for g in (a, b)]
+    return len(a.runs) > 1 and a.seeds == b.seeds and same[0] == same[1]
+
+
+def _values(group: Group, metric: Metric) -> list[float] | None:
+    values = [metric.of(r.summary) for r in group.runs]
+    return None if any(v is None for v in values) else [float(v) for v in values if v is not None]
+
+
+def _mean(metric: Metric, values: list[float] | None) -> Value | Inline:
+    if values is None:
+        return Value(None, "-", metric.unit)
+    s = spread(values)
+    mean = Value(s.mean, metric.show(s.mean), metric.unit)
+    if s.sd is None:
+        return mean
+    return (mean, " ± ", Value(s.sd, metric.show(s.sd), metric.unit))
+
+
+def _interval(metric: Metric, d: Difference) -> Value | Inline:
+    if d.low is None or d.high is None:
+        return Value(None, "-", metric.unit)
+    low = Value(d.low, metric.bare(d.low), metric.unit)
+    return (low, " to ", Value(d.high, metric.signed(d.high), metric.unit))
+
+
+def _verdict(metric: Metric, d: Difference) -> str:
+    if d.mean == 0 and not (d.low or d.high):
+        return "same"
+    if d.clear is None:
+        return "no confidence"
+    if not d.clear:
+        return "within noise"
+    if not metric.better:
+        return "clear"
+    return "clear, better" if d.mean * metric.better > 0 else "clear, worse"
+
+
+def _relative(d: float, a: float) -> Value:
+    if d == 0:
+        return Value(0.0, "0 %", "fraction")
+    if a == 0:
+        return Value(None, "-", "fraction")
+    return Value(d / abs(a), f"{100 * d / abs(a):+,.3g} %", "fraction")
+
+
+def _against(base: Group, other: Group) -> tuple[Table, list[tuple[Metric, Difference, float]]]:
+    paired = _paired(base, other)
+    rows, found = [], []
+    for metric in METRICS:
+        a, b = _values(base, metric), _values(other, metric)
+        if a is None and b is None:
+            continue
+        cells: list[str | Value | Inline] = [metric.label, _mean(metric, a), _mean(metric, b)]
+        if a is None or b is None:
+            cells += [Value(None, "-", metric.unit)] * 3 + [""]
+        else:
+            d = difference(a, b, paired)
+            mean = spread(a).mean
+            found.append((metric, d, mean))
+            cells += [
+                Value(d.mean, metric.signed(d.mean), metric.unit),
+                _relative(d.mean, mean),
+                _interval(metric, d),
+                _verdict(metric, d),
+            ]
+        rows.append(tuple(cells))
+    columns = (
+        Column("metric", words=True),
+        Column(base.letter),
+        Column(other.letter),
+        Column(f"{other.letter} - {base.letter}"),
+        Column("relative"),
+        Column("95 % interval", "interval", words=True),
+        Column("verdict", "verdict", words=True),
+    )
+    return Table(f"difference_{other.letter}", columns, tuple(rows)), found
+
+
+def _headline(base: Group, other: Group, found: Sequence[tuple[Metric, Difference, float]]) -> Inline:
+    """The differences that matter most, in words."""
+    pieces: list[Piece] = [f"{other.letter} against {base.letter}: "]
+    changed = [f for f in found if f[1].mean != 0 and f[1].clear is not False and f[0].headline]
+    if not changed:
+        same = all(d.mean == 0 for _, d, _ in found)
+        pieces.append("every number is the same." if same else "no difference is clear of the noise.")
+        return tuple(pieces)
+    for i, (metric, d, a) in enumerate(changed):
+        b = a + d.mean
+        pieces += [
+            "; " if i else "",
+            f"{metric.label} ",
+            Value(a, metric.show(a), metric.unit),
+            " to ",
+            Value(b, metric.show(b), metric.unit),
+        ]
+    return (*pieces, ".")
+
+
+def _confidence_note(groups: Sequence[Group]) -> str:
+    base = groups[0]
+    if any(len(g.runs) == 1 for g in groups):
+        return (
+            "A side with one run gives no confidence: its differences are exact for these workloads, and"
+            " nothing is known about others. Run each config with several seeds (--seed) and give them all."
+        )
+    how = [
+        f"{base.letter} {len(base.runs)} and {g.letter} {len(g.runs)} runs,"
+        f" {'paired by seed' if _paired(base, g) else 'not paired'}"
+        for g in groups[1:]
+    ]
+    return (
+        "An interval holds the difference of the means over workloads of other seeds with 95 %"
+        f" confidence (Student's t; {'; '.join(how)})."
+        " Each stands for itself: of twenty true zeros one would look clear."
+    )
+
+
+def _config_table(groups: Sequence[Group]) -> list[Part]:
+    keys: list[str] = []
+    for g in groups:
+        keys += [k for k in g.config if k not in keys]
+    rows = []
+    for key in keys:
+        values = [json.dumps(g.config[key]) if key in g.config else "(not set)" for g in groups]
+        if len(set(values)) > 1:
+            rows.append((key, *values))
+    if not rows:
+        return [Paragraph(("The configs are the same.",))]
+    columns = (Column("key", words=True), *(Column(g.letter, words=True) for g in groups))
+    return [Table("configs", columns, tuple(rows))]
+
+
+def _runs_table(groups: Sequence[Group]) -> Table:
+    rows = tuple(
+        (
+            g.letter,
+            str(r.path),
+            Value(int(r.summary["seed"]), str(r.summary["seed"])),
+            r.summary["exit_reason"],
+            Value(r.summary["simulated_s"], seconds(r.summary["simulated_s"]), "s"),
+            str(r.summary["content_id"])[:16],
+        )
+        for g in groups
+        for r in g.runs
+    )
+    columns = (
+        Column("side", words=True),
+        Column("run", words=True),
+        Column("seed"),
+        Column("ended", words=True),
+        Column("simulated"),
+        Column("content id", words=True),
+    )
+    return Table("runs", columns, rows)
+
+
+def compare_runs(folders: Sequence[str], pictures: bool) -> tuple[Document, dict[str, bytes]]:
+    """The comparison, and the files of `--out` (empty without `pictures`).
+
+    Raises:
+        InputError: fewer than two run folders, or one that can't be read.
+    """
+    if len(folders) < 2:
+        raise InputError("there is nothing to compare: give two run folders or more", "compare")
+    runs = [read_run(f) for f in folders]
+    groups, notes = group_runs(runs)
+    base = groups[0]
+    tables: list[Part] = []
+    leads: list[Part] = []
+    for other in groups[1:]:
+        table, found = _against(base, other)
+        leads.append(Paragraph(_headline(base, other, found), "lead"))
+        tables.append(table)
+    sides = "; ".join(f"{g.letter}: {g.name}" for g in groups)
+    answer: list[Part] = [*leads, *(Paragraph((n,), "note") for n in notes)]
+    answer.append(Paragraph((_confidence_note(groups),), "note"))
+    charts: list[Part] = []
+    if pictures:
+        if any(len(g.runs) > 1 for g in groups):
+            charts.append(Paragraph((_BAND,), "note"))
+        charts += overlay_charts([(g.letter, g.runs) for g in groups])
+    sections = [
+        Section("answer", "The answer", tuple(answer)),
+        Section("configs", "What differs in the configs", tuple(_config_table(groups))),
+        Section("metrics", "Metrics", tuple(tables)),
+        Section("curves", "Over time", tuple(charts)),
+        Section("runs", "Runs", (_runs_table(groups),)),
+    ]
+    sections = [s for s in sections if s.parts]
+    definitions = {m.label: (m.label, m.meaning) for m in METRICS}
+    definitions |= used_definitions(sections, DEFINITIONS)
+    document = Document(
+        "compare",
+        f"{plural(len(groups), 'side')} compared: {' and '.join(g.letter for g in groups)}",
+        sides,
+        tuple(sections),
+        definitions,
+        {"kvpool": str(runs[0].provenance["version"]), "runs": plural(len(runs), "run")},
+    )
+    if not pictures:
+        return document, {}
+    files = {
+        "compare.html": html_text(document).encode(),
+        "compare.md": markdown_text(document).encode(),
+        "compare.json": json_text(document).encode(),
+        **overlay_picture([(f"{g.letter}: {g.name}", g.runs) for g in groups], plain_text((sides,))),
+    }
+    return document, files
