@@ -150,10 +150,10 @@ def descriptors(
     model = cost_model(
         resolved,
         regions,
-        post_s=post_us * 1e-6,
-        wire_s=wire_us * 1e-6,
+        post_s=post_us / 1e6,
+        wire_s=wire_us / 1e6,
         bandwidth=bandwidth * 1e9,
-        latency_s=latency_us * 1e-6,
+        latency_s=latency_us / 1e6,
     )
 
     def say(seen: int, total: int) -> None:

@@ -13,10 +13,11 @@ the least that the sender's pool allows.
     posting  = descriptors * post_s
     transfer = latency_s + descriptors * wire_s + bytes / bandwidth
 
-The defaults of `post_s` and `wire_s` are fitted to two transfers told of in vLLM PR #55841 (23,252 descriptors:
-79.6 ms to post, 117 ms until done; about 9,600 descriptors: 32 ms and 53 ms). If the second time includes the
-first, a descriptor takes 3.4 us to post and 1.3 us more until it has gone. That is one machine and two points;
-give your own numbers where you have them. The bandwidth is that of a 400 Gb/s link, the latency a guess.
+The defaults of `post_s` and `wire_s` are fitted to two transfers told of in vLLM PR #55841 (23,252
+descriptors: 79.6 ms to post, 117 ms until done; about 9,600 descriptors: 32 ms and 53 ms). If the second time
+includes the first, a descriptor takes 3.4 us to post and 1.3 us more until it has gone. That is one machine
+and two points; give your own numbers where you have them. The bandwidth is that of a 400 Gb/s link, the
+latency a guess.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class CostModel:
 
     def posting(self, descriptors: I64) -> F64:
         """float64[k], seconds to post."""
-        return descriptors * self.post_s
+        return np.asarray(descriptors * self.post_s, dtype=np.float64)
 
     def transfer(self, descriptors: I64, blocks: I64) -> F64 | None:
         """float64[k], seconds until all has gone, posting left out; None without the size of a block."""
