@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 from simpy.core import EventPriority
 
 from sim.capacity import LogOptions, allocate
@@ -39,6 +40,18 @@ _TAKEN: WeakSet[simpy.Environment] = WeakSet()
 _LAST = EventPriority(2)
 #: Segments of prompts that are given by their length alone.
 _AUTO_PROMPT_BASE = AUTO_OUTPUT_BASE + (1 << 61)
+_STATUS_NAMES = {int(status): status.name.lower() for status in c.Status}
+_OUTCOME_FIELDS = (
+    "status",
+    "arrival",
+    "first_scheduled",
+    "first_token",
+    "finish",
+    "prompt_len",
+    "num_tokens",
+    "hit_tokens",
+    "preemptions",
+)
 
 
 class CapacityError(RuntimeError):
@@ -61,6 +74,12 @@ def empty_workload(vocab_size: int = DEFAULT_VOCAB_SIZE) -> Workload:
         name: np.zeros(int(length == "n+1"), dtype=dtype) for name, (dtype, length) in ARRAY_FIELDS.items()
     }
     return Workload(clock="time", closed_loop=False, vocab_size=vocab_size, **arrays)
+
+
+def _fields(records: Any) -> dict[str, NDArray[Any]]:
+    """Views of the fields of a record array; an element of one costs a tenth of an attribute of a record."""
+    plain = records.view(np.ndarray)
+    return {name: plain[name] for name in plain.dtype.names}
 
 
 class CoupledEngine:
@@ -107,6 +126,10 @@ class CoupledEngine:
         )
         self._simulation = Simulation(engine, workload, step_time, log, state=self.state)
         self._usable = engine.usable_blocks
+        self._ctl = _fields(self.state.ctl.base)
+        self._num_free = _fields(self.state.kv.pool.meta.base)["num_free"]
+        self._requests = _fields(self.state.requests)
+        self._pieces = self.state.kv.pieces.view(np.ndarray)
         self._open: dict[int, Sent] = {}
         self._idle = False
         self._reason = c.X_TIME
@@ -120,17 +143,17 @@ class CoupledEngine:
     @property
     def num_waiting(self) -> int:
         """Requests in the waiting queue, those of this very instant not yet among them."""
-        return int(self.state.ctl.num_waiting)
+        return int(self._ctl["num_waiting"][0])
 
     @property
     def num_running(self) -> int:
         """Requests that hold blocks."""
-        return int(self.state.ctl.num_running)
+        return int(self._ctl["num_running"][0])
 
     @property
     def kv_usage(self) -> float:
         """Used blocks as a fraction of all that can be used (vLLM's kv_cache_usage)."""
-        return 1.0 - int(self.state.kv.pool.meta.num_free) / self._usable
+        return 1.0 - int(self._num_free[0]) / self._usable
 
     def submit(
         self,
@@ -156,30 +179,33 @@ class CoupledEngine:
             ValueError: a length, a piece or the environment's time cannot be.
             CapacityError: max_requests or max_pieces is exceeded; nothing has changed.
         """
-        st = self.state
-        r = int(st.ctl.num_requests)
+        st, rq = self.state, self._requests
+        r = int(self._ctl["num_requests"][0])
         pieces = [(_AUTO_PROMPT_BASE + r, 0, prompt)] if isinstance(prompt, int) else list(prompt)
         limit = output_len if max_tokens is None else max_tokens
         if not 1 <= output_len <= limit < 2**31:
             raise ValueError(f"output_len {output_len} must be from 1 to max_tokens {limit}")
         self._check_pieces(pieces)
+        arrival = max(self._now(), int(self._ctl["now"][0]))
         first = int(st.kv.seg_ptr[r])
         end = first + len(pieces)
         if r >= st.queues.wait_heap.size or end > st.kv.pieces.size:
             raise CapacityError(
                 f"no room for request {r} with {len(pieces)} pieces: raise max_requests or max_pieces"
             )
-        for i, (segment, start, length) in enumerate(pieces, first):
-            st.kv.pieces[i] = (segment, start, length)
+        for i, piece in enumerate(pieces, first):
+            self._pieces[i] = piece
         st.kv.seg_ptr[r + 1] = end
-        rq = st.requests[r]
-        rq.prompt_len = sum(length for _, _, length in pieces)
-        rq.output_len, rq.max_tokens = output_len, limit
-        rq.out_seg = AUTO_OUTPUT_BASE + r if out_seg is None else out_seg
-        rq.priority, rq.salt, rq.watched = priority, salt, 1
+        rq["prompt_len"][r] = sum(length for _, _, length in pieces)
+        rq["output_len"][r] = output_len
+        rq["max_tokens"][r] = limit
+        rq["out_seg"][r] = AUTO_OUTPUT_BASE + r if out_seg is None else out_seg
+        rq["priority"][r] = priority
+        rq["salt"][r] = salt
+        rq["watched"][r] = 1
         # a run that has ended may be ahead of the environment's last event
-        rq.arrival = max(self._now(), int(st.ctl.now))
-        st.ctl.num_requests = r + 1
+        rq["arrival"][r] = arrival
+        self._ctl["num_requests"][0] = r + 1
         add_arrival(st, r)
         self._open[r] = Sent(self._env, r)
         self._rouse()
@@ -197,7 +223,7 @@ class CoupledEngine:
 
     def first_token_ns(self, sent: Sent) -> int:
         """When the request's first token came, -1: not yet."""
-        return int(self.state.requests.first_token[sent.index])
+        return int(self._requests["first_token"][sent.index])
 
     def result(self) -> RunResult:
         """What the run has given so far; the exit reason is "finished" when no request is left."""
@@ -222,7 +248,7 @@ class CoupledEngine:
 
     def _settle(self) -> None:
         """Let the engine's state last until the environment's time."""
-        time = max(self._now(), int(self.state.ctl.now))
+        time = max(self._now(), int(self._ctl["now"][0]))
         while settle(self.state, time) == c.X_LOG_FULL:
             self._simulation.drain(c.X_LOG_FULL)
 
@@ -246,7 +272,7 @@ class CoupledEngine:
             self._idle = True
         elif reason == c.X_ENDED:
             # the engine is ahead; nothing else happens before
-            ahead = self._env.timeout(max(0, int(self.state.ctl.now) - self._now()))
+            ahead = self._env.timeout(max(0, int(self._ctl["now"][0]) - self._now()))
             ahead.callbacks.append(self._ended)
         else:
             self._wake_after(peek - self._env.now)
@@ -257,23 +283,23 @@ class CoupledEngine:
 
     def _deliver(self) -> None:
         """Trigger the events of the requests that have ended."""
-        st = self.state
-        ended = st.queues.ended_watched[: st.ctl.num_ended_watched].tolist()
-        st.ctl.num_ended_watched = 0
+        count = self._ctl["num_ended_watched"]
+        ended = self.state.queues.ended_watched[: count[0]].tolist()
+        count[0] = 0
         for r in ended:
             self._open.pop(r).succeed(self._outcome(r))
 
     def _outcome(self, r: int) -> Outcome:
-        rq = self.state.requests[r]
+        value = {name: int(self._requests[name][r]) for name in _OUTCOME_FIELDS}
         return Outcome(
             index=r,
-            status=c.Status(int(rq.status)).name.lower(),
-            arrival_ns=int(rq.arrival),
-            first_scheduled_ns=int(rq.first_scheduled),
-            first_token_ns=int(rq.first_token),
-            finish_ns=int(rq.finish),
-            prompt_tokens=int(rq.prompt_len),
-            output_tokens=max(0, int(rq.num_tokens) - int(rq.prompt_len)),
-            hit_tokens=int(rq.hit_tokens),
-            preemptions=int(rq.preemptions),
+            status=_STATUS_NAMES[value["status"]],
+            arrival_ns=value["arrival"],
+            first_scheduled_ns=value["first_scheduled"],
+            first_token_ns=value["first_token"],
+            finish_ns=value["finish"],
+            prompt_tokens=value["prompt_len"],
+            output_tokens=max(0, value["num_tokens"] - value["prompt_len"]),
+            hit_tokens=value["hit_tokens"],
+            preemptions=value["preemptions"],
         )

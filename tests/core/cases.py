@@ -44,6 +44,7 @@ def draw_case(seed: int, clock: str, **log: Any) -> Case:
     base = random_case(seed)
     rng = random.Random(seed + 1)
     engine = EngineSettings(**{**base.settings, "idle_steps": rng.choice(["skip", "skip", "run"])})
+    log = {"follow_blocks": seed % 3 == 0, **log}
     if clock == "logical":
         workload = _workload(rng, engine, base.workload, "logical")
         return Case(engine, workload, constant(0), LogOptions(**{"sample_period_ns": 0, **log}))
@@ -136,6 +137,7 @@ def snapshot(state: State) -> dict[str, list[Any]]:
         "blocks": state.kv.pool.blocks[: state.params.num_blocks].tolist(),
         "requests": state.requests[: state.ctl.num_requests].tolist(),
         "tables": state.kv.tables.tolist(),
+        "residency": [*state.kv.pool.residency.tolist(), *state.kv.pool.residency_buckets.tolist()],
         "weighted": state.logs.weighted.tolist(),
         "histogram": np.argwhere(state.logs.histogram).tolist(),
         "weights": state.logs.histogram[state.logs.histogram > 0].tolist(),

@@ -140,3 +140,18 @@ def test_until_splits_time_exactly() -> None:
     # the last row says how the run ended
     np.testing.assert_array_equal(kept[kept % 50 == 0], times[(times <= until) & (times % 50 == 0)])
     assert kept[-1] == until
+
+
+@pytest.mark.parametrize("clock", ["time", "logical"])
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=8)
+def test_watching_changes_nothing(clock: str, seed: int) -> None:
+    """Samples, the step log, the events and the following of blocks have no effect on what is watched."""
+    nothing = {"every_step": False, "events": False, "follow_blocks": False, "sample_period_ns": 0}
+    plain = snapshot(run_in_one(draw_case(seed, clock, **nothing)).state)
+    everything = {"every_step": True, "events": True, "follow_blocks": True}
+    for options in (everything, {"request_events": True}, {"sample_period_ns": 50 if clock == "time" else 0}):
+        watched = snapshot(run_in_one(draw_case(seed, clock, **{**nothing, **options})).state)
+        for name in plain:
+            if name not in ("control", "residency"):
+                assert watched[name] == plain[name], name

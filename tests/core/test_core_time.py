@@ -150,7 +150,7 @@ def test_what_cannot_be_served_is_reported_and_the_run_goes_on() -> None:
 
 @pytest.mark.parametrize(("engine", "generated"), [(SYNC, 11), (ASYNC, 10)])
 def test_a_request_that_outgrows_the_pool_is_given_up(engine: EngineSettings, generated: int) -> None:
-    """Without the full-sequence reserve it is admitted, and preempts itself when the pool of 40 slots is full.
+    """Without the full-sequence reserve it is admitted, and preempts itself when the 40 slots are full.
 
     The asynchronous engine finds out while the last token is still in flight, and does not wait for it.
     """
