@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,14 @@ def simulate(config: str, overrides: tuple[str, ...], changes: tuple[str, ...], 
     return values_of(summarize(resolved, simulation.result(), len(workload), "", ""))
 
 
+def _simulate_in_worker(
+    config: str, overrides: tuple[str, ...], changes: tuple[str, ...], seed: int
+) -> Outcome:
+    """``simulate``, deaf to Ctrl-C: the process that collects the results hears it and ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return simulate(config, overrides, changes, seed)
+
+
 @dataclass
 class Runner:
     """Runs batches of jobs and remembers every result.
@@ -98,7 +107,7 @@ class Runner:
             calls = calls[1:]
         # in submission order, so that what is known at an interruption does not depend on the workers
         yield from Parallel(n_jobs=min(self.jobs, len(calls)), backend="loky", return_as="generator")(
-            delayed(simulate)(*call) for call in calls
+            delayed(_simulate_in_worker)(*call) for call in calls
         )
 
     def _changes(self, candidate: Candidate) -> tuple[str, ...]:

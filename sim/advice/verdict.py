@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim.advice.metrics import METRICS, Metric
+from sim.advice.pairs import Paired, paired
 from sim.advice.search import BASE, Found, Plan, broken
 from sim.advice.settings import Candidate, Space, as_json, serve_flags, show
-from sim.advice.student import Paired, paired
 from sim.report.units import plural
 
 
@@ -179,12 +179,17 @@ def _nothing_better(found: Found, plan: Plan) -> Verdict:
         return Verdict(False, BASE, (Sentence("verdict", f"Keep what you have: {why}."),))
     evidence = [e for c in ran for e in _screened(found, plan, c)]
     best = max(evidence, key=lambda e: e.gain)
-    lead = "Interrupted; so far, keep" if found.interrupted else "Keep"
-    if all(e.numbers.difference == 0 for e in evidence):
-        text = f"{lead} what you have: none of {plural(len(ran), 'tried change')} changes the {name}."
+    if found.interrupted:
+        text = (
+            f"Undecided, so keep what you have: interrupted after {len(ran)} of"
+            f" {plural(len(found.tried) - 1, 'change')} to try; the best so far, {best.after}, has a"
+            f" {name} of {best.text()} in the search, not confirmed on fresh seeds."
+        )
+    elif all(e.numbers.difference == 0 for e in evidence):
+        text = f"Keep what you have: none of {plural(len(ran), 'tried change')} changes the {name}."
     else:
         text = (
-            f"{lead} what you have: of {plural(len(ran), 'tried change')} none improves the {name} by"
+            f"Keep what you have: of {plural(len(ran), 'tried change')} none improves the {name} by"
             f" {100 * plan.min_gain:g} % or more within the constraints; the largest gain, by"
             f" {best.after}, is {best.text()}."
         )
