@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -248,3 +249,14 @@ def test_what_is_refused() -> None:
     env.run(until=0.5)
     with pytest.raises(ValueError, match="whole nanoseconds"):
         engine.result()
+
+
+def test_the_example_of_the_docs_runs() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "coupled.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/coupled.md", "exec"), names)
+    statuses = [status for status, _ in names["answers"]]
+    assert set(statuses) == {"finished", "aborted"}
+    assert len(statuses) < 100
+    assert names["result"].totals["finished"] == statuses.count("finished")
