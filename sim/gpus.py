@@ -2,9 +2,9 @@
 
 Rates are dense (without structured sparsity), per GPU. `memory_bytes` is what the CUDA driver reports as
 total memory, which is what vLLM multiplies by `gpu_memory_utilization`; it is less than the size on the
-data sheet. The values for H100 and L40S were compared with public start-up and out-of-memory messages; those for
-A100, H200 and B200 are typical values that were not. Drivers differ by some 0.2 GiB: give `gpu:` as a section
-with your own numbers where that matters.
+data sheet. The values for H100 and L40S were compared with public start-up and out-of-memory messages;
+those for A100, H200 and B200 are typical values that were not. Drivers differ by some 0.2 GiB: give `gpu:`
+as a section with your own numbers where that matters.
 """
 
 from __future__ import annotations
