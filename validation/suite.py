@@ -8,7 +8,7 @@ compared, rows, equal columns, first difference.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from sim.errors import InputError
 from validation.corpus import RecordedCase, read_cases
 from validation.diff import Comparison, compare
 from validation.fuzz import Tally, difference
-from validation.fuzz_cases import random_case
+from validation.fuzz_cases import Case, random_case
 from validation.record import record
+from validation.steplog import Recording
 
 #: Requests of a case that a whole engine runs: it computes the tiny model, some 10 ms a step.
 ENGINE_REQUESTS = 30
@@ -72,14 +73,18 @@ def check_random(seeds: range) -> Row:
     return Row(name, "scheduler / sim", tally.rows, "34/34" if problem is None else "-", problem)
 
 
-def check_engine(recorded: RecordedCase) -> Iterator[Row]:
-    """A whole CPU engine against the live scheduler and the simulator, on a case of its block size."""
+def record_engines(recorded: Iterable[RecordedCase]) -> Iterator[tuple[Case, Recording]]:
+    """The cases that a CPU engine can run, in the form that it can, and what it did with each."""
     from validation.engine_cases import for_cpu_engine
 
-    case = for_cpu_engine(recorded.case, ENGINE_REQUESTS)
-    if case is None:
-        return
-    engine = record("engine", case.settings, case.requests)
+    for stored in recorded:
+        case = for_cpu_engine(stored.case, ENGINE_REQUESTS)
+        if case is not None:
+            yield case, record("engine", case.settings, case.requests)
+
+
+def check_engine(case: Case, engine: Recording) -> Iterator[Row]:
+    """What a whole CPU engine did against the live scheduler and the simulator."""
     for target in ("scheduler", "sim"):
         other = record(target, case.settings, case.requests)
         yield from_comparison(case.name, f"engine / {target}", compare(engine.log, other.log))
@@ -113,15 +118,17 @@ def run(
     else:
         long = []
         say(f"(no conformance recordings: {conformance} is not there)")
-    for case in [*long, *read_cases(recorded)]:
+    short = read_cases(recorded)
+    # Engines come first, and are shown last: none starts any more once the simulator has loaded Numba.
+    whole = list(record_engines(long or short)) if engines else []
+    for case in [*long, *short]:
         show(check_recording(case, "scheduler", "recording / scheduler"))
         if simulated(case):
             show(check_recording(case, "sim", "recording / sim"))
     show(check_random(range(1_000_000, 1_000_000 + random_cases)))
-    if engines:
-        for case in long:
-            for row in check_engine(case):
-                show(row)
+    for engine_case, engine in whole:
+        for row in check_engine(engine_case, engine):
+            show(row)
     failed = [row for row in rows if row.problem is not None]
     total = sum(row.rows for row in rows)
     say(

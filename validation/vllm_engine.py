@@ -8,6 +8,7 @@ imported inside functions only.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,6 +135,11 @@ def record(settings: EngineSettings, requests: Sequence[LogicalRequest], device:
     Raises InputError for what an engine on this device can't do, what vLLM refuses, or when it is missing.
     """
     refuse_what_an_engine_cannot_do(settings, device)
+    if "llvmlite.binding.ffi" in sys.modules:
+        # vLLM's CPU worker looks at every attribute of every loaded module, and fails on llvmlite's.
+        raise InputError(
+            "an engine can't start in a process that has Numba loaded: record it first, or alone"
+        )
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if device == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
