@@ -188,12 +188,27 @@ def _nothing_better(found: Found, plan: Plan) -> Verdict:
     elif all(e.numbers.difference == 0 for e in evidence):
         text = f"Keep what you have: none of {plural(len(ran), 'tried change')} changes the {name}."
     else:
-        text = (
-            f"Keep what you have: of {plural(len(ran), 'tried change')} none improves the {name} by"
-            f" {100 * plan.min_gain:g} % or more within the constraints; the largest gain, by"
-            f" {best.after}, is {best.text()}."
-        )
+        text = f"Keep what you have: of {plural(len(ran), 'tried change')} none improves the {name}"
+        if best.gain <= 0:
+            text += f"; the nearest is {best.after}: {best.text()}."
+        elif best.gain < plan.min_gain:
+            text += f" by {100 * plan.min_gain:g} % or more; the most gives {best.after}: {best.text()}."
+        else:
+            return _barred(found, plan, best, text)
     return Verdict(False, BASE, (Sentence("verdict", text, (best,)),))
+
+
+def _barred(found: Found, plan: Plan, best: Evidence, text: str) -> Verdict:
+    """What would gain most breaks a constraint."""
+    limits = [c.metric for c in plan.constraints] or [METRICS["finished"]]
+    pairs = [
+        compare(found, m, BASE, best.after, plan.screen, plan.level, best.numbers.comparisons) for m in limits
+    ]
+    broken_by = [e for e in pairs if e is not None]
+    bounds = " and ".join(str(c) for c in plan.constraints) or "as many finished requests"
+    shown = "; ".join(f"{e.metric.label} {e.text()}" for e in broken_by)
+    text += f" within the constraints ({bounds}). {best.after} would give {best.text()}, but breaks them: {shown}."
+    return Verdict(False, BASE, (Sentence("verdict", text, (best, *broken_by)),))
 
 
 def _not_confirmed(

@@ -156,7 +156,7 @@ def test_a_gain_too_small_to_matter_is_not_advised() -> None:
 
     _, verdict = run(model)
     assert not verdict.change
-    assert "by 1 % or more" in verdict.sentences[0].text
+    assert "by 1 % or more; the most gives max_num_batched_tokens=1024" in verdict.sentences[0].text
 
 
 def test_constraint_keeps_a_faster_setting_out() -> None:
@@ -188,6 +188,7 @@ def test_latency_is_not_bought_by_leaving_requests_unfinished() -> None:
 
     _, verdict = run(model)
     assert not verdict.change
+    assert "finished requests 100 -> 50" in verdict.sentences[0].text
 
 
 def test_a_trace_gets_no_confidence() -> None:
