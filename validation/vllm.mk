@@ -12,10 +12,16 @@ endif
 	PYTHON=$(PYTHON) bash validation/make_env.sh .venv-vllm
 	@touch $@
 
+# Tests that are skipped where there is no vLLM.
+NEED_VLLM := tests/validation/test_operations.py \
+  $(filter-out %/test_recorded_vllm.py,$(wildcard tests/validation/test_*_vllm.py))
+
 .PHONY: validate
 validate: $(VLLM_READY)  ## compare with a real vLLM 0.32.0 on this machine's CPU: recordings, random cases, engines
 	$(VLLM_PYTHON) -m validation run $(VALIDATE_ARGS)
-	$(VLLM_PYTHON) -m pytest -p no:cacheprovider tests/validation/test_operations.py $(PYTEST_ARGS)
+	$(VLLM_PYTHON) -m pytest -p no:cacheprovider $(NEED_VLLM) $(PYTEST_ARGS)
+	$(VLLM_PYTHON) -m pytest -p no:cacheprovider tests/validation/test_live_vllm.py tests/validation/test_bench_vllm.py $(PYTEST_ARGS)
+	$(VLLM_PYTHON) -m validation.mutations
 
 .PHONY: fuzz
 fuzz: $(VLLM_READY)  ## random cases against a real vLLM (FUZZ_ARGS="--minutes 10 --seed 1")
@@ -24,3 +30,7 @@ fuzz: $(VLLM_READY)  ## random cases against a real vLLM (FUZZ_ARGS="--minutes 1
 .PHONY: bench-vllm
 bench-vllm: $(VLLM_READY)  ## the simulator's speed against a real vLLM's control plane (BENCH_ARGS=...)
 	$(VLLM_PYTHON) -m validation bench $(BENCH_ARGS)
+
+.PHONY: mutations
+mutations: $(STAMP)  ## plant each deliberate fault in a copy of the kernel: its named test must fail (docs/mutations.md)
+	$(PY) -m validation.mutations $(MUTATIONS_ARGS)

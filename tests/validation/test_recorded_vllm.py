@@ -36,7 +36,8 @@ def test_replay_is_equal(recorded: RecordedCase, target: str) -> None:
 def test_the_set_shows_what_it_is_kept_for() -> None:
     shown: set[str] = set()
     rows = size = 0
-    for folder in FOLDERS.values():
+    random_cases = [folder for folder in FOLDERS.values() if folder.parent == RECORDED]
+    for folder in random_cases:
         recorded = read_case(folder)
         log = recorded.log()
         shown |= features(recorded.case, log)
@@ -67,7 +68,7 @@ def test_the_set_shows_what_it_is_kept_for() -> None:
         "scheduled tokens",
         "several finished",
     } <= shown
-    assert len(FOLDERS) >= 25
+    assert len(random_cases) >= 25
     assert rows > 2000
     assert size < 1_000_000
 
