@@ -7,15 +7,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.advice.evaluate import Runner, default_jobs, seeds_matter
 from sim.advice.metrics import DEFAULT_OBJECTIVE, find_metric, parse_constraint
 from sim.advice.render import data, text
 from sim.advice.search import Found, Plan, search
-from sim.advice.settings import space_of
+from sim.advice.settings import overrides_of, space_of
 from sim.advice.verdict import Verdict, judge
 from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.resolve import Resolved
 
 #: Seeds of the search; the confirmation has `Options.seeds` others.
 SCREENING_SEEDS = 4
@@ -104,7 +107,10 @@ def recommend(config: str, options: Options) -> Advice:
         verdict, shown, data(resolved.name, config, found, plan, space, verdict), found.interrupted
     )
     if options.out is not None:
-        _write(Path(options.out), advice, options)
+        changed = resolve(
+            load_config(config, [*overrides, *overrides_of(verdict.candidate, space)], options.seed)
+        )
+        _write(Path(options.out), advice, resolved, changed if verdict.change else None, config, options)
         talk.line(f"results in {options.out}")
     return advice
 
@@ -116,12 +122,32 @@ def _warm_up(talk: _Talk) -> None:
         talk.line("compiling the engine once for this machine (some 20 s); later runs start at once")
 
 
-def _write(folder: Path, advice: Advice, options: Options) -> None:
+def _write(
+    folder: Path, advice: Advice, base: Resolved, changed: Resolved | None, config: str, options: Options
+) -> None:
     from sim import __version__
-    from sim.results import to_json, write_run
+    from sim.core.jit import core_digest
+    from sim.results import to_json, to_yaml, write_run
 
-    files = {"recommendation.json": to_json(advice.data), "recommendation.txt": advice.text.encode()}
-    write_run(folder, files, {"version": __version__, "command": list(options.command)})
+    files = {
+        "recommendation.json": to_json(advice.data),
+        "recommendation.txt": advice.text.encode(),
+        "config.yaml": to_yaml(base.config, f"kvpool {__version__}: {base.name} as resolved"),
+    }
+    if changed is not None:
+        files["recommended.yaml"] = to_yaml(
+            changed.config, f"kvpool {__version__}: {base.name} with the changes that `recommend` advises"
+        )
+    record = {
+        "version": __version__,
+        "name": base.name,
+        "seed": base.seed,
+        "vllm_profile": base.engine.vllm,
+        "core_digest": core_digest(),
+        "config_file": config,
+        "command": list(options.command),
+    }
+    write_run(folder, files, record)
 
 
 class _Talk:

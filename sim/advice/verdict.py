@@ -207,7 +207,8 @@ def _barred(found: Found, plan: Plan, best: Evidence, text: str) -> Verdict:
     broken_by = [e for e in pairs if e is not None]
     bounds = " and ".join(str(c) for c in plan.constraints) or "as many finished requests"
     shown = "; ".join(f"{e.metric.label} {e.text()}" for e in broken_by)
-    text += f" within the constraints ({bounds}). {best.after} would give {best.text()}, but breaks them: {shown}."
+    text += f" within the constraints ({bounds}). {best.after} would give {best.text()},"
+    text += f" but breaks them: {shown}."
     return Verdict(False, BASE, (Sentence("verdict", text, (best, *broken_by)),))
 
 

@@ -54,6 +54,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     data: dict[str, Any] = json.loads(result.stdout)
     assert json.loads((folder / "out" / "recommendation.json").read_text()) == data
+    data["recommended"] = str(folder / "out" / "recommended.yaml")
     data["text"] = (folder / "out" / "recommendation.txt").read_text()
     return data
 
@@ -94,6 +95,18 @@ def test_text_shows_the_same_advice_and_flags(planted: dict[str, Any]) -> None:
     for sentence in planted["advice"]:
         assert sentence["text"] in flat
     assert f"vllm serve ... {shlex.join(planted['vllm_serve'])}" in planted["text"]
+
+
+def test_recommended_config_runs_and_gives_the_metrics_shown(planted: dict[str, Any], tmp_path: Path) -> None:
+    arguments = ["run", planted["recommended"], "--seed", str(planted["plan"]["confirmation_seeds"][0])]
+    result = CliRunner().invoke(main, [*arguments, "--json", "-q", "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    gain = next(a for a in planted["advice"] if a["kind"] == "gain")["evidence"][0]
+    changes = {k: v["to"] for k, v in gain["after"].items()}
+    shown = next(
+        r for r in planted["simulations"] if r["changes"] == changes and r["seed"] == gain["seeds"][0]
+    )
+    assert json.loads(result.stdout)["latency"]["e2e_s"]["mean"] == shown["metrics"]["e2e_s.mean"]
 
 
 def test_config_at_its_optimum_is_kept(tmp_path: Path) -> None:
