@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sim.capacity import LogOptions, allocate
 from sim.config_engine import EngineSettings
 from sim.core import codes as c
-from sim.core.engine import run_until, sample_now, settle
+from sim.core.engine import run_until, sample_now, settle, weigh_now
 from sim.core.state import COUNTERS, POOL_META, State
 from sim.step_time import StepTime
 from workloads.requests import Workload
@@ -216,7 +216,22 @@ def _bin_value(metric: int, index: int) -> float:
 
 
 def time_weighted(state: State) -> dict[str, dict[str, float]]:
-    """Means, percentiles (to the width of a bin) and maxima over simulated time after the warm-up."""
+    """Means, percentiles (to the width of a bin) and maxima over simulated time after the warm-up.
+
+    The state is left as it is, also where a run was stopped between two phases.
+    """
+    logs, since = state.logs, int(state.ctl.last_time)
+    if since == state.ctl.now:
+        return _time_weighted(state)
+    weighted, histogram = logs.weighted.copy(), logs.histogram.copy()
+    weigh_now(state)
+    out = _time_weighted(state)
+    logs.weighted[:], logs.histogram[:] = weighted, histogram
+    state.ctl.last_time = since
+    return out
+
+
+def _time_weighted(state: State) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {}
     for m, name in enumerate(c.TW_METRICS):
         histogram = state.logs.histogram[m]

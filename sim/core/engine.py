@@ -265,6 +265,7 @@ def abort_request(st: State, r: int) -> bool:
     A request whose arrival is known but still to come is taken back. False when the request has ended
     already, or waits for another one's end.
     """
+    advance_time_weighted(st, st.ctl.now)
     status = st.requests.status[r]
     if status == c.S_NOT_ARRIVED and st.requests.arrival[r] >= 0:
         request_ended(st, r, c.S_ABORTED, st.ctl.now)
@@ -293,13 +294,21 @@ def abort_request(st: State, r: int) -> bool:
 
 @entry
 def settle(st: State, time: int) -> int:
-    """Let the state as it stands last until ``time`` (not before now): samples and time-weighted sums.
+    """Let the state as it stands last until ``time`` (not before now), with the samples that fall in between.
 
-    For the end of a run between two phases. Returns DONE, or LOG_FULL: drain and call again.
+    For the end of a run between two phases. Returns DONE, or LOG_FULL: drain and call again. The weighted
+    sums are left to whoever changes or reads the state next: a stop has no part in their rounding.
     """
-    if not _move_clock(st, time):
+    if not _log_until(st, time):
         return c.X_LOG_FULL
+    st.ctl.now = time
     return c.X_DONE
+
+
+@entry
+def weigh_now(st: State) -> None:
+    """Complete the time-weighted sums up to now."""
+    advance_time_weighted(st, st.ctl.now)
 
 
 @entry

@@ -47,6 +47,7 @@ class Struct:
         for name in names:
             setattr(self, name, values[name])
         self._table: np.ndarray | None = None
+        self._address = 0
         self._numba_type: StructType | None = None
 
     def native_type(self) -> StructType:
@@ -59,15 +60,16 @@ class Struct:
                 fields.append((name, _field_type(value), len(words)))
                 words.extend(_field_words(value))
             self._table = np.array(words, dtype=np.int64)
+            self._address = int(self._table.ctypes.data)
             self._numba_type = StructType(type(self).__name__, tuple(fields))
         return self._numba_type
 
     @property
     def native_address(self) -> int:
         """Address of the table."""
-        self.native_type()
-        assert self._table is not None
-        return int(self._table.ctypes.data)
+        if self._numba_type is None:
+            self.native_type()
+        return self._address
 
 
 class StructType(types.Type):

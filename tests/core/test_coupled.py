@@ -221,6 +221,7 @@ def test_until_and_going_on() -> None:
     sent = engine.submit(10, 100)
     env.run(until=5_500)
     result = engine.result()
+    assert result.time_weighted["num_running"]["mean"] == 1.0
     assert result.exit_reason == "until"
     assert result.totals["now_ns"] == 5_500
     assert not sent.triggered
