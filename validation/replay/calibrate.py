@@ -232,6 +232,13 @@ def quality(predicted: Array, recorded: Array) -> Quality:
     return Quality(float(np.abs(error).mean()) / mean, float(error.mean()) / mean, p50, p90, p99, r2)
 
 
+def drift(model: StepTime, steps: Steps, parts: int = 8) -> list[float]:
+    """Recorded / predicted time of equal parts of a run, in order: a machine of steady speed stays near 1."""
+    predicted = predict(model, steps)
+    pieces = np.array_split(np.arange(len(steps)), parts)
+    return [float(steps.duration[p].sum() / max(float(predicted[p].sum()), 1.0)) for p in pieces]
+
+
 def predict(model: StepTime, steps: Steps) -> Array:
     """The model's duration of each step, float64[n] ns."""
     if model.kind == st.TABLE:

@@ -89,7 +89,7 @@ class EnginePort:
         self.index = {r.request_id: i for i, r in enumerate(self.requests)}
         self.loop = _Loop(plan.settings, self.requests, engine)
         self.loop.arrivals.clear()
-        self.steps = 0
+        self.added = self.steps = 0
         self.recorder_ns = 0
         self.more: dict[str, list[int]] = {k: [] for k in ("wall_ns", "table_blocks", "table_runs")}
         self.batches: dict[str, list[int]] = {k: [] for k in ("loop_step", *_FEATURES)}
@@ -100,8 +100,10 @@ class EnginePort:
         self.loop.recorder._row = self._timed_row  # type: ignore[method-assign]
 
     def add(self, index: int, arrival_ns: int) -> None:
-        """Hand over one request; its arrival time decides between requests of one priority."""
-        self.loop.add(self.requests[index], arrival_ns / 1e9)
+        """Hand over one request. Its stamp, which decides between requests of one priority, is its place in
+        the order of arrival: a server's clock stamps no two requests alike."""
+        self.loop.add(self.requests[index], float(self.added))
+        self.added += 1
 
     def busy(self) -> bool:
         """Whether the engine core would make a step."""

@@ -33,6 +33,12 @@ _COUNTERS = {
     "prefix_hits": "vllm:prefix_cache_hits_total",
     "preemptions": "vllm:num_preemptions_total",
 }
+#: Counters of newer servers, for a fit of the step time: metric and a label it is restricted to.
+_WORK = {
+    "engine_steps": ("vllm:iteration_tokens_total_count", None),
+    "computed_prompt_tokens": ("vllm:prompt_tokens_by_source_total", ("source", "local_compute")),
+    "generated_tokens": ("vllm:generation_tokens_total", None),
+}
 _USAGE = "vllm:kv_cache_usage_perc"
 _TROUBLE = (OSError, HttpError, TimeoutError, asyncio.IncompleteReadError, ValueError, KeyError)
 T = TypeVar("T")
@@ -177,6 +183,8 @@ class _Run:
             found = parse_metrics((await get(self.server, "/metrics")).decode())
             row = {name: _sum(found, metric) for name, metric in (_GAUGES | _COUNTERS).items()}
             row["usage"] = _sum(found, _USAGE)
+            if all(metric in found for metric, _ in _WORK.values()):
+                row |= {name: _sum(found, metric, label) for name, (metric, label) in _WORK.items()}
         except _TROUBLE:
             self.missed_polls += 1
             return
@@ -185,8 +193,9 @@ class _Run:
     def tables(self) -> tuple[Table, Table]:
         """Timeline and requests; counters count from the start of the replay."""
         usable = self.plan.settings.usable_blocks
-        columns = {name: np.array([row[name] for row in self.rows]) for name in self.rows[0]}
-        for name in _COUNTERS:
+        names = [name for name in self.rows[0] if all(name in row for row in self.rows)]
+        columns = {name: np.array([row[name] for row in self.rows]) for name in names}
+        for name in (name for name in names if name in _COUNTERS or name in _WORK):
             columns[name] = columns[name] - columns[name][0]
         timeline: Table = {
             name: np.rint(v).astype(np.int64) for name, v in columns.items() if name != "usage"
@@ -210,9 +219,11 @@ class _Run:
         return timeline, requests
 
 
-def _sum(found: dict[str, list[tuple[dict[str, str], float]]], name: str) -> float:
-    """A metric over all its labels; raises KeyError where the server does not have it."""
-    return sum(value for _, value in found[name])
+def _sum(
+    found: dict[str, list[tuple[dict[str, str], float]]], name: str, label: tuple[str, str] | None = None
+) -> float:
+    """A metric over all its labels, or those with one label; raises KeyError where the server has it not."""
+    return sum(v for labels, v in found[name] if label is None or labels.get(label[0]) == label[1])
 
 
 def replay(

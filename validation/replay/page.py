@@ -110,6 +110,12 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
             f"{share(usage['mean_simulated'])} against {share(usage['mean_real'])}, "
             f"{share(usage['area'])} apart on average and {share(usage['max_gap'])} at most."
         )
+    drift = report["step_time"]["drift"]
+    if drift is not None:
+        out.append(
+            f"Speed of the machine: in eighths of the run the steps took {min(drift):.2f} to {max(drift):.2f}"
+            " times what the model says; a step time that depends on the batch alone can't follow that."
+        )
     if not out:
         out.append("No simulated curve: " + report["step_time"]["source"] + ".")
     return out

@@ -41,6 +41,9 @@ BATCHES: dict[str, tuple[str, str]] = {
 TIMELINE: dict[str, tuple[str, str]] = {
     **{k: v for k, v in STEPS.items() if k not in ("cached_free_blocks", "evictions", "step_duration_ns")},
     "wall_ns": ("ns", "when the row itself was taken; time_ns is the start of the step, or its end"),
+    "engine_steps": ("", "cumulative: engine steps, as a server counts them"),
+    "computed_prompt_tokens": ("tokens", "cumulative: prompt tokens that a server computed"),
+    "generated_tokens": ("tokens", "cumulative: tokens that a server generated"),
     "updated": ("", "0: after schedule(), 1: after update_from_output()"),
 }
 MORE_REQUESTS: dict[str, tuple[str, str]] = {

@@ -17,7 +17,8 @@ import numpy as np
 from sim import __version__
 from sim.errors import InputError
 from sim.step_time import StepTime
-from validation.replay.calibrate import MIN_STEPS, Fitted, Quality, fit, step_time_yaml, steps_of
+from validation.replay.calibrate import MIN_STEPS, Fitted, Quality, drift, fit, step_time_yaml, steps_of
+from validation.replay.calibrate_server import ServerFit, fit_server
 from validation.replay.compare import Curves, curves, grid_period, latency_table
 from validation.replay.plan import Plan
 from validation.replay.recording import Recording, Table
@@ -37,13 +38,15 @@ class Model:
         step_time: for the simulator; None: there is none.
         source: in words.
         section: the `step_time:` section, or None.
-        fitted: the fit and the held-out quality of every kind tried, if it was fitted to these steps.
+        table: name and content of the file that the section names, if it is of kind table.
+        fitted, tried: the fit and the held-out quality of every kind tried, if it was fitted to these steps.
     """
 
     step_time: StepTime | None
     source: str
     section: dict[str, Any] | None = None
-    fitted: Fitted | None = None
+    table: tuple[str, bytes] | None = None
+    fitted: Fitted | ServerFit | None = None
     tried: dict[str, Quality] = field(default_factory=dict)
 
 
@@ -70,13 +73,24 @@ def choose_model(
     """
     if step_time_file is not None:
         step_time, section = read_step_time(step_time_file)
-        return Model(step_time, f"given: {step_time_file.name}", section)
+        table = None
+        if "path" in section:
+            source = Path(section["path"])
+            section["path"] = Path(TABLE_FILE).stem + source.suffix
+            table = section["path"], source.read_bytes()
+        return Model(step_time, f"given: {step_time_file.name}", section, table)
     if recording.batches is not None:
         if int((recording.batches["scheduled_tokens"] > 0).sum()) >= MIN_STEPS:
             found, tried = fit(steps_of(recording.batches), kind)
             section = found.section(TABLE_FILE)
-            return Model(found.model, f"{found.kind}, fitted to this recording", section, found, tried)
+            table = (TABLE_FILE, found.table_file()) if found.kind == "table" else None
+            source_text = f"{found.kind}, fitted to this recording"
+            return Model(found.model, source_text, section, table, found, tried)
         return Model(None, f"none: fewer than {MIN_STEPS} steps were recorded")
+    server = fit_server(recording.timeline)
+    if server is not None:
+        source_text = f"affine, fitted to {server.windows} windows between polls of this recording"
+        return Model(server.model, source_text, server.section(), None, server, {"affine": server.held_out})
     if plan.has_step_time:
         section = dict(plan.resolved.config["step_time"])
         return Model(plan.resolved.step_time, "the config's", section)
@@ -188,6 +202,7 @@ def to_report(f: Findings) -> dict[str, Any]:
             "source": f.model.source,
             "section": f.model.section,
             "fit": f.model.fitted.to_json() if f.model.fitted else None,
+            "drift": _drift(f),
             "held_out": {k: q.to_json() for k, q in f.model.tried.items()},
         },
         "rules": _rules(f),
@@ -215,6 +230,16 @@ def _steps(r: Recording) -> dict[str, Any] | None:
         "batches": len(busy), "mean_s": float(busy.mean()) / 1e9,
         "p50_s": p50, "p90_s": p90, "p99_s": p99, "max_s": float(busy.max()) / 1e9,
     }  # fmt: skip
+
+
+def _drift(f: Findings) -> list[float] | None:
+    """Recorded / predicted time in eighths of the run, with the model of the simulation in time."""
+    if f.model.step_time is None or f.recording.batches is None:
+        return None
+    usable = (f.recording.batches["scheduled_tokens"] > 0) & (f.recording.batches["duration_ns"] > 0)
+    if int(usable.sum()) < MIN_STEPS:
+        return None
+    return [round(x, 4) for x in drift(f.model.step_time, steps_of(f.recording.batches))]
 
 
 def _rules(f: Findings) -> dict[str, Any] | None:
@@ -263,15 +288,15 @@ def write_report(f: Findings, folder: Path, command: list[str]) -> dict[str, Any
         **f.recording.files(),
         **{f"plots/{name}.svg": content for name, content in plots.items()},
     }
-    if f.model.fitted is not None:
+    if isinstance(f.model.fitted, Fitted):
         files["step_time.yaml"] = step_time_yaml(f.model.fitted, f.plan.resolved.name, TABLE_FILE)
-        if f.model.fitted.kind == "table":
-            files[TABLE_FILE] = f.model.fitted.table_file()
+    if f.model.table is not None:
+        files[f.model.table[0]] = f.model.table[1]
     provenance = {
         "version": __version__,
         "name": f.plan.resolved.name,
         "config_file": f.plan.config_file,
-        "command": command,
+        "command": [Path(word).name if Path(word).is_absolute() else word for word in command],
         "recorded_on": f.recording.info,
         "workload": {"sha256": report["workload"]["sha256"], "source": f.plan.workload.source},
     }

@@ -110,6 +110,8 @@ def with_recorded_steps(plan: Plan, recording: Recording) -> RecordedSteps:
     workload = as_recorded(plan, recording)
     step_time = constant(1.0)
     state = allocate(plan.settings, workload, step_time, log)
+    # Requests that were handed over at one moment are told apart as the real engine does, by their order.
+    state.requests.order_time[: len(workload)] = np.arange(len(workload))
     done = recording.batches["done_ns"].tolist()
     rows: list[Any] = []
     batch = 0
