@@ -20,7 +20,6 @@ NEED_VLLM := tests/validation/test_operations.py \
 validate: $(VLLM_READY)  ## compare with a real vLLM 0.32.0 on this machine's CPU: recordings, random cases, engines
 	$(VLLM_PYTHON) -m validation run $(VALIDATE_ARGS)
 	$(VLLM_PYTHON) -m pytest -p no:cacheprovider $(NEED_VLLM) $(PYTEST_ARGS)
-	$(VLLM_PYTHON) -m pytest -p no:cacheprovider tests/validation/test_live_vllm.py tests/validation/test_bench_vllm.py $(PYTEST_ARGS)
 	$(VLLM_PYTHON) -m validation.mutations
 
 .PHONY: fuzz

@@ -135,15 +135,14 @@ def record(settings: EngineSettings, requests: Sequence[LogicalRequest], device:
     Raises InputError for what an engine on this device can't do, what vLLM refuses, or when it is missing.
     """
     refuse_what_an_engine_cannot_do(settings, device)
-    if "llvmlite.binding.ffi" in sys.modules:
-        # vLLM's CPU worker looks at every attribute of every loaded module, and fails on llvmlite's.
-        raise InputError(
-            "an engine can't start in a process that has Numba loaded: record it first, or alone"
-        )
+    numba_loaded = "llvmlite.binding.ffi" in sys.modules
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if device == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     require_vllm()
+    if numba_loaded:
+        # vLLM's CPU worker looks at every attribute of every loaded module, and fails on llvmlite's.
+        raise InputError("no engine starts in a process that has loaded Numba: record it first, or alone")
     with tempfile.TemporaryDirectory(prefix="kvpool-model-") as folder:
         engine = make_engine(settings, device, Path(folder))
         try:
