@@ -139,6 +139,9 @@ def record(settings: EngineSettings, requests: Sequence[LogicalRequest], device:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if device == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    else:
+        # The logits processor is written for the V1 model runner, which a CPU always has.
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     require_vllm()
     if numba_loaded:
         # vLLM's CPU worker looks at every attribute of every loaded module, and fails on llvmlite's.

@@ -80,7 +80,7 @@ def vllm_config(settings: EngineSettings, folder: Path, device: str = "cpu") -> 
             tokenizer=str(folder),
             skip_tokenizer_init=True,
             max_model_len=settings.max_model_len,
-            dtype="float32",
+            dtype="float32" if device == "cpu" else "bfloat16",
             enforce_eager=True,
         )
         scheduler = SchedulerConfig(
