@@ -92,7 +92,12 @@ def _table(found: Found, plan: Plan) -> list[str]:
             change = _relative(n.difference, n.base)
             if n.low is not None and n.high is not None:
                 interval = f"{_relative(n.low, n.base)} .. {_relative(n.high, n.base)}"
-        rows.append((-e.gain, str(candidate), m.show(n.new), change, interval))
+        breaks = [
+            f"breaks {c}"
+            for c in plan.constraints
+            if c.broken_by(found.mean(candidate, c.metric.name, plan.screen)) > 0
+        ]
+        rows.append((-e.gain, str(candidate), m.show(n.new), change, "  ".join([interval, *breaks])))
     rows.sort(key=lambda r: r[0])
     level = f" ({100 * plan.level:g} % for all together)" if len(plan.screen) > 1 else ""
     head = ("tried", m.name, "difference", f"interval{level}" if len(plan.screen) > 1 else "")

@@ -133,6 +133,26 @@ def judged_seeds(found: Found, plan: Plan) -> tuple[int, ...]:
 
 def judge(found: Found, plan: Plan, space: Space) -> Verdict:
     """The advice that the simulations give."""
+    verdict = _judge(found, plan, space)
+    if verdict.change:
+        return verdict
+    return Verdict(False, verdict.candidate, (*verdict.sentences, *_as_configured(found, plan)))
+
+
+def _as_configured(found: Found, plan: Plan) -> list[Sentence]:
+    """Whether the config that is kept meets the constraints."""
+    out = []
+    for constraint in plan.constraints:
+        e = compare(found, constraint.metric, BASE, BASE, plan.screen, plan.level)
+        if e is not None:
+            met = "meets" if constraint.broken_by(e.numbers.base) == 0 else "breaks"
+            text = f"As configured it {met} {constraint}: {e.metric.label} {e.metric.show(e.numbers.base)}"
+            text += f" (mean of {plural(e.numbers.n, 'seed')})."
+            out.append(Sentence("constraint", text, (e,)))
+    return out
+
+
+def _judge(found: Found, plan: Plan, space: Space) -> Verdict:
     if found.winner == BASE:
         return _nothing_better(found, plan)
     seeds = judged_seeds(found, plan)

@@ -169,6 +169,17 @@ def test_constraint_keeps_a_faster_setting_out() -> None:
     assert any(s.text.startswith("Constraint ttft_s.p99 <= 2 is met") for s in verdict.sentences)
 
 
+def test_a_kept_config_is_held_against_the_constraints() -> None:
+    def model(s: dict[str, float], seed: int) -> dict[str, float]:
+        return result(10.0 - 3 * (s["watermark"] == 0.05) + seed, ttft=1.0 + 4 * (s["watermark"] == 0.05))
+
+    _, verdict = run(model, replace(PLAN, constraints=(parse_constraint("ttft_s.p99<=2"),)))
+    assert not verdict.change
+    assert "watermark=0.05 would give" in verdict.sentences[0].text
+    assert "time to first token 1 s -> 5 s" in verdict.sentences[0].text
+    assert verdict.sentences[1].text.startswith("As configured it meets ttft_s.p99 <= 2")
+
+
 def test_a_broken_constraint_comes_before_the_objective() -> None:
     def model(s: dict[str, float], seed: int) -> dict[str, float]:
         tokens = s["max_num_batched_tokens"]
