@@ -18,7 +18,8 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE_MAY_IMPORT = {"numpy", "numba", *sys.stdlib_module_names}
+#: llvmlite is the code generator that Numba brings with it; sim/core/struct.py extends Numba with it.
+CORE_MAY_IMPORT = {"numpy", "numba", "llvmlite", *sys.stdlib_module_names}
 
 
 @pytest.fixture(scope="module")
