@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 
 from sim.errors import InputError
 from sim.report.content import Analysis
@@ -24,14 +25,14 @@ def analyse(run: RunFolder, say: Callable[[str], None]) -> Analysis:
     """
     say("simulating the run again to look into the pool (--no-rerun leaves this out)")
     try:
-        return look(run, find_moments(run))
+        return look(run)
     except InputError as e:
         problem = "; ".join(p.message for p in e.problems)
         say(f"the run can't be simulated again: {problem}")
         return Analysis(note=problem)
 
 
-def look(run: RunFolder, moments: Sequence[Moment]) -> Analysis:
+def look(run: RunFolder) -> Analysis:
     """One pass over the run, stopping at the instants of the film and at the worst moments.
 
     Raises:
@@ -45,6 +46,8 @@ def look(run: RunFolder, moments: Sequence[Moment]) -> Analysis:
     from sim.report.pool_view import FilmMaker, film_times
 
     rerun = Rerun(run.path)
+    run.adopt_steps(rerun.steps)
+    moments = find_moments(run)
     num_blocks = rerun.resolved.engine.num_gpu_blocks
     times = [int(t) for t in film_times(rerun.end_ns)]
     wanted = min(_MOST_SNAPSHOTS, max(_FEWEST_SNAPSHOTS, _BLOCKS_LOOKED_AT // num_blocks))
@@ -67,4 +70,6 @@ def look(run: RunFolder, moments: Sequence[Moment]) -> Analysis:
                 worst.append(WorstMoment(moment.metric, time, moment.value, causes))
     tracked = FragmentationTracker(simulation, rerun.until_ns).run()
     rerun.check_rows(tracked.steps)
+    # the rows are those of the folder: held once is enough
+    tracked = replace(tracked, steps={}, curves={}, requests={})
     return Analysis(film.film(), tracked, analyzer.report(worst=worst))

@@ -330,4 +330,4 @@ def answer(run: RunFolder) -> list[Part]:
         ("Cache: ", *_cache(run)),
         ("Pressure: ", *_pressure(run)),
     )
-    return [*_warnings(run), Paragraph(_headline(run), "lead"), Items(findings), _cards(run)]
+    return [*_warnings(run), Paragraph(_headline(run), "lead"), Items(findings, labelled=True), _cards(run)]

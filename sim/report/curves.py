@@ -52,6 +52,8 @@ def curve_charts(
             figure = svg.new_figure()
             ax = figure.add_axes((0.115, 0.185, 0.865, 0.64))
             spec.draw(ax, series)
+            if ax.get_legend() is None:
+                ax.set_position((0.115, 0.185, 0.865, 0.74))
             _frame(ax, series, steps, marks, preempted_ns)
             markup = svg.inline_svg(figure, spec.key, f"{spec.title}. {plain_text(spec.says)}")
             charts.append(

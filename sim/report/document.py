@@ -144,10 +144,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Items:
-    """A list of sentences, numbered when the order matters."""
+    """A list of sentences; labelled: the first piece of each names it."""
 
     items: tuple[Inline, ...]
-    numbered: bool = False
+    labelled: bool = False
     kind: str = "items"
 
 

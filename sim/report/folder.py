@@ -20,7 +20,7 @@ Rows = Mapping[str, NDArray[Any]]
 _HINT = "give the folder that `python -m sim run` wrote, such as runs/NAME-CONTENTID"
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
     """What a run wrote.
 
@@ -29,15 +29,30 @@ class RunFolder:
         summary: summary.json.
         provenance: provenance.json.
         config: config.yaml as plain data.
-        steps, requests: columns of the Parquet files, arrays of one length each.
+        requests: columns of requests.parquet, arrays of one length.
     """
 
     path: Path
     summary: Mapping[str, Any]
     provenance: Mapping[str, Any]
     config: Mapping[str, Any]
-    steps: Rows
     requests: Rows
+    _steps: Rows | None = None
+
+    @property
+    def steps(self) -> Rows:
+        """Columns of steps.parquet, read when they are first wanted.
+
+        Raises:
+            InputError: the file can't be read.
+        """
+        if self._steps is None:
+            self._steps = _parquet(self.path / "steps.parquet")
+        return self._steps
+
+    def adopt_steps(self, steps: Rows) -> None:
+        """Take the rows that somebody else has read, so that long runs are held once."""
+        self._steps = steps
 
     @property
     def end_ns(self) -> int:
@@ -69,12 +84,12 @@ def read_run(folder: str | Path) -> RunFolder:
     ]
     if missing:
         raise InputError(f"this is not a run folder: it has no {', '.join(missing)}", name, hint=_HINT)
+    _rows_in(path / "steps.parquet")
     return RunFolder(
         path,
         _json(path / "summary.json"),
         _json(path / "provenance.json"),
         _yaml(path / "config.yaml"),
-        _parquet(path / "steps.parquet"),
         _parquet(path / "requests.parquet"),
     )
 
@@ -101,6 +116,22 @@ def _yaml(file: Path) -> dict[str, Any]:
     return dict(data)
 
 
+def _rows_in(file: Path) -> int:
+    """Rows of a Parquet file, by its footer."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (OSError, pa.ArrowException) as e:
+        raise _unreadable(file, e) from e
+
+
+def _unreadable(file: Path, e: Exception) -> InputError:
+    why = str(e).splitlines()[0]
+    return InputError(f"this file of the run can't be read: {why}", str(file), hint="run it again")
+
+
 def _parquet(file: Path) -> dict[str, NDArray[Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -108,8 +139,7 @@ def _parquet(file: Path) -> dict[str, NDArray[Any]]:
     try:
         table = pq.read_table(file)
     except (OSError, pa.ArrowException) as e:
-        why = str(e).splitlines()[0]
-        raise InputError(f"this file of the run can't be read: {why}", str(file), hint="run it again") from e
+        raise _unreadable(file, e) from e
     return {name: np.asarray(table.column(name).to_numpy()) for name in table.column_names}
 
 

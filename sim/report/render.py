@@ -11,6 +11,7 @@ from sim.report.document import (
     Cards,
     Chart,
     Document,
+    Inline,
     Items,
     Paragraph,
     Part,
@@ -110,6 +111,12 @@ def _md_cell(cell: str | Value | tuple[Piece, ...]) -> str:
     return _md(cell if isinstance(cell, str) else plain_text(cell))
 
 
+def _md_item(item: Inline, labelled: bool) -> str:
+    if not labelled:
+        return _md(plain_text(item))
+    return f"**{_md(plain_text(item[:1])).strip()}** {_md(plain_text(item[1:]))}"
+
+
 def _md_card(card: Card) -> str:
     note = plain_text(card.note)
     return f"- {_md(card.label)}: **{card.value.text}**" + (f" ({_md(note)})" if note else "")
@@ -120,12 +127,7 @@ def _md_part(part: Part) -> list[str]:
         text = _md(plain_text(part.pieces))
         return [f"**{text}**" if part.tone == "lead" else f"> {text}" if part.tone == "warn" else text]
     if isinstance(part, Items):
-        return [
-            "\n".join(
-                f"{f'{i}.' if part.numbered else '-'} {_md(plain_text(item))}"
-                for i, item in enumerate(part.items, 1)
-            )
-        ]
+        return ["\n".join(f"- {_md_item(item, part.labelled)}" for item in part.items)]
     if isinstance(part, Cards):
         return ["\n".join(_md_card(c) for c in part.cards)]
     if isinstance(part, Chart):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.report.pool_view import COLORS, FREE, FREE_CACHED, NAMES, USED, block_codes
-from sim.report.units import count, seconds, share
+from sim.report.units import count, plural, seconds, share
 
 if TYPE_CHECKING:
     from sim.core.state import State
@@ -77,7 +77,7 @@ def pool_scene(state: State, time_ns: int) -> Scene:
         STATE_CLASSES,
         codes,
         (
-            f"usage {share(1 - num_free / len(codes))}, {count(len(lengths))} free runs, longest"
+            f"usage {share(1 - num_free / len(codes))}, {plural(len(lengths), 'free run')}, longest"
             f" {count(longest)}, external fragmentation {share(outside)},"
             f" {count(int(state.ctl.num_running))} running, {count(int(state.ctl.num_waiting))} waiting",
         ),

@@ -89,11 +89,7 @@ def _part(part: Part) -> list[str]:
         mark = {"warn": "! "}.get(part.tone, "")
         return [wrap(plain_text(part.pieces), WIDTH, mark, "  " if mark else "")]
     if isinstance(part, Items):
-        out = []
-        for i, item in enumerate(part.items, 1):
-            mark = f"{i}. " if part.numbered else "- "
-            out.append(wrap(plain_text(item), WIDTH, mark, " " * len(mark)))
-        return ["\n".join(out)]
+        return ["\n".join(wrap(plain_text(item), WIDTH, "- ", "  ") for item in part.items)]
     if isinstance(part, Cards):
         width = max(len(c.label) for c in part.cards) + 2
         out = []

@@ -1,0 +1,270 @@
+"""The report of a run: one content in four formats, self-contained, honest about what is missing."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sim.analysis.rerun import Rerun
+from sim.cli import main
+from sim.report.analyse import analyse
+from sim.report.content import Analysis, build_report
+from sim.report.definitions import DEFINITIONS
+from sim.report.document import Chart, Document, Table, values_of
+from sim.report.folder import read_run
+from sim.report.render import STYLES, render
+
+
+def sim(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture(scope="module")
+def document(small_run: Path) -> Document:
+    run = read_run(small_run)
+    return build_report(run, analyse(run, lambda _: None))
+
+
+def json_values(data: Any) -> Iterator[dict[str, Any]]:
+    """All numbers of a report's JSON, in order."""
+    if isinstance(data, dict):
+        if {"value", "unit", "text"} <= set(data):
+            yield data
+            data = data.get("note", {})
+        for value in data.values():
+            yield from json_values(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from json_values(value)
+
+
+class Text(HTMLParser):
+    """The text of a page's body without styles and pictures, and everything that a page may load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.links: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+        self._quiet = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster", "background"):
+                self.links.append((tag, name, value or ""))
+            if name == "id":
+                self.ids.append(value or "")
+        if tag in ("style", "svg", "script"):
+            self._quiet += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("style", "svg", "script"):
+            self._quiet -= 1
+
+    def handle_data(self, data: str) -> None:
+        if not self._quiet:
+            self.text.append(data)
+
+
+def parse(page: str) -> Text:
+    parser = Text()
+    parser.feed(page)
+    return parser
+
+
+def squeeze(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.parametrize("style", ["html", "md", "text"])
+def test_every_number_of_the_json_stands_in_the_other_formats_in_the_same_order(
+    document: Document, style: str
+) -> None:
+    wanted = [v["text"] for v in json_values(json.loads(render(document, "json")))]
+    assert [v.text for v in values_of(document)] == wanted
+    assert len(wanted) > 100
+    shown = render(document, style)
+    shown = squeeze("".join(parse(shown).text) if style == "html" else shown.replace("\\", ""))
+    if style == "text":
+        # there the last words of a row may stand below it, so only the presence is asked for
+        missing = [t for t in wanted if squeeze(t) not in shown]
+        assert not missing
+        return
+    at = 0
+    for text in wanted:
+        found = shown.find(squeeze(text), at)
+        assert found >= 0, f"{text!r} is not where it belongs"
+        at = found + len(squeeze(text))
+
+
+def test_the_numbers_are_those_of_the_summary(document: Document, small_run: Path) -> None:
+    summary = json.loads((small_run / "summary.json").read_text())
+    data = json.loads(render(document, "json"))
+    cards = {c["label"]: c["value"] for c in data["sections"][0]["parts"][-1]["cards"]}
+    assert cards["KV usage, mean"] == summary["usage"]["mean"]
+    assert cards["Internal fragmentation"] == summary["internal_fragmentation"]["mean"]
+    assert cards["External fragmentation"] == summary["external_fragmentation"]["mean"]
+    assert cards["Free runs, mean"] == summary["free_runs"]["mean"]
+    assert cards["Preemptions"] == summary["preemptions"]["preemptions"]
+    assert cards["Hit rate at first lookup"] == summary["prefix_cache"]["first_lookup_token_hit_rate"]
+    assert cards["Time to first token, p50"] == summary["latency"]["ttft_s"]["p50"]
+
+
+def test_the_page_is_self_contained(document: Document) -> None:
+    page = render(document, "html")
+    found = parse(page)
+    assert found.links
+    for tag, name, target in found.links:
+        assert target.startswith(("#", "data:image/png;base64,")), (tag, name, target)
+    anchors = {t[1:] for tag, _, t in found.links if tag == "a"}
+    assert anchors <= set(found.ids)
+    styles = re.findall(r"<style.*?</style>", page, re.DOTALL)
+    assert len(styles) == 1
+    assert "@import" not in page
+    for address in re.findall(r"url\(([^)]*)\)", page):
+        assert address.strip("'\"").startswith("#")
+    assert "http:" not in page.replace("http://www.w3.org", "")
+    assert "https:" not in page
+    assert "<script" not in page
+
+
+def test_the_page_has_every_section_and_is_fit_for_dark_narrow_and_printed_pages(document: Document) -> None:
+    page = render(document, "html")
+    for section in document.sections:
+        assert f'<section id="{section.key}">' in page
+    for query in ("prefers-color-scheme: dark", "max-width: 44rem", "@media print"):
+        assert query in page
+    assert page.count("<svg") == sum("<svg" in c.markup for c in document.charts())
+    # figures take their colours from the page, so that both modes are readable
+    for chart in document.charts():
+        for color in re.findall(r"(?:fill|stroke): (#[0-9a-f]+)", chart.markup):
+            raise AssertionError(f"{chart.key} has the fixed colour {color}")
+
+
+def test_terms_are_explained_on_hover_and_below(document: Document) -> None:
+    page = render(document, "html")
+    assert len(document.definitions) > 15
+    for key, (name, meaning) in document.definitions.items():
+        assert DEFINITIONS[key] == (name, meaning)
+        assert f'id="def-{key}"' in page
+        assert f'title="{html.escape(meaning, quote=True).replace("&#x27;", "&#39;")}"' in page
+
+
+def test_markdown_tables_are_rectangular(document: Document) -> None:
+    text = render(document, "md")
+    for table in (p for s in document.sections for p in s.parts if isinstance(p, Table)):
+        assert "| " + " | ".join(c.label for c in table.columns) + " |" in text.splitlines()
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_text_fits_a_terminal(document: Document) -> None:
+    assert max(len(line) for line in render(document, "text").splitlines()) <= 100
+
+
+def test_the_film_agrees_with_snapshots(document: Document, small_run: Path) -> None:
+    chart = next(c for c in document.charts() if c.key == "pool_map")
+    rerun = Rerun(small_run)
+    for i in range(0, len(chart.data["time_s"]), 37):
+        snapshot = rerun.snapshot(round(chart.data["time_s"][i] * 1e9))
+        for name in ("free", "free and cached", "used", "used and cached"):
+            shown = chart.data[name][i] * snapshot.usable_blocks
+            assert shown == pytest.approx(snapshot.counts[name], abs=1e-4)
+
+
+def test_without_a_rerun_the_report_says_what_is_missing(small_run: Path) -> None:
+    result = sim("report", str(small_run), "--no-rerun")
+    assert result.exit_code == 0
+    assert "! Heat map, causes, lifetimes and failures are missing: --no-rerun was given." in result.stdout
+
+
+def test_a_run_that_gives_other_rows_now_is_reported_without_the_rerun(
+    small_run: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "run"
+    shutil.copytree(small_run, changed)
+    config = (changed / "config.yaml").read_text()
+    (changed / "config.yaml").write_text(config.replace("max_num_seqs: 4", "max_num_seqs: 2"))
+    result = sim("report", str(changed))
+    assert result.exit_code == 0
+    assert "simulated again" in result.stderr
+    assert "are missing: simulated again, the run gives other results" in squeeze(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("r.html", "<!doctype html>"), ("r.md", "# "), ("r.json", "{"), ("r.txt", "small:")],
+)
+def test_the_format_follows_the_name_of_the_file(
+    small_run: Path, tmp_path: Path, name: str, start: str
+) -> None:
+    result = sim("report", str(small_run), "--no-rerun", "--out", str(tmp_path / name))
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / name).read_text().startswith(start)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_the_same_run_gives_the_same_bytes(small_run: Path) -> None:
+    run = read_run(small_run)
+    pages = [render(build_report(run, analyse(run, lambda _: None)), "html") for _ in range(2)]
+    assert pages[0] == pages[1]
+
+
+@pytest.mark.parametrize("style", sorted(STYLES))
+def test_a_run_without_a_step_is_reported(small_run: Path, tmp_path: Path, style: str) -> None:
+    from sim import runner
+
+    text = (small_run / "config.yaml").read_text()
+    config = tmp_path / "empty.yaml"
+    config.write_text(text.replace("until: null", "until: 0s"))
+    out = tmp_path / "out"
+    runner.run(str(config), runner.RunOptions(out=str(out), quiet=True)).write()
+    run = read_run(out)
+    shown = render(build_report(run, Analysis(note="not asked for")), style)
+    assert "not asked for" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("{missing}",), "there is no such folder"),
+        (("{file}",), "this is a file, not a run folder"),
+        (("{empty}",), "this is not a run folder: it has no provenance.json"),
+        (("{broken}",), "steps.parquet: this file of the run can't be read"),
+        (("{run}", "--format", "htlm"), "unknown format 'htlm'\n  hint: did you mean 'html'?"),
+        (("{run}", "--format", "pdf"), "unknown format 'pdf'\n  hint: use one of html, md, json, text"),
+        (("{run}", "--no-rerun", "--out", "{empty}"), "this is a folder, not a file to write to"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(
+    small_run: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(small_run, tmp_path / "broken")
+    (tmp_path / "broken" / "steps.parquet").write_text("no Parquet")
+    names = {k: str(tmp_path / k) for k in ("missing", "file", "empty", "broken")} | {"run": str(small_run)}
+    result = sim("report", *(a.format(**names) for a in arguments))
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) <= 2
+
+
+def test_charts_have_words_and_unlike_ids(document: Document) -> None:
+    charts = document.charts()
+    assert len({c.key for c in charts}) == len(charts)
+    assert all(isinstance(c, Chart) and c.says for c in charts)
+    ids = [i for c in charts for i in re.findall(r' id="([^"]*)"', c.markup)]
+    assert len(ids) == len(set(ids))
