@@ -93,8 +93,8 @@ def export(
 @click.option("--options", default="", help="As KVPOOL_LIVE_OPTIONS; default sampling when empty.")
 @click.option("--requests", default=64, show_default=True, help="Requests that run at once.")
 @click.option("--blocks", default=8192, show_default=True, help="Blocks of the pool.")
-@click.option("--rounds", default=60, show_default=True, help="Pairs of stretches, one on and one off.")
-@click.option("--steps", default=100, show_default=True, help="Steps of a stretch.")
+@click.option("--rounds", default=200, show_default=True, help="Pairs of stretches, one on and one off.")
+@click.option("--steps", default=20, show_default=True, help="Steps of a stretch.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @_guarded
 def overhead(options: str, requests: int, blocks: int, rounds: int, steps: int, as_json: bool) -> None:

@@ -44,6 +44,7 @@ class LiveRecorder:
     Attributes:
         failure: what went wrong inside the recorder, None while all is well.
         calls: schedule and update calls seen.
+        state_ns: what copying the last state took.
         cost_ns: time spent on rows and states on the engine's thread.
         busy_ns: time that the recorded calls themselves took.
     """
@@ -58,7 +59,7 @@ class LiveRecorder:
         self._pid = os.getpid()
         self._read_state = state_reader(scheduler)
         self._next_state_call = 1
-        self._state_ns = 0
+        self.state_ns = 0
         self._after_update = False
         self._batches: deque[tuple[int, int]] = deque(maxlen=_MAX_BATCHES)
         self._preempted: list[str] = []
@@ -244,7 +245,8 @@ class LiveRecorder:
         self._ops.append(("reset", bool(done)))
 
     def _note_stats(self, stats: Any, *_: Any) -> None:
-        if stats is not None:
+        # most steps look nothing up
+        if stats is not None and (stats.requests or stats.preempted_requests):
             self._taken_stats.append(stats)
 
     def _note_preempted(self, request: Any, *_: Any, **__: Any) -> None:
@@ -263,7 +265,7 @@ class LiveRecorder:
             "salted": request.cache_salt is not None,
         }
         if self.options.tokens:
-            line["prompt_token_ids"] = list(request.prompt_token_ids)
+            line["prompt_token_ids"] = list(request.prompt_token_ids or ())
             line["cache_salt"] = request.cache_salt
         self.writer.put("added", 28 * len(line.get("prompt_token_ids", ())), lambda: line)
 
@@ -363,13 +365,13 @@ class LiveRecorder:
         options = self.options
         if not options.state_every or self.calls < self._next_state_call:
             return None
-        if options.budget and self.cost_ns + self._state_ns > options.budget * self.busy_ns and self.states:
+        if options.budget and self.cost_ns + self.state_ns > options.budget * self.busy_ns and self.states:
             return None
         # two calls a step
         self._next_state_call = self.calls + (1 if options.state_every == 1 else 2 * options.state_every)
         began = _clock()
         state = self._read_state()
-        self._state_ns = _clock() - began
+        self.state_ns = _clock() - began
         return state
 
     def _prefix_now(self) -> list[int] | None:

@@ -13,8 +13,10 @@ import itertools
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from sim.config_engine import EngineSettings
@@ -49,7 +51,10 @@ class Overhead:
     control_high: float
     self_measured_share: float
     writer_share: float
-    wrapper_us: float
+    unsampled_call_us: float
+    row_us: float
+    state_us: float
+    by_parts: float
     pairs: int
     steps_per_stretch: int
     running: int
@@ -71,13 +76,16 @@ class Overhead:
                 f"{self.running} running requests, {self.blocks} blocks, {self.pairs} pairs of "
                 f"{self.steps_per_stretch} steps; schedule() {self.schedule_us:.0f} us, "
                 f"update_from_output() {self.update_us:.0f} us",
-                "schedule()             "
+                f"by parts: {100 * self.by_parts:.2f} % of both calls (each call "
+                f"{self.unsampled_call_us:.2f} us, a row {self.row_us:.0f} us, "
+                f"a state {self.state_us:.0f} us)",
+                "by comparison, schedule()      "
                 + percent(self.schedule_ratio, self.schedule_low, self.schedule_high),
-                "schedule() and update  " + percent(self.step_ratio, self.step_low, self.step_high),
-                "control, both without  " + percent(self.control_ratio, self.control_low, self.control_high),
-                f"rows and states took {100 * self.self_measured_share:.2f} % of the calls' time, "
-                f"the writer's thread {100 * self.writer_share:.2f} %; an empty call's wrapper "
-                f"{self.wrapper_us:.2f} us; {self.lost} lines lost",
+                "by comparison, both calls      " + percent(self.step_ratio, self.step_low, self.step_high),
+                "control: both without recorder "
+                + percent(self.control_ratio, self.control_low, self.control_high),
+                f"rows and states took {100 * self.self_measured_share:.2f} % of the calls' wall time, the "
+                f"writer's thread {100 * self.writer_share:.2f} %; {self.lost} lines lost",
             ]
         )
 
@@ -154,8 +162,26 @@ def _median_interval(ratios: list[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[low], ordered[high]
 
 
-def _wrapper_cost_us(options: LiveOptions) -> float:
-    """What wrapping a method that does nothing adds to a call."""
+def _best_us(call: Callable[[], Any], times: int) -> float:
+    """CPU microseconds of a call, the best of many tries, each of `times` calls."""
+    tries = []
+    for _ in range(30):
+        began = time.thread_time_ns()
+        for _ in range(times):
+            call()
+        tries.append(time.thread_time_ns() - began)
+    return min(tries) / times / 1e3
+
+
+def _idle_copy(recorder: LiveRecorder, options: LiveOptions, **values: Any) -> LiveRecorder:
+    """A recorder of the same scheduler that has wrapped nothing."""
+    copy = object.__new__(LiveRecorder)
+    copy.__dict__ |= recorder.__dict__ | {"options": options, "_off": False, "_wrapped": []} | values
+    return copy
+
+
+def _unsampled_call_us(recorder: LiveRecorder) -> float:
+    """What the recorder adds to a call that it takes no row of, on a scheduler that does nothing."""
 
     class Nothing:
         def schedule(self) -> None:
@@ -163,20 +189,18 @@ def _wrapper_cost_us(options: LiveOptions) -> float:
 
     plain = Nothing()
     wrapped = Nothing()
-    recorder = object.__new__(LiveRecorder)
-    recorder.__dict__ |= {"_off": False, "_wrapped": [], "options": options}
-    recorder._wrap_call(wrapped, "schedule", lambda *_: None)
+    idle = _idle_copy(recorder, replace(recorder.options, row_every=1 << 40), step=0)
+    idle._wrap_call(wrapped, "schedule", idle._scheduled)
+    return _best_us(wrapped.schedule, 1000) - _best_us(plain.schedule, 1000)
 
-    def best(call: Any) -> int:
-        times = []
-        for _ in range(30):
-            began = time.perf_counter_ns()
-            for _ in range(1000):
-                call()
-            times.append(time.perf_counter_ns() - began)
-        return min(times)
 
-    return (best(wrapped.schedule) - best(plain.schedule)) / 1e6
+def _row_us(recorder: LiveRecorder, running: int) -> float:
+    """What a row without a state takes."""
+    idle = _idle_copy(recorder, replace(recorder.options, state_every=0))
+    batch = SimpleNamespace(
+        num_scheduled_tokens={f"r{i}": 1 for i in range(running)}, total_num_scheduled_tokens=running
+    )
+    return _best_us(lambda: idle._row("scheduled", 0, batch, 0, 1), 20)
 
 
 def measure(options: LiveOptions, running: int, blocks: int, rounds: int, steps: int) -> Overhead:
@@ -187,8 +211,10 @@ def measure(options: LiveOptions, running: int, blocks: int, rounds: int, steps:
     ratios: dict[str, list[float]] = {"schedule": [], "step": [], "control": []}
     plain_schedule: list[float] = []
     plain_update: list[float] = []
+    # a collection would fall into some stretches and not into others
     gc.collect()
-    gc.disable()  # a collection would fall into some stretches and not into others
+    gc.freeze()
+    gc.disable()
     try:
         with tempfile.TemporaryDirectory(prefix="kvpool-live-") as folder:
             recorder = LiveRecorder(load.scheduler, Path(folder) / "live", options)
@@ -197,9 +223,9 @@ def measure(options: LiveOptions, running: int, blocks: int, rounds: int, steps:
             recorder.unwrap()
             before = recorder.cost_ns, recorder.busy_ns
             for round_ in range(rounds):
+                gc.collect()
                 results = {}
                 for kind in ("off", "on", "off2") if round_ % 2 else ("off2", "on", "off"):
-                    gc.collect()
                     if kind == "on":
                         recorder.wrap()
                     results[kind] = load.stretch(steps)
@@ -210,11 +236,20 @@ def measure(options: LiveOptions, running: int, blocks: int, rounds: int, steps:
                 ratios["control"].append(off[0] / off2[0])
                 plain_schedule.append(off[0] / steps / 1e3)
                 plain_update.append(off[1] / steps / 1e3)
-            recorder.close()
             cost = recorder.cost_ns - before[0]
             busy = recorder.busy_ns - before[1]
+            writer_cpu = recorder.writer.cpu_ns
+            call_us = _unsampled_call_us(recorder)
+            row_us = _row_us(recorder, running)
+            state_us = _best_us(recorder._read_state, 1)
+            recorder.close()
     finally:
         gc.enable()
+        gc.unfreeze()
+    step_us = statistics.median(plain_schedule) + statistics.median(plain_update)
+    states = state_us / options.state_every / step_us if options.state_every else 0.0
+    if options.budget:
+        states = min(states, options.budget)
     return Overhead(
         statistics.median(plain_schedule),
         statistics.median(plain_update),
@@ -222,8 +257,11 @@ def measure(options: LiveOptions, running: int, blocks: int, rounds: int, steps:
         *_median_interval(ratios["step"]),
         *_median_interval(ratios["control"]),
         self_measured_share=cost / busy if busy else 0.0,
-        writer_share=recorder.writer.cpu_ns / busy if busy else 0.0,
-        wrapper_us=_wrapper_cost_us(options),
+        writer_share=writer_cpu / busy if busy else 0.0,
+        unsampled_call_us=call_us,
+        row_us=row_us,
+        state_us=state_us,
+        by_parts=(2 * call_us + 2 * row_us / options.row_every) / step_us + states,
         pairs=rounds,
         steps_per_stretch=steps,
         running=running,
