@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tests.validation.replay_fakes import write_config
+from sim.config_engine import EngineSettings
+from tests.validation.replay_fakes import FakeClock, write_config
 from validation.cli import main
+from validation.logical import LogicalRequest
+from validation.replay.client import drive
+from validation.replay.engine import EnginePort
 from validation.replay.http_replay import OUTPUT_KEY
+from validation.replay.plan import load_plan, logical_request
+from validation.replay.recording import Recording
+from validation.replay.simulated import check_rules, with_recorded_steps
+from validation.vllm_scheduler import SchedulerLoop
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 # torch and vllm warn of their own affairs, while they are imported and while they run
@@ -59,6 +70,35 @@ workload:
 """
 
 
+class TimedScheduler(SchedulerLoop):
+    """vLLM's scheduler with no model; a batch takes 1 ms and 10 us a token, one batch after the other."""
+
+    def __init__(
+        self, settings: EngineSettings, requests: Sequence[LogicalRequest], clock: FakeClock
+    ) -> None:
+        super().__init__(settings, requests)
+        self.clock = clock
+        self.new_tokens: dict[str, int] = {}
+        self.done = 0
+        self.ends: dict[int, int] = {}
+
+    def _schedule(self) -> tuple[Any, frozenset[str]]:
+        batch, sampling = super()._schedule()
+        took = 1_000_000 + 10_000 * batch.total_num_scheduled_tokens
+        self.done = max(self.done, self.clock.ns) + (took if batch.total_num_scheduled_tokens else 0)
+        self.ends[id(batch)] = self.done
+        return batch, sampling
+
+    def _update(self, batch: Any, sampling: frozenset[str]) -> bool:
+        self.clock.ns = max(self.clock.ns, self.ends.pop(id(batch)))
+        return super()._update(batch, sampling)
+
+    def _next_token(self, request_id: str) -> int:
+        if request_id in self.scheduler.requests:
+            self.new_tokens[request_id] = 1
+        return super()._next_token(request_id)
+
+
 @pytest.mark.parametrize(
     ("policy", "workload"), [("fcfs", SESSIONS), ("priority", CLOSED_LOOP)], ids=["sessions", "closed_loop"]
 )
@@ -79,6 +119,32 @@ def test_a_real_engine_in_real_time(tmp_path: Path, policy: str, workload: str) 
         assert "fitted" in c
     for by in report["latency"].values():
         assert by["real"] == by["recorded"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("workload", [SESSIONS, CLOSED_LOOP], ids=["sessions", "closed_loop"])
+def test_a_real_scheduler_with_steps_that_take_their_time(
+    tmp_path: Path, workload: str, asynchronous: bool
+) -> None:
+    """The same loop around vLLM's scheduler with no model: asynchronous scheduling needs no GPU here."""
+    text = (ENGINE.replace("POLICY", "fcfs") + workload).replace("block_size: 32", "block_size: 16")
+    text = text.replace("num_gpu_blocks: 14", "num_gpu_blocks: 27")
+    plan = load_plan(write_config(tmp_path, text), [f"engine.async_scheduling={asynchronous}"], None, 4096)
+    requests = [logical_request(plan.workload, i) for i in range(len(plan.workload))]
+    clock = FakeClock()
+    loop = TimedScheduler(plan.settings, requests, clock)
+    port = EnginePort(requests, loop, clock)
+    rejected = np.array([plan.is_rejected(i) for i in range(len(plan.workload))])
+    sent = drive(plan.workload, rejected, port, clock)
+    timeline, batches, table = port.tables(sent)
+    recording = Recording("engine", timeline, table, batches, loop.recorder.log, sent.order, {})
+    rules = check_rules(plan, recording)
+    assert rules.equal, rules.summary()
+    steps = with_recorded_steps(plan, recording)
+    assert (steps.equal, steps.first) == (steps.rows, None)
+    at = [int(np.flatnonzero(table["index"] == i)[0]) for i in sent.order]
+    for column in ("first_scheduled_ns", "first_token_ns", "finish_ns", "output_tokens", "preemptions"):
+        assert (table[column][at] == steps.run.requests[column]).all(), column
 
 
 def test_the_key_of_forced_outputs() -> None:

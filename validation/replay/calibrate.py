@@ -104,7 +104,7 @@ class Fitted:
 
     def section(self, table_path: str | None = None) -> dict[str, Any]:
         """The `step_time:` section of a config; a table needs the path of its file."""
-        c = [format_cost(float(x)) for x in self.model.coef[:4]]
+        c = [cost_text(x) for x in self.model.coef[:4].tolist()]
         if self.kind == "constant":
             return {"kind": "constant", "step": c[0]}
         if self.kind == "affine":
@@ -130,6 +130,11 @@ class Fitted:
             "coef_ns": [float(x) for x in self.model.coef[:4]] if self.kind != "table" else None,
             "table_cells": int(self.model.table.size) if self.kind == "table" else None,
         }
+
+
+def cost_text(ns: float) -> str:
+    """A cost for a config, in seven digits."""
+    return format_cost(float(f"{ns:.7g}"))
 
 
 def read_steps(path: str | Path) -> Steps:

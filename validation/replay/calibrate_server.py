@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from sim import step_time as st
-from sim.config_types import format_cost
 from sim.step_time import StepTime
-from validation.replay.calibrate import FOLDS, Array, Quality, quality, robust_fit
+from validation.replay.calibrate import FOLDS, Array, Quality, cost_text, quality, robust_fit
 from validation.replay.recording import Table
 
 MIN_WINDOWS = 20
@@ -41,7 +40,7 @@ class ServerFit:
 
     def section(self) -> dict[str, Any]:
         """The `step_time:` section of a config."""
-        c = [format_cost(float(x)) for x in self.model.coef[:3]]
+        c = [cost_text(x) for x in self.model.coef[:3].tolist()]
         return {"kind": "affine", "overhead": c[0], "prefill_token": c[1], "decode_sequence": c[2]}
 
     def to_json(self) -> dict[str, Any]:

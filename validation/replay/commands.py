@@ -25,6 +25,12 @@ def register(group: click.Group) -> None:
         group.add_command(command)
 
 
+def _command() -> list[str]:
+    """The command line, without folders of this machine."""
+    words = ["python -m validation", *sys.argv[1:]]
+    return [Path(word).name if Path(word).is_absolute() else word for word in words]
+
+
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
@@ -101,6 +107,7 @@ def replay(
             raise click.BadParameter(str(e), param_hint="--poll") from None
         _say(f"{plan.resolved.name}: {len(plan.workload)} requests to {url}")
         recording = on_server(plan, url, served_model, period, force_output)
+    recording.info["command"] = _command()
     _finish(plan, recording, folder, kind, step_time)
 
 
@@ -130,7 +137,7 @@ def _finish(plan: Plan, recording: Recording, folder: Path, kind: str, step_time
 
     model = choose_model(plan, recording, kind, step_time)
     findings = investigate(plan, recording, model, _say)
-    report = write_report(findings, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
+    report = write_report(findings, folder, _command())
     for line in verdict(report):
         click.echo(line)
     click.echo(f"{folder}/report.html")

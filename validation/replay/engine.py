@@ -9,14 +9,15 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from sim.config_engine import EngineSettings
 from sim.errors import InputError
+from validation.live_state import SchedulerRecorder
 from validation.logical import LogicalRequest
-from validation.replay.client import Sent, Token, WallClock, drive
+from validation.replay.client import Clock, Sent, Token, WallClock, drive
 from validation.replay.hardware import describe_load, describe_machine, describe_vllm
 from validation.replay.plan import Plan, logical_request
 from validation.replay.recording import Recording, Table, request_table
@@ -67,8 +68,25 @@ def batch_features(work: Sequence[tuple[int, int, bool]]) -> dict[str, int]:
     }
 
 
+class ReplayLoop(Protocol):
+    """An engine loop of a logical-time recording that also says what each step yielded."""
+
+    scheduler: Any
+    recorder: SchedulerRecorder
+    new_tokens: dict[str, int]
+
+    def add(self, request: LogicalRequest, arrival_time: float) -> None:
+        """Hand over one request."""
+
+    def step(self) -> bool:
+        """One step; fills `new_tokens`, output tokens by request."""
+
+    def batches_in_flight(self) -> list[Any]:
+        """Batches whose update is still to come."""
+
+
 class _Loop(WholeEngineLoop):
-    """The engine loop of a logical-time recording, which here also says what each step yielded."""
+    """The loop around a whole engine."""
 
     def __init__(self, settings: EngineSettings, requests: Sequence[LogicalRequest], engine: Any) -> None:
         super().__init__(settings, requests, engine)
@@ -82,20 +100,18 @@ class _Loop(WholeEngineLoop):
 class EnginePort:
     """A real engine as something that requests can be sent to; records each schedule and update call."""
 
-    def __init__(self, plan: Plan, engine: Any, clock: WallClock) -> None:
-        workload = plan.workload
+    def __init__(self, requests: Sequence[LogicalRequest], loop: ReplayLoop, clock: Clock) -> None:
         self.clock = clock
-        self.requests = [logical_request(workload, i) for i in range(len(workload))]
-        self.index = {r.request_id: i for i, r in enumerate(self.requests)}
-        self.loop = _Loop(plan.settings, self.requests, engine)
-        self.loop.arrivals.clear()
+        self.requests = requests
+        self.index = {r.request_id: i for i, r in enumerate(requests)}
+        self.loop = loop
         self.added = self.steps = 0
         self.recorder_ns = 0
         self.more: dict[str, list[int]] = {k: [] for k in ("wall_ns", "table_blocks", "table_runs")}
         self.batches: dict[str, list[int]] = {k: [] for k in ("loop_step", *_FEATURES)}
-        self.first_step = np.full(len(workload), -1, np.int64)
-        self.hit_tokens = np.zeros(len(workload), np.int64)
-        self.preemptions = np.zeros(len(workload), np.int64)
+        self.first_step = np.full(len(requests), -1, np.int64)
+        self.hit_tokens = np.zeros(len(requests), np.int64)
+        self.preemptions = np.zeros(len(requests), np.int64)
         self._row = self.loop.recorder._row
         self.loop.recorder._row = self._timed_row  # type: ignore[method-assign]
 
@@ -239,7 +255,8 @@ def replay(plan: Plan, device: str = "cpu") -> Recording:
             for _ in range(_WARM_UP_BATCHES):
                 engine.execute_dummy_batch()
             clock = WallClock()
-            port = EnginePort(plan, engine, clock)
+            requests = [logical_request(plan.workload, i) for i in range(len(plan.workload))]
+            port = EnginePort(requests, _Loop(plan.settings, requests, engine), clock)
             gc.collect()
             gc.freeze()
             began = time.time()
@@ -248,7 +265,7 @@ def replay(plan: Plan, device: str = "cpu") -> Recording:
         finally:
             gc.unfreeze()
             engine.shutdown()
-    timeline, batches, requests = port.tables(sent)
+    timeline, batches, table = port.tables(sent)
     end = int(sent.end_ns[-1]) if sent.end_ns else 0
     info = {
         "device": device,
@@ -262,4 +279,4 @@ def replay(plan: Plan, device: str = "cpu") -> Recording:
         "loop_steps": len(sent.start_ns),
         "recorder_s": port.recorder_ns / 1e9,
     }
-    return Recording("engine", timeline, requests, batches, port.loop.recorder.log, sent.order, info)
+    return Recording("engine", timeline, table, batches, port.loop.recorder.log, sent.order, info)

@@ -296,7 +296,7 @@ def write_report(f: Findings, folder: Path, command: list[str]) -> dict[str, Any
         "version": __version__,
         "name": f.plan.resolved.name,
         "config_file": f.plan.config_file,
-        "command": [Path(word).name if Path(word).is_absolute() else word for word in command],
+        "command": command,
         "recorded_on": f.recording.info,
         "workload": {"sha256": report["workload"]["sha256"], "source": f.plan.workload.source},
     }

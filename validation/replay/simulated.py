@@ -28,6 +28,8 @@ SHARED = (
     "preempted_queries", "preempted_hits", "preemptions", "finished",
 )  # fmt: skip
 
+_NEVER = 1 << 61
+
 
 @dataclass(frozen=True)
 class Simulated:
@@ -116,16 +118,18 @@ def with_recorded_steps(plan: Plan, recording: Recording) -> RecordedSteps:
     rows: list[Any] = []
     batch = 0
     while len(rows) < len(recording.timeline["time_ns"]):
-        reason = advance(state, 1 << 62)
+        reason = advance(state, _NEVER)
         if reason not in (c.X_SCHEDULED, c.X_UPDATED):
             break
         if reason == c.X_SCHEDULED:
-            if batch >= len(done) or done[batch] < 0:
+            if batch >= len(done):
                 break
+            # A batch that was in flight when the replay ended is never done.
+            end = done[batch] if done[batch] >= 0 else _NEVER
             ring = int(state.ctl.last_batch)
-            state.queues.batches.done[ring] = done[batch]
-            state.queues.batches.duration[ring] = done[batch] - int(state.ctl.now)
-            state.ctl.last_done = done[batch]
+            state.queues.batches.done[ring] = end
+            state.queues.batches.duration[ring] = end - int(state.ctl.now)
+            state.ctl.last_done = end
             batch += 1
         sample_now(state)
         rows.append(state.logs.steps[0].copy())
