@@ -259,12 +259,12 @@ def _change(
     what = "; ".join(f"{_verb(n, v, space)}" for n, v in winner.changes)
     sentences = [
         Sentence("verdict", f"{what[0].upper()}{what[1:]}.", (gain,)),
-        Sentence("gain", f"The {gain.metric.label} goes from {gain.text()}.", (gain,)),
+        Sentence("gain", f"The gain, in {gain.metric.label}: {gain.text()}.", (gain,)),
     ]
     if gain.metric != plan.objective:
         objective = compare(found, plan.objective, BASE, winner, seeds, plan.level)
         if objective:
-            text = f"The {plan.objective.label} goes from {objective.text()}."
+            text = f"And in {plan.objective.label}: {objective.text()}."
             sentences.append(Sentence("gain", text, (objective,)))
     sentences += _shares(found, plan, space, seeds, gain.metric)
     for constraint in plan.constraints:
