@@ -300,9 +300,10 @@ def compare_runs(folders: Sequence[str], pictures: bool) -> tuple[Document, dict
     sections = [s for s in sections if s.parts]
     definitions = {m.label: (m.label, m.meaning) for m in METRICS}
     definitions |= used_definitions(sections, DEFINITIONS)
+    names = ", ".join(dict.fromkeys(str(r.summary["name"]) for r in runs))
     document = Document(
         "compare",
-        f"{plural(len(groups), 'side')} compared: {' and '.join(g.letter for g in groups)}",
+        f"{' against '.join(g.letter for g in reversed(groups))}: {names}",
         sides,
         tuple(sections),
         definitions,

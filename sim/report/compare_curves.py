@@ -32,6 +32,8 @@ def _waste(r: RunFolder) -> NDArray[Any]:
     return r.steps["wasted_slots"] / np.maximum(r.steps["allocated_slots"], 1)
 
 
+#: Curves since the start: they keep their last value when a run has ended.
+_CUMULATIVE = ("hit_rate", "preemptions")
 #: key, title, values by row, whether a share
 _CURVES: tuple[tuple[str, str, Callable[[RunFolder], NDArray[Any]], bool], ...] = (
     ("usage", "KV cache usage", _usage, True),
@@ -51,7 +53,10 @@ def _grid(sides: Sides) -> NDArray[np.float64]:
 
 
 def _on_grid(
-    runs: Sequence[RunFolder], values: Callable[[RunFolder], NDArray[Any]], grid: NDArray[np.float64]
+    runs: Sequence[RunFolder],
+    values: Callable[[RunFolder], NDArray[Any]],
+    grid: NDArray[np.float64],
+    hold: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Mean, least and most over the runs at each time; not-a-number where a run has ended or has no value."""
     table = np.full((len(runs), len(grid)), np.nan)
@@ -60,7 +65,7 @@ def _on_grid(
         if len(times) == 0:
             continue
         at = np.searchsorted(times, grid, side="right") - 1
-        alive = (at >= 0) & (grid <= max(run.end_ns, int(times[-1])))
+        alive = (at >= 0) & (hold | (grid <= max(run.end_ns, int(times[-1]))))
         table[i, alive] = column[at[alive]]
     out = np.full((3, len(grid)), np.nan)
     some = ~np.all(np.isnan(table), axis=0)
@@ -71,12 +76,12 @@ def _on_grid(
 
 
 def _draw(ax: Axes, sides: Sides, curve: int, grid: NDArray[np.float64]) -> dict[str, Any]:
-    _, _, values, is_share = _CURVES[curve]
+    key, _, values, is_share = _CURVES[curve]
     scale, unit = time_unit(float(grid[-1]))
     x = grid / scale
     data: dict[str, Any] = {"time_s": (grid / 1e9).tolist()}
     for i, (name, runs) in enumerate(sides):
-        mean, low, high = _on_grid(runs, values, grid)
+        mean, low, high = _on_grid(runs, values, grid, key in _CUMULATIVE)
         color = _COLORS[i % len(_COLORS)]
         if len(runs) > 1:
             ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
@@ -91,13 +96,13 @@ def _draw(ax: Axes, sides: Sides, curve: int, grid: NDArray[np.float64]) -> dict
     return data
 
 
-def _means(sides: Sides, data: dict[str, Any], is_share: bool) -> Inline:
-    """The mean of each line over simulated time."""
-    pieces: list[Piece] = ["Mean of the line: "]
+def _says(sides: Sides, data: dict[str, Any], is_share: bool, cumulative: bool) -> Inline:
+    """The end of each line that counts since the start, the highest point of the others."""
+    pieces: list[Piece] = ["At the end: " if cumulative else "Highest point: "]
     for i, (name, _) in enumerate(sides):
         values = [v for v in data[name] if v is not None]
-        mean = sum(values) / len(values) if values else None
-        pieces += [", " if i else "", f"{name} ", as_share(mean) if is_share else as_count(mean)]
+        number = (values[-1] if cumulative else max(values)) if values else None
+        pieces += [", " if i else "", f"{name} ", as_share(number) if is_share else as_count(number)]
     return (*pieces, ".")
 
 
@@ -111,7 +116,7 @@ def overlay_charts(sides: Sides) -> list[Chart]:
             ax = figure.add_axes((0.115, 0.185, 0.865, 0.67))
             data = _draw(ax, sides, i, grid)
             legend(ax, columns=6)
-            says = _means(sides, data, is_share)
+            says = _says(sides, data, is_share, key in _CUMULATIVE)
             markup = svg.inline_svg(figure, f"compare_{key}", f"{title}. {plain_text(says)}")
             charts.append(Chart(key, title, says, markup, data))
     return charts
