@@ -120,6 +120,8 @@ def run(
         say(f"(no conformance recordings: {conformance} is not there)")
     short = read_cases(recorded)
     # Engines come first, and are shown last: none starts any more once the simulator has loaded Numba.
+    if engines:
+        say("(whole engines run first, for some minutes; their rows come last)")
     whole = list(record_engines(long or short)) if engines else []
     for case in [*long, *short]:
         show(check_recording(case, "scheduler", "recording / scheduler"))
