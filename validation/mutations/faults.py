@@ -1,0 +1,237 @@
+"""The faults: a rule of vLLM, where the kernel follows it, and the smallest change that breaks it.
+
+A patch is text: `old` must stand exactly `times` times in the file, otherwise the check fails and says which
+fault has to be written anew. The test of a fault replays a recording of a real vLLM that the fault changes;
+the recordings lie in tests/recorded_vllm/mutations and are made by `python -m validation.mutations --make`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TEST_FILE = "tests/validation/test_kernel_rules.py"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One deliberate fault.
+
+    Attributes:
+        name: short name, also that of its recording.
+        rule: what vLLM does.
+        broken: what the faulty kernel does in its place.
+        file: the file that is changed, relative to the project.
+        old, new: text that is replaced, and by what.
+        times: how often `old` stands in the file; all are replaced.
+    """
+
+    name: str
+    rule: str
+    broken: str
+    file: str
+    old: str
+    new: str
+    times: int = 1
+
+    @property
+    def test(self) -> str:
+        """pytest's name of the test that catches the fault."""
+        return f"{TEST_FILE}::test_rule[{self.name}]"
+
+
+_POOL = "sim/core/block_pool.py"
+_GROUPS = "sim/core/kv_groups.py"
+_MANAGER = "sim/core/kv_cache_manager.py"
+_SCHEDULER = "sim/core/scheduler.py"
+_QUEUE = "sim/core/request_queue.py"
+_MAP = "sim/core/prefix_map.py"
+_HASH = "sim/core/block_hash.py"
+
+FAULTS = (
+    Fault(
+        "free_order_unhashed",
+        "freed blocks without a hash go to the front of the free queue",
+        "all freed blocks go to the tail",
+        _POOL,
+        "if hashed or pool.params.free_order == c.FREE_APPEND:",
+        "if hashed or True:",
+    ),
+    Fault(
+        "free_order_hashed",
+        "freed blocks with a hash go to the tail of the free queue",
+        "all freed blocks go to the front",
+        _POOL,
+        "if hashed or pool.params.free_order == c.FREE_APPEND:",
+        "if pool.params.free_order == c.FREE_APPEND:",
+    ),
+    Fault(
+        "tail_first",
+        "a request's blocks are freed from the tail of its table",
+        "they are freed from the head",
+        _GROUPS,
+        "for i in range(n - 1, -1, -1):",
+        "for i in range(n):",
+    ),
+    Fault(
+        "duplicate_choice",
+        "of several blocks with one hash a look-up returns the one that was inserted first",
+        "it returns the one that was inserted last",
+        _MAP,
+        "            pool.blocks.dup_prev[first] = block\n",
+        "            pool.blocks.dup_prev[first] = block\n"
+        "            pool.table[2 * i + 1] = np.uint64(block)\n",
+    ),
+    Fault(
+        "hit_cap",
+        "hits cover num_tokens - 1 tokens at the most, so that one is left to compute",
+        "hits may cover all tokens",
+        _MANAGER,
+        "kv.requests.num_tokens[r] - 1)",
+        "kv.requests.num_tokens[r])",
+    ),
+    Fault(
+        "watermark_rounding",
+        "the watermark is rounded down to whole blocks",
+        "it is rounded up",
+        "sim/capacity.py",
+        '"watermark_blocks": int(e.watermark * e.num_gpu_blocks),',
+        '"watermark_blocks": -int(-e.watermark * e.num_gpu_blocks // 1),',
+    ),
+    Fault(
+        "watermark_when_idle",
+        "the watermark is left free only while some request runs",
+        "it is always left free",
+        _MANAGER,
+        "kv.params.watermark_blocks if has_running else 0",
+        "kv.params.watermark_blocks",
+    ),
+    Fault(
+        "reserve_off",
+        "a request is admitted only if all its known tokens would fit",
+        "it is admitted if this step's tokens fit",
+        _MANAGER,
+        "if kv.params.reserve_full_isl:\n        need =",
+        "if False:\n        need =",
+    ),
+    Fault(
+        "evictable_hits",
+        "hit blocks that nobody references count as taken from the free queue",
+        "they count as free",
+        _MANAGER,
+        "need = evictable + _num_new_blocks(",
+        "need = _num_new_blocks(",
+        times=2,
+    ),
+    Fault(
+        "null_block",
+        "the null block is no usable block",
+        "admission counts one free block more than there is",
+        _MANAGER,
+        "free = get_num_free_blocks(kv.pool)\n",
+        "free = get_num_free_blocks(kv.pool) + 1\n",
+    ),
+    Fault(
+        "placeholders_cached",
+        "tokens that are still placeholders are not cached when they are scheduled",
+        "they are",
+        _MANAGER,
+        "min(computed + num_new_tokens, kv.requests.num_tokens[r])",
+        "computed + num_new_tokens",
+    ),
+    Fault(
+        "cached_a_step_late",
+        "blocks that this step fills are cached when it is scheduled",
+        "they are cached with the next step",
+        _MANAGER,
+        "min(computed + num_new_tokens, kv.requests.num_tokens[r])",
+        "min(computed, kv.requests.num_tokens[r])",
+    ),
+    Fault(
+        "victim_fcfs",
+        "FCFS preempts the request that was admitted last",
+        "it preempts the one that was admitted first",
+        _SCHEDULER,
+        "        return n - 1\n",
+        "        return 0\n",
+    ),
+    Fault(
+        "victim_tie",
+        "of equal victims by priority the first in running order is preempted",
+        "the last one is",
+        _SCHEDULER,
+        "rq.order_time[a] > rq.order_time[b]",
+        "rq.order_time[a] >= rq.order_time[b]",
+    ),
+    Fault(
+        "queue_tie",
+        "requests with equal priority and arrival time wait in the order of their ids",
+        "in the opposite order",
+        _QUEUE,
+        "rq.id_rank[a] < rq.id_rank[b]",
+        "rq.id_rank[a] > rq.id_rank[b]",
+    ),
+    Fault(
+        "preempted_at_the_end",
+        "a preempted request goes to the head of the waiting queue",
+        "it goes to the end",
+        _SCHEDULER,
+        "waiting_push(st, r, True)",
+        "waiting_push(st, r, False)",
+    ),
+    Fault(
+        "admission_after_preemption",
+        "a step that preempts admits nobody",
+        "it admits whoever fits",
+        _SCHEDULER,
+        "if st.ctl.num_preempted == 0:\n",
+        "if st.ctl.num_preempted >= 0:\n",
+    ),
+    Fault(
+        "async_guard",
+        "async: a request whose last token is in flight is not scheduled again",
+        "it is",
+        _SCHEDULER,
+        "if ph > 0 and computed + 2 - ph >=",
+        "if False and ph > 0 and computed + 2 - ph >=",
+    ),
+    Fault(
+        "stale_output",
+        "async: a token that was in flight at a preemption does not count as a placeholder any more",
+        "it does",
+        _SCHEDULER,
+        "            if not stale:\n",
+        "            if True:\n",
+    ),
+    Fault(
+        "long_prefill_alone",
+        "the long-prefill threshold spares a request that is alone",
+        "it does not",
+        _SCHEDULER,
+        "if st.params.single_request_exempt and eligible <= 1:",
+        "if st.params.single_request_exempt and eligible < 1:",
+    ),
+    Fault(
+        "length_limit",
+        "a running request computes max_model_len - 1 tokens at the most",
+        "it computes max_model_len",
+        _SCHEDULER,
+        "st.params.max_model_len - computed - 1)",
+        "st.params.max_model_len - computed)",
+    ),
+    Fault(
+        "salt",
+        "a cache salt keeps prompts apart",
+        "it is ignored",
+        _HASH,
+        "    if salt == 0:\n",
+        "    if salt >= 0:\n",
+    ),
+    Fault(
+        "remembered_lookup",
+        "a look-up sees what was evicted since the last one (the kernel remembers the last one's hits)",
+        "the remembered hits outlive an eviction",
+        _POOL,
+        "pool.ctl.memo_hits = min(pool.ctl.memo_hits, pool.blocks.mark[b] - 1)",
+        "pool.ctl.memo_hits += 0",
+    ),
+)
