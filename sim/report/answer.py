@@ -72,7 +72,7 @@ def _memory(run: RunFolder) -> Inline:
         as_share(inside["mean"]),
         " is wasted (",
         wasted,
-        "), in last blocks that are not full",
+        "), mostly in last blocks that are not full",
     ]
     slots = e["usable_blocks"] * e["block_size"]
     evictable = float(np.average(run.steps["cached_free_blocks"], weights=_weights(run)))

@@ -133,6 +133,10 @@ def provenance(run: RunFolder) -> dict[str, str]:
     }
 
 
+#: Curves of columns that are left out when nothing of the kind has happened.
+_ONLY_IF_ANY = ("preemptions", "evictions")
+
+
 def _over_time(run: RunFolder, moments: Sequence[Moment]) -> list[Part]:
     steps, s = run.steps, run.summary
     if len(steps["time_ns"]) < 2 or steps["time_ns"][-1] <= 0:
@@ -234,6 +238,7 @@ def _over_time(run: RunFolder, moments: Sequence[Moment]) -> list[Part]:
             windows(steps["time_ns"], steps["evictions"])[1],
         ),
     ]
+    specs = [x for x in specs if x.key not in _ONLY_IF_ANY or steps[x.key][-1] > 0]
     grown = np.flatnonzero(np.diff(steps["preemptions"], prepend=0) > 0)
     marks = [Marked(m.time_ns, m.label) for m in moments]
     return list(curves.curve_charts(steps, specs, marks, steps["time_ns"][grown]))
