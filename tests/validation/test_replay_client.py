@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from tests.validation.replay_fakes import FakeClock, OneTokenEngine
-from validation.replay.client import FINISHED, NEVER_ARRIVED, REJECTED, WallClock, drive
+from validation.replay.client import FINISHED, NEVER_ARRIVED, REJECTED, CpuClock, WallClock, drive
 from workloads.builder import WorkloadBuilder
 from workloads.requests import Workload
 
@@ -73,6 +75,19 @@ def test_the_wall_clock_waits_no_less_than_asked() -> None:
     target = clock.now() + 3_000_000
     clock.wait_until(target)
     assert target <= clock.now() < target + 500_000_000
+
+
+def test_the_cpu_clock_counts_work_and_jumps_over_waiting() -> None:
+    clock = CpuClock()
+    began = time.perf_counter()
+    clock.wait_until(60_000_000_000)
+    assert time.perf_counter() - began < 30
+    before = clock.now()
+    assert before >= 60_000_000_000
+    clock.wait_until(1)
+    assert clock.now() >= before
+    sum(range(200_000))
+    assert clock.now() > before
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,10 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
               help="Where the tiny model of a real engine in this process runs.")  # fmt: skip
 @click.option(
+    "--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True,
+    help="What time is, with --device cpu: cpu is this process's CPU time, for a busy machine.",
+)  # fmt: skip
+@click.option(
     "--url", default=None, metavar="URL", help="A running `vllm serve`, such as http://127.0.0.1:8000."
 )
 @click.option(
@@ -73,8 +77,9 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_model_options
 @reports_input_errors
 def replay(
-    config: Path, device: str, url: str | None, served_model: str | None, poll: str, force_output: bool,
-    overrides: tuple[str, ...], seed: int | None, out: Path | None, kind: str, step_time: Path | None,
+    config: Path, device: str, clock: str, url: str | None, served_model: str | None, poll: str,
+    force_output: bool, overrides: tuple[str, ...], seed: int | None, out: Path | None, kind: str,
+    step_time: Path | None,
 ) -> None:  # fmt: skip
     """Run a config's workload on a real vLLM in wall-clock time, simulate it too, and report the distance.
 
@@ -85,6 +90,10 @@ def replay(
     from validation.replay.plan import load_plan
     from validation.vllm_setup import TINY_VOCABULARY
 
+    if clock == "cpu" and (device != "cpu" or url):
+        raise click.UsageError(
+            "--clock cpu is for --device cpu: elsewhere the work is not done in this process"
+        )
     plan = load_plan(config, overrides, seed, None if url else TINY_VOCABULARY)
     folder = out or Path("runs") / f"replay-{plan.resolved.name}"
     check_target(folder)
@@ -96,7 +105,7 @@ def replay(
         from validation.replay.engine import replay as on_engine
 
         _say(f"{plan.resolved.name}: {len(plan.workload)} requests on a real vLLM engine ({device})")
-        recording = on_engine(plan, device)
+        recording = on_engine(plan, device, clock)
     else:
         from validation.replay.http_replay import replay as on_server
         from workloads.units import parse_duration

@@ -17,7 +17,7 @@ from sim.config_engine import EngineSettings
 from sim.errors import InputError
 from validation.live_state import SchedulerRecorder
 from validation.logical import LogicalRequest
-from validation.replay.client import Clock, Sent, Token, WallClock, drive
+from validation.replay.client import CLOCKS, Clock, Sent, Token, drive
 from validation.replay.hardware import describe_load, describe_machine, describe_vllm
 from validation.replay.plan import Plan, logical_request
 from validation.replay.recording import Recording, Table, request_table
@@ -231,8 +231,8 @@ def _at(times: Any, steps: Any) -> Any:
     return np.where(steps >= 0, times[np.maximum(steps, 0)] if len(times) else -1, -1)
 
 
-def replay(plan: Plan, device: str = "cpu") -> Recording:
-    """Run a plan on a real engine by the wall clock.
+def replay(plan: Plan, device: str = "cpu", clock_kind: str = "wall") -> Recording:
+    """Run a plan on a real engine by the wall clock, or by the CPU time of this process ("cpu").
 
     Raises:
         InputError: vLLM is missing, an engine on this device can't have these settings, or vLLM refuses them.
@@ -254,13 +254,13 @@ def replay(plan: Plan, device: str = "cpu") -> Recording:
         try:
             for _ in range(_WARM_UP_BATCHES):
                 engine.execute_dummy_batch()
-            clock = WallClock()
+            clock = CLOCKS[clock_kind]()
             requests = [logical_request(plan.workload, i) for i in range(len(plan.workload))]
             port = EnginePort(requests, _Loop(plan.settings, requests, engine), clock)
             gc.collect()
             gc.freeze()
             began = time.time()
-            clock.origin = time.perf_counter_ns()
+            port.clock = clock = CLOCKS[clock_kind]()
             sent = drive(plan.workload, rejected, port, clock, plan.resolved.until_ns)
         finally:
             gc.unfreeze()
@@ -269,6 +269,7 @@ def replay(plan: Plan, device: str = "cpu") -> Recording:
     end = int(sent.end_ns[-1]) if sent.end_ns else 0
     info = {
         "device": device,
+        "clock": clock_kind,
         "machine": describe_machine(device),
         "software": describe_vllm(),
         "load_before": before,
