@@ -12,7 +12,8 @@ from sim.core.block_hash import group_key
 from sim.core.events import emit
 from sim.core.free_queue import queue_insert_after, queue_last, queue_popleft, queue_remove, queue_reset
 from sim.core.jit import inner, leaf
-from sim.core.prefix_map import map_clear, map_get_one_block, map_insert, map_pop
+from sim.core.prefetch import prefetch
+from sim.core.prefix_map import map_clear, map_get_one_block, map_insert, map_pop, map_prefetch
 from sim.core.probes import probe_free, probe_reset, probe_take
 from sim.core.residency import follow_access, follow_allocation, follow_eviction, follow_nothing
 from sim.core.state import Pool
@@ -70,12 +71,23 @@ def maybe_evict_cached_block(pool: Pool, b: int) -> bool:
 
 
 @leaf
+def _prefetch_queue(pool: Pool) -> None:
+    """Fetch what the next blocks of the queue will need: a few blocks are taken in a row, as a rule."""
+    head = pool.params.num_blocks
+    second = max(pool.blocks.next_free[pool.blocks.next_free[head]], 0)
+    third = max(pool.blocks.next_free[second], 0)
+    map_prefetch(pool, pool.blocks.block_hash[second])
+    prefetch(pool.blocks, max(pool.blocks.next_free[third], 0))
+
+
+@leaf
 def get_new_block(pool: Pool) -> int:
     """Take the front block, evict what it caches, and give it one reference (``get_new_blocks`` of one).
 
     The caller has made sure that a block is free.
     """
     b = queue_popleft(pool, pool.params.num_blocks)
+    _prefetch_queue(pool)
     probe_take(pool, b)
     if maybe_evict_cached_block(pool, b):
         pool.meta.num_cached_free -= 1

@@ -20,11 +20,16 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from numba import _dynfunc
+from numba.core import types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, LoweringPass, register_pass
 from numba.core.typed_passes import NativeLowering, NopythonTypeInference
+from numba.np import arrayobj
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: Variables that do not change the machine code; joblib sets the second one in its workers.
+_NOT_IN_KEY = frozenset({"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS"})
 
 _CORE = Path(__file__).resolve().parent
 
@@ -41,8 +46,7 @@ def core_digest() -> str:
 def _cache_key() -> str:
     digest = hashlib.sha256(core_digest().encode())
     for name in sorted(os.environ):
-        # the cache folder itself and the warm-up of numba's loader do not change the machine code
-        if name.startswith("NUMBA_") and name != "NUMBA_CACHE_DIR":
+        if name.startswith("NUMBA_") and name not in _NOT_IN_KEY:
             digest.update(f"{name}={os.environ[name]}".encode())
     digest.update(f"{sys.version_info[:3]} {np.__version__} {numba.__version__}".encode())
     return digest.hexdigest()[:16]
@@ -137,13 +141,55 @@ class _RegisterHelper(LoweringPass):
         return True
 
 
-class _HelperCompiler(CompilerBase):
-    """Numba's nopython pipeline with a link-only library."""
+def _index_as_it_is(context: Any, builder: Any, kind: Any, index: Any, _size: Any) -> Any:
+    """An index of the core is never negative, so it needs no wraparound."""
+    return context.cast(builder, index, kind, types.intp if kind.signed else types.uintp)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _CoreLowering(NativeLowering):
+    """Lowering without negative indices, which would cost a compare and a move on every access.
+
+    Numba has no option for that. The compiler lock is held while a function is lowered, so nobody else's
+    code is lowered with the substitute.
+    """
+
+    _name = "kvpool_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        original = arrayobj.fix_integer_index
+        arrayobj.fix_integer_index = _index_as_it_is
+        try:
+            return bool(super().run_pass(state))
+        finally:
+            arrayobj.fix_integer_index = original
+
+
+def _core_pipeline(state: Any) -> Any:
+    """Numba's nopython pipeline with the core's lowering, not finalised."""
+    pipeline = DefaultPassBuilder.define_nopython_pipeline(state)
+    pipeline.passes = [
+        (_CoreLowering if step is NativeLowering else step, why) for step, why in pipeline.passes
+    ]
+    return pipeline
+
+
+class _EntryCompiler(CompilerBase):
+    """Pipeline of the entry points."""
 
     def define_pipelines(self) -> list[Any]:
-        pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        pipeline = _core_pipeline(self.state)
+        pipeline.finalize()
+        return [pipeline]
+
+
+class _HelperCompiler(CompilerBase):
+    """Pipeline of the helpers, with a link-only library."""
+
+    def define_pipelines(self) -> list[Any]:
+        pipeline = _core_pipeline(self.state)
         pipeline.add_pass_after(_LinkOnlyLibrary, NopythonTypeInference)
-        pipeline.add_pass_after(_RegisterHelper, NativeLowering)
+        pipeline.add_pass_after(_RegisterHelper, _CoreLowering)
         pipeline.finalize()
         return [pipeline]
 
@@ -159,7 +205,7 @@ _HELPER: dict[str, Any] = {
 
 def entry(fn: F) -> F:
     """Compile a function that Python calls; its machine code is cached on disk."""
-    return numba.njit(cache=True, **_OPTIONS)(fn)
+    return numba.njit(cache=True, pipeline_class=_EntryCompiler, **_OPTIONS)(fn)
 
 
 def leaf(fn: F) -> F:

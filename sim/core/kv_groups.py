@@ -11,6 +11,8 @@ import numpy as np
 from sim.core.block_hash import ensure_hashes
 from sim.core.block_pool import cache_full_block, free_block, get_cached_block, get_new_block, touch
 from sim.core.jit import inner, leaf
+from sim.core.prefetch import prefetch
+from sim.core.prefix_map import map_prefetch
 from sim.core.residency import follow_chain
 from sim.core.state import KVCache
 
@@ -18,6 +20,9 @@ _NO_PARENT = np.uint64(0)
 
 # Hashes are made in chunks while a look-up goes on; those behind the first miss are needed soon after anyway.
 _LOOKUP_CHUNK = 32
+# How far ahead of their use keys and blocks are fetched.
+_PREFETCH_KEYS = 12
+_PREFETCH_BLOCKS = 8
 
 
 @leaf
@@ -166,6 +171,8 @@ def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> Non
     ratio = kv.groups.hash_ratio[g]
     ensure_hashes(kv, r, slot, full * ratio)
     for i in range(done, full):
+        if i + _PREFETCH_KEYS < full:
+            map_prefetch(kv.pool, kv.hashes[slot, (i + _PREFETCH_KEYS + 1) * ratio - 1])
         h = kv.hashes[slot, (i + 1) * ratio - 1]
         b = kv.table_blocks[g, slot, i]
         cache_full_block(kv.pool, r, b, h, g)
@@ -179,6 +186,8 @@ def free_table(kv: KVCache, slot: int, g: int) -> None:
     front = kv.params.num_blocks
     n = kv.tables.length[g, slot]
     for i in range(n - 1, -1, -1):
+        if i >= _PREFETCH_BLOCKS:
+            prefetch(kv.pool.blocks, kv.table_blocks[g, slot, i - _PREFETCH_BLOCKS])
         front = free_block(kv.pool, kv.table_blocks[g, slot, i], front)
     kv.count.table_blocks -= n
     kv.count.table_runs -= kv.tables.runs[g, slot]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from sim.core.jit import inner, leaf
+from sim.core.prefetch import prefetch
 from sim.core.state import Pool
 
 _ZERO = np.uint64(0)
@@ -19,6 +20,12 @@ _ZERO = np.uint64(0)
 def _home(pool: Pool, key: np.uint64) -> int:
     """Preferred slot of a key; keys are already well mixed."""
     return np.int64(key & np.uint64(pool.table.size // 2 - 1))
+
+
+@leaf
+def map_prefetch(pool: Pool, key: np.uint64) -> None:
+    """Fetch the slot where a look-up of the key will begin."""
+    prefetch(pool.table, 2 * _home(pool, key))
 
 
 @leaf

@@ -11,6 +11,7 @@ With NUMBA_DISABLE_JIT the same functions work on the Python objects themselves.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba
@@ -88,11 +89,21 @@ class StructType(types.Type):
         return None
 
 
+@functools.cache
+def _record_type(dtype: np.dtype[Any]) -> types.Type:
+    """Numba type of a record; Numba takes it apart field by field each time it is asked."""
+    return numba.from_dtype(dtype)
+
+
 def _field_type(value: Any) -> types.Type:
     if isinstance(value, Struct):
         return value.native_type()
-    if isinstance(value, np.ndarray) and not value.flags.c_contiguous:
-        raise TypeError("arrays of the core are C-contiguous")
+    if isinstance(value, np.ndarray):
+        if not value.flags.c_contiguous:
+            raise TypeError("arrays of the core are C-contiguous")
+        return types.Array(_record_type(value.dtype), value.ndim, "C")
+    if isinstance(value, np.void):
+        return _record_type(value.dtype)
     return numba.typeof(value)
 
 
