@@ -111,7 +111,8 @@ def _fragmentation(run: RunFolder) -> Inline:
 def _cache(run: RunFolder) -> Inline:
     c = run.summary["prefix_cache"]
     if not c["first_lookup_tokens"]:
-        return ("the prefix cache was not asked once.",)
+        on = run.config["engine"].get("enable_prefix_caching", True)
+        return ("the prefix cache was not asked once.",) if on else ("prefix caching is off.",)
     pieces: list[Piece] = [
         "the prefix cache gives ",
         as_share(c["first_lookup_token_hit_rate"]),

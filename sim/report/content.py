@@ -133,8 +133,8 @@ def provenance(run: RunFolder) -> dict[str, str]:
     }
 
 
-#: Curves of columns that are left out when nothing of the kind has happened.
-_ONLY_IF_ANY = ("preemptions", "evictions")
+#: Curves that are left out when this column says that nothing of the kind has happened.
+_ONLY_IF_ANY = {"preemptions": "preemptions", "evictions": "evictions", "hit_rate": "prefix_queries"}
 
 
 def _over_time(run: RunFolder, moments: Sequence[Moment]) -> list[Part]:
@@ -238,7 +238,7 @@ def _over_time(run: RunFolder, moments: Sequence[Moment]) -> list[Part]:
             windows(steps["time_ns"], steps["evictions"])[1],
         ),
     ]
-    specs = [x for x in specs if x.key not in _ONLY_IF_ANY or steps[x.key][-1] > 0]
+    specs = [x for x in specs if x.key not in _ONLY_IF_ANY or steps[_ONLY_IF_ANY[x.key]][-1] > 0]
     grown = np.flatnonzero(np.diff(steps["preemptions"], prepend=0) > 0)
     marks = [Marked(m.time_ns, m.label) for m in moments]
     return list(curves.curve_charts(steps, specs, marks, steps["time_ns"][grown]))
