@@ -43,29 +43,34 @@ def live_tables(state: State, workload: Workload) -> LiveTables:
     )
 
 
-def snapshot_of_state(state: State, workload: Workload, time_ns: int | None = None) -> FragmentationSnapshot:
+def snapshot_of_state(
+    state: State, workload: Workload, time_ns: int | None = None, *, layout_only: bool = False
+) -> FragmentationSnapshot:
     """See ``FragmentationSnapshot.from_state``."""
     pool = state.kv.pool
     n = int(pool.params.num_blocks)
-    order = np.zeros(n, dtype=np.int32)
-    length = free_queue_order(pool, order)
     ref_cnt = pool.blocks["ref_cnt"][:n].copy()
     ref_cnt[0] = 0
     born = np.full(n, -1, dtype=np.int64)
-    unreachable = None
     if pool.params.follow_blocks:
         born[:] = pool.followed["birth"]
-        unreachable = _unreachable(pool, len(state.kv.groups))
+    key = unreachable = free_order = None
+    if not layout_only:
+        order = np.zeros(n, dtype=np.int32)
+        free_order = order[: free_queue_order(pool, order)].copy()
+        key = _dense(pool.blocks["block_hash"][:n])
+        if pool.params.follow_blocks:
+            unreachable = _unreachable(pool, len(state.kv.groups))
     return FragmentationSnapshot(
         time_ns=int(state.ctl.now) if time_ns is None else time_ns,
         step=int(state.ctl.step),
         block_sizes=tuple(int(size) for size in state.kv.groups["block_size"]),
         state=block_states(pool),
         ref_cnt=ref_cnt,
-        key=_dense(pool.blocks["block_hash"][:n]),
+        key=key,
         born_ns=born,
         unreachable=unreachable,
-        free_order=order[:length].copy(),
+        free_order=free_order,
         tables=live_tables(state, workload),
     )
 

@@ -312,7 +312,7 @@ def worst_moments(
     ]
     found: dict[tuple[str, int], WorstMoment] = {}
     for time, metric, value in sorted(wanted):
-        snapshot = rerun.snapshot(time)
+        snapshot = rerun.snapshot(time, layout_only=True)
         found[metric, time] = WorstMoment(metric, time, value, causes_of(snapshot, metric, causes))
     return tuple(found[metric, time] for time, metric, _ in wanted)
 
@@ -333,6 +333,7 @@ def analyze(
     """
     rerun = folder if isinstance(folder, Rerun) else Rerun(folder)
     analyzer = BlockLayoutAnalyzer()
-    for snapshot in rerun.snapshots(rerun.times(samples) if times_ns is None else times_ns):
+    times = rerun.times(samples) if times_ns is None else times_ns
+    for snapshot in rerun.snapshots(times, layout_only=True):
         analyzer.add(snapshot)
     return analyzer.report(top, worst_moments(rerun, rerun.steps))

@@ -118,14 +118,17 @@ class Rerun:
         self._chunks = len(self._simulation.row_chunks)
         return self._simulation.state
 
-    def snapshot(self, time_ns: int) -> FragmentationSnapshot:
-        """Snapshot of that state."""
-        return FragmentationSnapshot.from_state(self.state_at(time_ns), self.workload, time_ns)
+    def snapshot(self, time_ns: int, *, layout_only: bool = False) -> FragmentationSnapshot:
+        """Snapshot of that state; ``layout_only`` as in ``FragmentationSnapshot.from_state``."""
+        state = self.state_at(time_ns)
+        return FragmentationSnapshot.from_state(state, self.workload, time_ns, layout_only=layout_only)
 
-    def snapshots(self, times_ns: Iterable[int]) -> Iterator[FragmentationSnapshot]:
+    def snapshots(
+        self, times_ns: Iterable[int], *, layout_only: bool = False
+    ) -> Iterator[FragmentationSnapshot]:
         """Snapshots at times that should ascend."""
         for time in times_ns:
-            yield self.snapshot(int(time))
+            yield self.snapshot(int(time), layout_only=layout_only)
 
     def times(self, count: int) -> NDArray[np.int64]:
         """That many instants spread evenly over the run, the last of them its end."""

@@ -29,7 +29,11 @@ def assert_same(a: FragmentationSnapshot, b: FragmentationSnapshot) -> None:
     assert a.block_sizes == b.block_sizes
     assert a.state.tolist() == b.state.tolist()
     assert a.ref_cnt.tolist() == b.ref_cnt.tolist()
+    assert a.key is not None
+    assert b.key is not None
     assert renumbered(a.key) == renumbered(b.key)
+    assert a.free_order is not None
+    assert b.free_order is not None
     assert a.free_order.tolist() == b.free_order.tolist()
     assert a.tables.request_id == b.tables.request_id
     assert a.tables.num_computed.tolist() == b.tables.num_computed.tolist()

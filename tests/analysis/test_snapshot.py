@@ -47,9 +47,11 @@ def test_sums_are_the_columns_of_the_step_log(clock: str, seed: int) -> None:
         row = dict(zip(c.LOG_COLUMNS, state.logs.steps[state.ctl.log_len - 1].tolist(), strict=True))
         state.ctl.log_len = 0
         s = FragmentationSnapshot.from_state(state, case.workload)
+        assert s.free_order is not None
         assert s.num_free == row["num_free_blocks"] == len(s.free_order)
         assert s.num_used == row["used_blocks"]
         assert s.num_cached == row["num_cached_blocks"]
+        assert s.num_duplicates is not None
         assert s.num_cached - s.num_duplicates == row["num_cached_hashes"]
         assert s.counts["free and cached"] == row["cached_free_blocks"]
         assert s.num_free_runs == row["free_runs"]
@@ -66,6 +68,11 @@ def test_sums_are_the_columns_of_the_step_log(clock: str, seed: int) -> None:
         assert s.wasted_slots_once <= s.wasted_slots
         # a holder of a block holds its ancestors too and frees them after it: LRU never strands a block
         assert s.num_unreachable == 0
+        quick = FragmentationSnapshot.from_state(state, case.workload, layout_only=True)
+        assert quick.num_duplicates is None
+        assert quick.num_unreachable is None
+        unknown = ("duplicate_blocks", "unreachable_blocks")
+        assert quick.summary() == {**s.summary(), **dict.fromkeys(unknown)}
 
     drive(state, random.Random(seed), check)
 
