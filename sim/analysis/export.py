@@ -24,7 +24,7 @@ _CURVES = {
     "usage": ("", "used / usable blocks"),
     "internal_fragmentation": ("", "wasted / allocated slots of tables"),
     "external_fragmentation": ("", "1 - largest free run / free blocks"),
-    "token_usage": ("", "computed tokens in tables / slots of usable blocks"),
+    "token_usage": ("", "slots that hold a token, a shared one once / slots of usable blocks"),
     "table_contiguity": ("", "adjacent pairs in tables with consecutive ids / all; NaN: no pair"),
     "hit_rate": ("", "tokens found / looked up at first lookups since the row before; NaN: none"),
 }

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.analysis.rerun import Rerun, read_columns
+from sim.analysis.tracker import curves_of
 
 I64 = NDArray[np.int64]
 
@@ -107,7 +108,7 @@ def _families(steps: Mapping[str, I64], usable: int, slots: int) -> list[Family]
     external = 1 - steps["largest_free_run"] / np.maximum(free, 1)
     external[free == 0] = 0.0
     used = steps["used_blocks"] / max(usable, 1)
-    held = steps["held_tokens"] / max(slots, 1)
+    held = curves_of(dict(steps), slots)["token_usage"]
     queries, hits, preempted = steps["prefix_queries"], steps["prefix_hits"], steps["preemptions"]
     return [
         Family("vllm:num_requests_running", "gauge", "Running requests.", steps["num_running"]),
@@ -116,7 +117,7 @@ def _families(steps: Mapping[str, I64], usable: int, slots: int) -> list[Family]
         Family("vllm:prefix_cache_queries", "counter", "Tokens looked up in the prefix cache.", queries),
         Family("vllm:prefix_cache_hits", "counter", "Tokens found in the prefix cache.", hits),
         Family("vllm:num_preemptions", "counter", "Preemptions.", preempted),
-        Family("kvpool:kv_cache_token_usage_perc", "gauge", "Held tokens of tables / usable slots.", held),
+        Family("kvpool:kv_cache_token_usage_perc", "gauge", "Slots with a token / usable slots.", held),
         Family(
             "kvpool:kv_cache_wasted_slots", "gauge", "Allocated slots without a token.", steps["wasted_slots"]
         ),

@@ -129,6 +129,11 @@ class FragmentationSnapshot:
         return {name: int(n) for name, n in zip(STATE_NAMES, counted, strict=True)}
 
     @property
+    def usable_slots(self) -> int:
+        """Token slots of the usable blocks; with several block sizes, as if all had the largest."""
+        return self.usable_blocks * max(self.block_sizes, default=1)
+
+    @property
     def num_free(self) -> int:
         """Free blocks, evictable ones included."""
         return int(self.free_mask.sum())
@@ -306,8 +311,7 @@ class FragmentationSnapshot:
 
         What vLLM #57336 asks for beside kv_cache_usage; exact with one block size.
         """
-        slots = self.usable_blocks * max(self.block_sizes, default=1)
-        return self.held_tokens_once / slots if slots else 0.0
+        return self.held_tokens_once / self.usable_slots if self.usable_slots else 0.0
 
     @property
     def table_contiguity(self) -> float | None:

@@ -111,7 +111,8 @@ class Tracked:
     Attributes:
         steps: rows of the step log (columns of steps.parquet), int64 arrays.
         curves: derived from them, float64 arrays of the same length: usage, internal_fragmentation,
-            external_fragmentation, token_usage (slots that hold a token / usable slots), table_contiguity,
+            external_fragmentation, token_usage (slots that hold a token, a shared one once / slots of the
+            usable blocks), table_contiguity,
             hit_rate (tokens found / looked up since the row before; NaN where nothing was looked up).
         time_weighted: metric -> mean, p50, p90, p99, max, max_at_ns.
         requests: columns of requests.parquet.
@@ -249,11 +250,13 @@ def curves_of(steps: dict[str, I64], total_slots: int) -> dict[str, F64]:
     pairs = steps["table_blocks"] - steps["num_running"]
     breaks = steps["table_runs"] - steps["num_running"]
     queries = np.diff(steps["prefix_queries"], prepend=0)
+    usage = ratio(used, used + free, 0.0)
     return {
-        "usage": ratio(used, used + free, 0.0),
+        "usage": usage,
         "internal_fragmentation": ratio(steps["wasted_slots"], steps["allocated_slots"], 0.0),
         "external_fragmentation": ratio(free - steps["largest_free_run"], free, 0.0),
-        "token_usage": steps["held_tokens"] / max(total_slots, 1),
+        # only full blocks are shared, so no slot is wasted twice
+        "token_usage": usage - steps["wasted_slots"] / max(total_slots, 1),
         "table_contiguity": ratio(pairs - breaks, pairs, np.nan),
         "hit_rate": ratio(np.diff(steps["prefix_hits"], prepend=0), queries, np.nan),
     }

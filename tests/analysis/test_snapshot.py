@@ -14,6 +14,7 @@ from sim.analysis.from_pool import parents_of_requests
 from sim.analysis.from_state import chain_reachable
 from sim.analysis.runs import consecutive_runs, power_of_two_histogram, runs_of
 from sim.analysis.snapshot import NULL, USED, USED_CACHED, FragmentationSnapshot
+from sim.analysis.tracker import curves_of
 from sim.capacity import LogOptions, allocate
 from sim.config_engine import EngineSettings
 from sim.core import codes as c
@@ -65,7 +66,10 @@ def test_sums_are_the_columns_of_the_step_log(clock: str, seed: int) -> None:
         assert s.by_request.runs.sum() == row["table_runs"]
         assert np.array_equal(s.num_owners, s.ref_cnt)
         assert np.array_equal(s.owner >= 0, (s.state == USED) | (s.state == USED_CACHED))
-        assert s.wasted_slots_once <= s.wasted_slots
+        # only full blocks are shared: no slot is wasted twice
+        assert s.wasted_slots_once == s.wasted_slots
+        usage = curves_of({name: np.array([value]) for name, value in row.items()}, s.usable_slots)
+        assert s.token_usage == pytest.approx(usage["token_usage"][0])
         # a holder of a block holds its ancestors too and frees them after it: LRU never strands a block
         assert s.num_unreachable == 0
         quick = FragmentationSnapshot.from_state(state, case.workload, layout_only=True)

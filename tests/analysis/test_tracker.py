@@ -199,7 +199,7 @@ def test_curves_of_a_step_log() -> None:
     assert curves["usage"].tolist() == [1.0, 0.4]
     assert curves["external_fragmentation"].tolist() == [0.0, 0.5]
     assert curves["internal_fragmentation"].tolist() == [0.25, 0.0]
-    assert curves["token_usage"].tolist() == [0.15, 0.0]
+    assert curves["token_usage"].tolist() == [0.95, 0.4]
     assert curves["table_contiguity"][0] == 0.75
     assert np.isnan(curves["table_contiguity"][1])
     assert curves["hit_rate"][0] == 0.25
