@@ -84,6 +84,23 @@ def test_full_rate_equals_the_twins_log(seed: int, tmp_path: Path) -> None:
     assert comparison.equal, comparison.summary()
 
 
+def test_empty_steps_after_the_last_request_are_no_part_of_the_log(tmp_path: Path) -> None:
+    """A running engine may come to one more step, in which it only tells the workers who has ended."""
+    engine = twin(1)
+    live = record_scheduler(engine.scheduler, tmp_path / "live", FULL)
+    assert live is not None
+    engine.run()
+    rows = len(engine.log.rows)
+    scheduler: Any = engine.scheduler
+    scheduler.update_from_output(scheduler.schedule())
+    live.close()
+    recording = read(live.writer.final)
+    assert len(recording.rows) == rows + 2
+    log = step_log(recording)
+    log.pop("refcnt_crc")
+    assert compare(expected_log(engine), log).equal
+
+
 def test_operations_rebuild_the_free_set(tmp_path: Path) -> None:
     """The stream of block operations, applied to reference counts alone, gives the last state."""
     engine = twin()

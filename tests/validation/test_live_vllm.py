@@ -228,6 +228,8 @@ def test_a_whole_engine_loads_the_plugin_in_its_core_process(tmp_path: Path) -> 
         check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert "live.jsonl.gz" in names, f"{names}\n{run.stderr[-3000:]}"
     live = read(tmp_path / "live.jsonl.gz")
     assert live.complete
     assert live.header["pid"] != os.getpid()

@@ -1,9 +1,7 @@
-"""The wrappers around a live scheduler and its block pool, and what they note.
+"""What is noted about a live scheduler and its block pool, call by call, and how a recording begins and ends.
 
-Methods are wrapped on the objects, not on their classes: `Scheduler.__init__` is the only thing that is
-changed in vLLM itself, and a recorder that switches itself off leaves the objects as they were. Each wrapper
-calls vLLM's method first and exactly once, passes on what it returns or raises, and notes afterwards; an
-exception in the noting ends the recording and never gets out.
+`Scheduler.__init__` is the only thing that is changed in vLLM itself; all other wrappers stand on the objects
+(see wrappers.py).
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from typing import Any
 from validation.live import LOGGER_NAME
 from validation.live.options import LiveOptions
 from validation.live.state import RawState, describe, prefix_counts, state_reader
+from validation.live.wrappers import Wrappers
 from validation.live.writer import Writer
 
 FORMAT = "kvpool-live"
@@ -67,8 +65,8 @@ class LiveRecorder:
         self._taken_stats: list[Any] = []
         self._prefix = [0] * 6
         self._ops: list[tuple[Any, ...]] = []
-        self._wrapped: list[tuple[Any, str, Any, Any]] = []
-        self._off = self._closed = False
+        self._wrappers = Wrappers(self._fail)
+        self._closed = False
         self._finalizer: Any = None
         self._lock = threading.Lock()
         self._began_ns = _clock()
@@ -103,108 +101,29 @@ class LiveRecorder:
         """Put the wrappers on, also after `unwrap`; a closed recorder stays off."""
         if self._closed:
             return
-        self._off = False
         scheduler = self._scheduler
         manager = scheduler.kv_cache_manager
-        self._wrap_call(scheduler, "schedule", self._scheduled)
-        self._wrap_call(scheduler, "update_from_output", self._updated)
-        self._wrap_before(scheduler, "_preempt_request", self._note_preempted)
-        self._wrap_before(scheduler, "_free_request", self._note_ended)
-        self._wrap_before(scheduler, "add_request", self._note_added)
-        self._wrap_before(scheduler, "shutdown", lambda *_, **__: self.close())
-        self._wrap_after(manager, "make_prefix_cache_stats", self._note_stats)
+        on = self._wrappers
+        on.off = False
+        on.call(scheduler, "schedule", self._scheduled)
+        on.call(scheduler, "update_from_output", self._updated)
+        on.before(scheduler, "_preempt_request", self._note_preempted)
+        on.before(scheduler, "_free_request", self._note_ended)
+        on.before(scheduler, "add_request", self._note_added)
+        on.before(scheduler, "shutdown", lambda *_, **__: self.close())
+        on.after(manager, "make_prefix_cache_stats", self._note_stats)
         if self.options.ops:
             pool = manager.block_pool
-            self._wrap_after(pool, "get_new_blocks", lambda blocks, *_, **__: self._op("new", blocks))
-            self._wrap_before(pool, "touch", self._note_touch)
-            self._wrap_free(pool)
-            self._wrap_after(pool, "cache_full_blocks", self._note_cached)
-            self._wrap_after(pool, "evict_blocks", self._note_evicted)
-            self._wrap_after(pool, "reset_prefix_cache", self._note_reset)
-
-    def _set(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-        before = vars(owner).get(name)
-        setattr(owner, name, wrapper)
-        self._wrapped.append((owner, name, wrapper, before))
-
-    def _wrap_call(self, owner: Any, name: str, note: Callable[[Any, Any, int], None]) -> None:
-        inner = getattr(owner, name)
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if self._off:
-                return inner(*args, **kwargs)
-            began = _clock()
-            result = inner(*args, **kwargs)
-            try:
-                note(result, args[0] if args else kwargs.get("scheduler_output"), began)
-            except Exception:
-                self._fail()
-            return result
-
-        self._set(owner, name, wrapper)
-
-    def _wrap_before(self, owner: Any, name: str, note: Callable[..., None]) -> None:
-        """For methods whose arguments change in the call: note them first. Absent in this release:
-        nothing."""
-        inner = getattr(owner, name, None)
-        if inner is None:
-            return
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if not self._off:
-                try:
-                    note(*args, **kwargs)
-                except Exception:
-                    self._fail()
-            return inner(*args, **kwargs)
-
-        self._set(owner, name, wrapper)
-
-    def _wrap_after(self, owner: Any, name: str, note: Callable[..., None]) -> None:
-        inner = getattr(owner, name, None)
-        if inner is None:
-            return
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            result = inner(*args, **kwargs)
-            if not self._off:
-                try:
-                    note(result, *args, **kwargs)
-                except Exception:
-                    self._fail()
-            return result
-
-        self._set(owner, name, wrapper)
-
-    def _wrap_free(self, pool: Any) -> None:
-        """free_blocks takes any iterable, read once: it gets a list of the same blocks in its place."""
-        inner = pool.free_blocks
-
-        def free_blocks(ordered_blocks: Any) -> Any:
-            if self._off:
-                return inner(ordered_blocks)
-            blocks = list(ordered_blocks)
-            result = inner(blocks)
-            try:
-                self._op("free", blocks)
-            except Exception:
-                self._fail()
-            return result
-
-        self._set(pool, "free_blocks", free_blocks)
+            on.after(pool, "get_new_blocks", lambda blocks, *_, **__: self._op("new", blocks))
+            on.before(pool, "touch", self._note_touch)
+            on.list_argument(pool, "free_blocks", lambda blocks: self._op("free", blocks))
+            on.after(pool, "cache_full_blocks", self._note_cached)
+            on.after(pool, "evict_blocks", self._note_evicted)
+            on.after(pool, "reset_prefix_cache", self._note_reset)
 
     def unwrap(self) -> None:
-        """Give the objects their own methods back; a wrapper that somebody has wrapped since passes calls
-        on."""
-        self._off = True
-        for owner, name, wrapper, before in reversed(self._wrapped):
-            if vars(owner).get(name) is not wrapper:
-                continue
-            if before is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
-        self._wrapped.clear()
+        """Take the wrappers off; `wrap` puts them on again."""
+        self._wrappers.take_off()
 
     # notes
 

@@ -22,6 +22,7 @@ from typing import Any
 from sim.config_engine import EngineSettings
 from validation.live.hooks import LiveRecorder
 from validation.live.options import LiveOptions
+from validation.live.wrappers import Wrappers
 from validation.vllm_setup import require_vllm
 
 PROMPT_TOKENS = 400
@@ -176,7 +177,7 @@ def _best_us(call: Callable[[], Any], times: int) -> float:
 def _idle_copy(recorder: LiveRecorder, options: LiveOptions, **values: Any) -> LiveRecorder:
     """A recorder of the same scheduler that has wrapped nothing."""
     copy = object.__new__(LiveRecorder)
-    copy.__dict__ |= recorder.__dict__ | {"options": options, "_off": False, "_wrapped": []} | values
+    copy.__dict__ |= recorder.__dict__ | {"options": options} | values
     return copy
 
 
@@ -190,7 +191,7 @@ def _unsampled_call_us(recorder: LiveRecorder) -> float:
     plain = Nothing()
     wrapped = Nothing()
     idle = _idle_copy(recorder, replace(recorder.options, row_every=1 << 40), step=0)
-    idle._wrap_call(wrapped, "schedule", idle._scheduled)
+    Wrappers(idle._fail).call(wrapped, "schedule", idle._scheduled)
     return _best_us(wrapped.schedule, 1000) - _best_us(plain.schedule, 1000)
 
 

@@ -289,6 +289,28 @@ def curves(recording: Recording) -> dict[str, list[Any]]:
     return table
 
 
+def _end_of_work(rows: list[dict[str, Any]]) -> int:
+    """Rows up to the end of the last request and of the batches that were in flight then.
+
+    A running engine may or may not come to one more empty step, which only tells the workers who has ended;
+    `validation record` never does.
+    """
+    kept = in_flight = in_flight_before = 0
+    for i, row in enumerate(rows, 1):
+        in_flight += 1 if row["phase"] == "scheduled" else -1
+        had_work = i - 1 == kept and in_flight_before > 0
+        if (
+            had_work
+            or row["num_running"]
+            or row["num_waiting"]
+            or row["finished"]
+            or row["num_scheduled_reqs"]
+        ):
+            kept = i
+        in_flight_before = in_flight
+    return kept
+
+
 def step_log(recording: Recording, name: str = "the recording") -> Columns:
     """The step log of a recording at full rate.
 
@@ -314,5 +336,5 @@ def step_log(recording: Recording, name: str = "the recording") -> Columns:
         raise InputError(
             f"no step log can be made: {reason}", name, hint="record with KVPOOL_LIVE_OPTIONS=full"
         )
-    rows = [step_row(recording, row) for row in recording.rows]
+    rows = [step_row(recording, row) for row in recording.rows[: _end_of_work(recording.rows)]]
     return {column: [row[column] for row in rows] for column in COLUMNS}
