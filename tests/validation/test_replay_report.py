@@ -101,7 +101,8 @@ def test_the_rules_of_a_recorded_replay(folder: Path) -> None:
         assert (real[column][at] == sim[column]).all(), column
 
 
-def test_the_report_is_made_again(folder: Path, tmp_path: Path) -> None:
+def test_the_report_is_made_again(tmp_path: Path) -> None:
+    folder = REPLAYS[0]
     done = CliRunner().invoke(main, ["replay-report", str(folder), "--out", str(tmp_path / "again")])
     assert done.exit_code == 0, done.output
     old = json.loads((folder / "report.json").read_text())
