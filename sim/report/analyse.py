@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from sim.errors import InputError
 from sim.report.content import Analysis
 from sim.report.folder import RunFolder
 from sim.report.moments import Moment, find_moments
-
-if TYPE_CHECKING:
-    from sim.analysis.snapshot import FragmentationSnapshot
-    from sim.core.state import State
-    from workloads.requests import Workload
 
 #: Block states that the layout analysis may look at: bounds its time on big pools.
 _BLOCKS_LOOKED_AT = 40_000_000
@@ -40,29 +32,6 @@ def analyse(run: RunFolder, say: Callable[[str], None]) -> Analysis:
         return Analysis(note=problem)
 
 
-def _layout_only(state: State, workload: Workload, time_ns: int) -> FragmentationSnapshot:
-    """A snapshot without what costs most of its time on big pools and says nothing about the layout: equal
-    content, reachability, the order of the free queue.
-    """
-    from sim.analysis.from_state import block_states, live_tables
-    from sim.analysis.snapshot import FragmentationSnapshot
-
-    pool = state.kv.pool
-    n = int(pool.params.num_blocks)
-    return FragmentationSnapshot(
-        time_ns=time_ns,
-        step=int(state.ctl.step),
-        block_sizes=tuple(int(size) for size in state.kv.groups["block_size"]),
-        state=block_states(pool),
-        ref_cnt=np.array(pool.blocks["ref_cnt"][:n]),
-        key=np.full(n, -1, dtype=np.int64),
-        born_ns=np.array(pool.followed["birth"][:n], dtype=np.int64),
-        unreachable=None,
-        free_order=np.zeros(0, dtype=np.int32),
-        tables=live_tables(state, workload),
-    )
-
-
 def look(run: RunFolder) -> Analysis:
     """One pass over the run, stopping at the instants of the film and at the worst moments.
 
@@ -72,6 +41,7 @@ def look(run: RunFolder) -> Analysis:
     from sim.analysis.findings import WorstMoment
     from sim.analysis.layout import BlockLayoutAnalyzer, causes_of
     from sim.analysis.rerun import Rerun
+    from sim.analysis.snapshot import FragmentationSnapshot
     from sim.analysis.tracker import FragmentationTracker
     from sim.report.pool_view import FilmMaker, film_times
 
@@ -92,7 +62,9 @@ def look(run: RunFolder) -> Analysis:
         if moment is None:
             film.take(time, simulation.state)
         if moment is not None or time in looked_at:
-            snapshot = _layout_only(simulation.state, rerun.workload, time)
+            snapshot = FragmentationSnapshot.from_state(
+                simulation.state, rerun.workload, time, layout_only=True
+            )
             if moment is None:
                 analyzer.add(snapshot)
             else:
