@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -244,7 +245,13 @@ def replay(plan: Plan, device: str = "cpu", clock_kind: str = "wall") -> Recordi
         # Threads that wait for each other cost the tiny model more than they give: 15 ms a step on two
         # shared cores against 2 ms with one thread.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    else:
+        # The logits processor is written for the V1 model runner, which a CPU always has.
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    numba_loaded = "llvmlite.binding.ffi" in sys.modules
     require_vllm()
+    if numba_loaded:
+        raise InputError("no engine starts in a process that has loaded Numba: replay in one of its own")
     if plan.workload.vocab_size > TINY_VOCABULARY:
         raise InputError(f"the tiny model knows token ids below {TINY_VOCABULARY}")
     rejected = np.array([plan.is_rejected(i) for i in range(len(plan.workload))])
