@@ -124,7 +124,9 @@ def ingest_arrivals(st: State, now: int) -> None:
             continue  # aborted before it came
         st.ctl.stuck = 0
         if st.requests.order_time[r] < 0:
-            st.requests.order_time[r] = st.requests.arrival[r]
+            # a server stamps requests one by one, so two arrivals at one instant are no tie
+            st.requests.order_time[r] = st.ctl.num_arrived
+        st.ctl.num_arrived += 1
         if st.requests.prompt_len[r] >= st.params.max_model_len:
             request_ended(st, r, c.S_REJECTED, st.requests.arrival[r])
         else:

@@ -90,6 +90,7 @@ CONTROL = _dtype(
         "closed_next": np.int64,  # next request of the closed-loop pool
         "closed_end": np.int64,
         "num_requests": np.int64,  # known to the engine; grows in coupled runs
+        "num_arrived": np.int64,  # requests that have been queued
         "num_ended": np.int64,  # requests that reached a final state
         "num_ended_watched": np.int64,  # watched ones among them that the caller has not seen yet
         "num_free_slots": np.int64,  # height of the stack of free slots

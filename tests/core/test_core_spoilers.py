@@ -42,6 +42,7 @@ def is_busy(st: State) -> bool:
     ids = np.arange(blocks.size)
     return bool(
         ctl.num_in_flight == 2
+        and ctl.memo_req >= 0
         and ctl.memo_hits > 0
         and ctl.num_waiting > 1
         and ctl.num_running > 1
@@ -90,8 +91,10 @@ def cached_block(st: State) -> int:
 
 
 def place(st: State) -> int:
-    """A place of the prefix map that holds a key."""
-    return int(np.flatnonzero(st.kv.pool.table[0::2])[0])
+    """A place of the prefix map that holds the key of one block alone."""
+    table, blocks = st.kv.pool.table, st.kv.pool.blocks
+    alone = [i for i in np.flatnonzero(table[0::2]) if blocks.dup_next[table[2 * i + 1]] == table[2 * i + 1]]
+    return int(alone[0])
 
 
 def doubled_block(st: State) -> int:
