@@ -21,6 +21,7 @@ import numba
 import numpy as np
 from numba import _dynfunc
 from numba.core import types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, LoweringPass, register_pass
 from numba.core.typed_passes import NativeLowering, NopythonTypeInference
@@ -63,10 +64,46 @@ def cache_dir() -> Path:
 
 def is_cached() -> bool:
     """Whether the engine's compiled code is on disk (False: the next run compiles it first)."""
-    return bool(numba.config.DISABLE_JIT) or any(cache_dir().glob("**/engine.run_until*.nbc"))
+    return bool(numba.config.DISABLE_JIT) or any(cache_dir().glob("engine.run_until*.nbc"))
 
 
 numba.config.CACHE_DIR = str(cache_dir())
+
+
+class _CoreLocator:
+    """Place of an entry point's machine code: the key's folder, whatever the path and time of the sources.
+
+    Numba names the folder by the source's path and checks its time, so a second clone, a reinstall or a
+    container made again would compile the same code again. The key holds a digest of all sources instead.
+    """
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        self._line = py_func.__code__.co_firstlineno
+        self._folder = cache_dir()
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], _py_file: str) -> _CoreLocator:
+        return cls(py_func)
+
+    def ensure_cache_path(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def get_source_stamp(self) -> str:
+        return self._folder.name
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+
+class _CoreCacheImpl(CompileResultCacheImpl):
+    _locator_classes = (_CoreLocator,)
+
+
+class _CoreCache(FunctionCache):
+    _impl_class = _CoreCacheImpl
 
 
 def _refuse_python() -> None:
@@ -205,7 +242,10 @@ _HELPER: dict[str, Any] = {
 
 def entry(fn: F) -> F:
     """Compile a function that Python calls; its machine code is cached on disk."""
-    return numba.njit(cache=True, pipeline_class=_EntryCompiler, **_OPTIONS)(fn)
+    compiled = numba.njit(cache=True, pipeline_class=_EntryCompiler, **_OPTIONS)(fn)
+    if not numba.config.DISABLE_JIT and _CORE in Path(fn.__code__.co_filename).resolve().parents:
+        compiled._cache = _CoreCache(fn)
+    return compiled
 
 
 def leaf(fn: F) -> F:

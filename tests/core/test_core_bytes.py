@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,21 @@ def test_the_cache_key_follows_numba_variables(monkeypatch: pytest.MonkeyPatch, 
     assert jit._cache_key() not in (key, checked)
     monkeypatch.setenv("KVPOOL_CACHE_DIR", str(tmp_path))
     assert jit.cache_dir() == tmp_path / "numba" / jit._cache_key()
+
+
+def test_another_copy_of_the_sources_uses_the_compiled_code(tmp_path: Path) -> None:
+    """A second clone, a reinstall, a container made again: other path, other file times, no compilation."""
+    lines_of_process()
+    shutil.copytree(ROOT / "sim", tmp_path / "sim", copy_function=shutil.copyfile)
+    script = (
+        "from sim.core import engine, jit; import pathlib;"
+        f"assert pathlib.Path(jit.__file__).is_relative_to({str(tmp_path)!r});"
+        "index = engine.run_until._cache._cache_file._load_index();"
+        "print(len(index), jit.cache_dir())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    entries, folder = done.stdout.split(maxsplit=1)
+    assert int(entries) >= 1
+    assert Path(folder.strip()) == jit.cache_dir()
