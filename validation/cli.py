@@ -14,6 +14,7 @@ import click
 
 TARGETS = ("sim", "scheduler", "engine")
 HIDDEN_TARGETS = ("reference",)
+GROUP_FAMILIES = ("full", "sliding_window", "hybrid", "chunked_local", "mamba", "mixed", "partial", "any")
 EXIT_DIFFERENT = 1
 EXIT_INPUT = 2
 EXIT_STUCK = 3
@@ -87,8 +88,16 @@ def record(target: str, engine: Path, workload: Path, out: Path, device: str) ->
     show_default=True,
     help="Folder for the cases that differ, made small.",
 )
+@click.option(
+    "--groups",
+    type=click.Choice(GROUP_FAMILIES),
+    metavar="FAMILY",
+    default="full",
+    show_default=True,
+    help=f"What the cases' KV-cache groups are like: {', '.join(GROUP_FAMILIES)}.",
+)
 @reports_input_errors
-def fuzz(minutes: float, seed: int, target: str, regressions: Path) -> None:
+def fuzz(minutes: float, seed: int, target: str, regressions: Path, groups: str) -> None:
     """Compare the simulator with a real vLLM's scheduler on random cases (needs vLLM).
 
     A case that differs is made as small as possible and saved, with the real log, as a regression test.
@@ -98,7 +107,7 @@ def fuzz(minutes: float, seed: int, target: str, regressions: Path) -> None:
     from validation.vllm_setup import require_vllm
 
     require_vllm()
-    tally = run_fuzz(minutes, seed, target, regressions, click.echo)
+    tally = run_fuzz(minutes, seed, target, regressions, click.echo, groups=groups)
     click.echo(tally.text())
     sys.exit(EXIT_DIFFERENT if tally.differences else 0)
 

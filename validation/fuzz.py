@@ -11,7 +11,8 @@ from pathlib import Path
 from sim.errors import InputError
 from validation.corpus import write_case
 from validation.diff import compare
-from validation.fuzz_cases import Case, random_case
+from validation.fuzz_cases import Case
+from validation.fuzz_groups import random_group_case
 from validation.record import record
 from validation.shrink import shrink
 from validation.steplog import num_rows
@@ -61,9 +62,17 @@ def difference(case: Case, target: str, tally: Tally | None = None) -> str | Non
 
 
 def fuzz(
-    minutes: float, seed: int, target: str, regressions: Path, say: Callable[[str], None], stop_after: int = 5
+    minutes: float,
+    seed: int,
+    target: str,
+    regressions: Path,
+    say: Callable[[str], None],
+    stop_after: int = 5,
+    groups: str = "full",
 ) -> Tally:
     """Compare random cases for `minutes`; shrink and save what differs; end early after `stop_after`.
+
+    groups: the family of the cases' KV-cache groups, see `validation.fuzz_groups`.
 
     A regression is the shrunk case with the real vLLM's log, in `regressions/<target>_seed_<n>`.
     """
@@ -73,7 +82,7 @@ def fuzz(
     for number in itertools.count(seed * _SEED_STRIDE):
         if time.monotonic() >= end or tally.differences >= stop_after:
             break
-        case = random_case(number)
+        case = random_group_case(number, groups)
         found = difference(case, target, tally)
         if found is not None:
             tally.differences += 1
@@ -94,5 +103,5 @@ def save_regression(case: Case, target: str, regressions: Path) -> Path:
         except InputError:
             return False
 
-    small = replace(shrink(case, still_differs), name=case.name.replace("fuzz", f"{target}_seed"))
+    small = replace(shrink(case, still_differs), name=f"{target}_{case.name.replace('fuzz', 'seed')}")
     return write_case(regressions, small, record("scheduler", small.settings, small.requests).log)

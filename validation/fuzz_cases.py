@@ -45,18 +45,35 @@ def settings_to_json(settings: EngineSettings, name: str | None = None) -> str:
 def random_case(seed: int) -> Case:
     """The case of a seed; the same on every machine."""
     rng = np.random.default_rng(np.random.SeedSequence([0x6B76, seed]))
-    draw = _Draw(rng)
+    draw = Draw(rng)
     pressure = draw.chance(0.6)
-    settings = _random_settings(draw, pressure)
-    requests = _random_requests(draw, settings, pressure)
+    settings = random_settings(draw, pressure)
+    requests = random_requests(draw, settings, pressure)
     slack = draw.one_of(0.0, 0.0, 0.1, 0.25, 0.5) if pressure else draw.one_of(0.0, 0.5, 1.0, 2.0, 8.0)
     return Case(f"fuzz_{seed}", fit_pool(settings, requests, slack), requests)
 
 
 def blocks_of_largest(settings: EngineSettings, requests: Sequence[LogicalRequest]) -> int:
-    """Blocks that the largest of the requests fills, alone."""
+    """Blocks that the largest of the requests may hold at once, alone, over all groups."""
     tokens = max(len(r.prompt_token_ids) + len(r.output_token_ids) for r in requests)
-    return -(-min(tokens, settings.max_model_len) // settings.block_size)
+    tokens = min(tokens, settings.max_model_len)
+    return sum(_most_blocks(settings, group, tokens) for group in settings.kv_cache_groups)
+
+
+def _most_blocks(settings: EngineSettings, group: KVCacheGroup, tokens: int) -> int:
+    """Blocks of one group that a request of so many tokens may hold at once (vLLM's admission caps)."""
+    size = group.block_size or settings.block_size
+    in_flight = settings.max_num_batched_tokens * (2 if settings.async_scheduling else 1)
+    blocks = -(-tokens // size)
+    if group.type == "sliding_window" and group.sliding_window is not None:
+        reach = min(group.sliding_window - 1 + in_flight, settings.max_model_len)
+        return min(blocks, -(-reach // size) + 1)
+    if group.type == "chunked_local" and group.attention_chunk_size is not None:
+        reach = min(group.attention_chunk_size + in_flight, settings.max_model_len)
+        return min(blocks, -(-reach // size))
+    if group.type == "mamba" and settings.enable_prefix_caching:
+        return min(blocks, 3) + 2  # states of the last steps, the next one, a copy of a partial hit
+    return blocks
 
 
 def fit_pool(settings: EngineSettings, requests: Sequence[LogicalRequest], slack: float) -> EngineSettings:
@@ -65,7 +82,7 @@ def fit_pool(settings: EngineSettings, requests: Sequence[LogicalRequest], slack
     return replace(settings, num_gpu_blocks=1 + largest + round(slack * largest))
 
 
-class _Draw:
+class Draw:
     """Short names for the draws that the cases are made of."""
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -85,7 +102,7 @@ class _Draw:
         return tuple(int(t) for t in self.rng.integers(0, vocab, count))
 
 
-def _random_settings(draw: _Draw, pressure: bool) -> EngineSettings:
+def random_settings(draw: Draw, pressure: bool) -> EngineSettings:
     block_size = draw.one_of(1, 1, 2, 3, 4, 4, 5, 8, 8, 16, 16, 32)
     max_model_len = draw.one_of(draw.between(3, 24), draw.between(16, 80), draw.between(64, 200))
     max_num_seqs = draw.one_of(4, 6, 8, 12) if pressure else draw.one_of(1, 2, 3, 4, 6, 8, 12)
@@ -123,7 +140,7 @@ def _random_settings(draw: _Draw, pressure: bool) -> EngineSettings:
     )
 
 
-def _random_requests(draw: _Draw, settings: EngineSettings, pressure: bool) -> tuple[LogicalRequest, ...]:
+def random_requests(draw: Draw, settings: EngineSettings, pressure: bool) -> tuple[LogicalRequest, ...]:
     """`pressure`: many requests at once, short prompts and long outputs, so that they outgrow the pool."""
     count = draw.one_of(draw.between(2, 8), draw.between(6, 20), draw.between(12, 30))
     vocab = draw.one_of(2, 10, 4096)
@@ -164,7 +181,7 @@ def _random_requests(draw: _Draw, settings: EngineSettings, pressure: bool) -> t
 
 
 def _random_prompt(
-    draw: _Draw,
+    draw: Draw,
     settings: EngineSettings,
     longest: int,
     before: Sequence[LogicalRequest],

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 def load_settings(path: Path, target: str) -> EngineSettings:
     """Read an engine configuration for a target.
 
-    A real vLLM judges by itself what it can do; what the simulator can't do yet is an error only there.
+    A real vLLM and the twin judge by themselves what they can do; what the kernel can't do yet is an error
+    only there.
     """
     from sim.config_engine import EngineJson, load_engine_json
     from sim.config_yaml import read_json, to_input_errors, validate_model
     from sim.errors import raise_all
 
-    if target in ("sim", "reference"):
+    if target == "sim":
         return load_engine_json(path)
     document = read_json(path)
     parsed, problems = validate_model(EngineJson, document)

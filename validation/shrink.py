@@ -29,6 +29,7 @@ _ORDINARY = (
     "enable_chunked_prefill",
     "scheduler_reserve_full_isl",
     "enable_prefix_caching",
+    "prefix_match_unit",
     "max_num_batched_tokens",
     "max_num_seqs",
 )
@@ -67,6 +68,9 @@ def _smaller(case: Case) -> Iterator[Case]:
         default = getattr(_DEFAULTS, name)
         if getattr(case.settings, name) != default:
             yield _with(case, settings=replace(case.settings, **{name: default}))
+    groups = case.settings.kv_cache_groups
+    for i in range(len(groups) if len(groups) > 1 else 0):
+        yield _with(case, settings=replace(case.settings, kv_cache_groups=groups[:i] + groups[i + 1 :]))
     smallest = 1 + blocks_of_largest(case.settings, case.requests)
     for blocks in (
         smallest,

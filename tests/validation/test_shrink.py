@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from validation.cli import GROUP_FAMILIES
 from validation.fuzz_cases import Case, blocks_of_largest, random_case
+from validation.fuzz_groups import FAMILIES, random_group_case, scheduler_block_size
 from validation.shrink import shrink
 
 
@@ -24,6 +26,27 @@ def test_random_cases_are_within_the_rules(seed: int) -> None:
         assert 1 <= len(request.prompt_token_ids) < s.max_model_len
         assert request.output_token_ids
     assert len({r.request_id for r in case.requests}) == len(case.requests)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cases_with_groups_are_within_the_rules(family: str) -> None:
+    assert random_group_case(7, family) == random_group_case(7, family)
+    for case in (random_group_case(seed, family) for seed in range(60)):
+        s = case.settings
+        assert s.num_gpu_blocks - 1 >= blocks_of_largest(s, case.requests)
+        assert s.enable_chunked_prefill or s.scheduled_tokens >= s.max_model_len
+        assert s.block_size == min(group.block_size or s.block_size for group in s.kv_cache_groups)
+        interval = s.prefix_cache_retention_interval
+        assert interval is None or interval % scheduler_block_size(s) == 0
+        unit = s.prefix_match_unit or 1
+        assert all((group.block_size or s.block_size) % unit == 0 for group in s.kv_cache_groups)
+        assert all(1 <= len(r.prompt_token_ids) < s.max_model_len for r in case.requests)
+
+
+def test_families_by_name() -> None:
+    assert set(GROUP_FAMILIES) == {"full", "any", *FAMILIES}
+    assert random_group_case(3, "full") == random_case(3)
+    assert random_group_case(4, "any") == random_group_case(4, FAMILIES[4])
 
 
 def test_shrink_finds_the_one_request_that_matters() -> None:
