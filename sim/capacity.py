@@ -21,6 +21,18 @@ from sim.step_time import StepTime
 from workloads.requests import Workload
 
 _POLICIES = {"fcfs": c.POLICY_FCFS, "priority": c.POLICY_PRIORITY}
+_FREE_ORDERS = {
+    "append": c.FREE_APPEND,
+    "append_window_split": c.FREE_APPEND_WINDOW_SPLIT,
+    "split": c.FREE_SPLIT,
+}
+_PRIORITY_MODES = {
+    "old": c.PRIORITY_OLD,
+    "fixed_index": c.PRIORITY_FIXED_INDEX,
+    "go_on": c.PRIORITY_GO_ON,
+}
+_WINDOW_BASES = {"optimistic": c.WINDOW_OPTIMISTIC, "processed": c.WINDOW_PROCESSED}
+_ADMISSION_CAPS = {"none": c.CAP_NONE, "batch": c.CAP_BATCH, "in_flight": c.CAP_IN_FLIGHT}
 _LOG_ROWS = 16384
 _EVENT_ROWS = 65536
 #: Upper bounds of the buckets of vLLM's residency histograms (vLLM 0.32.0, KV_CACHE_RESIDENCY_BUCKETS).
@@ -61,6 +73,35 @@ def _record(dtype: np.dtype[Any], values: dict[str, int]) -> s.Record:
     return record
 
 
+def _rules(e: EngineSettings) -> dict[str, int]:
+    """The switches of the release (``sim.profiles``) as the core takes them."""
+    rules = e.rules
+    order = rules.free_order
+    if order == "split_if_caching":
+        order = "split" if e.enable_prefix_caching else "append"
+    if rules.retention == "all":
+        retention = c.RETAIN_ALL
+    elif e.prefix_cache_retention_interval is None:
+        retention = c.RETAIN_DENSE
+    else:
+        retention = e.prefix_cache_retention_interval
+    return {
+        "reserve_full_isl": int(e.reserves_full_sequence),
+        "watermark_blocks": int(e.watermark * e.num_gpu_blocks) if rules.watermark == "on" else 0,
+        "free_order": _FREE_ORDERS[order],
+        "single_request_exempt": int(rules.single_request_exempt == "on"),
+        "priority_mode": _PRIORITY_MODES[rules.priority_mode],
+        "stats_at_lookup": int(rules.stats_at == "lookup"),
+        "queue_empty_batch": int(rules.empty_batch == "queued"),
+        "window_free_basis": _WINDOW_BASES[rules.window_free_basis],
+        "admission_cap": _ADMISSION_CAPS[rules.admission_cap],
+        "retention": retention,
+        "hybrid_aligned": int(rules.hybrid_cacheable == "aligned"),
+        "shared_prefix_boundary": int(rules.shared_prefix_boundary == "on"),
+        "partial_tail_keys": int(rules.partial_tail_keys == "on"),
+    }
+
+
 def _params(e: EngineSettings, w: Workload, log: LogOptions) -> s.Record:
     logical = w.clock == "logical"
     return _record(
@@ -78,10 +119,7 @@ def _params(e: EngineSettings, w: Workload, log: LogOptions) -> s.Record:
             "long_prefill_adaptive": int(e.long_prefill_token_threshold_adaptive),
             "async_scheduling": int(e.async_scheduling),
             "policy": _POLICIES[e.policy],
-            "reserve_full_isl": int(e.scheduler_reserve_full_isl),
-            "watermark_blocks": int(e.watermark * e.num_gpu_blocks),
-            "free_order": c.FREE_SPLIT,
-            "single_request_exempt": 1,
+            **_rules(e),
             "clock": c.CLOCK_LOGICAL if logical else c.CLOCK_TIME,
             "idle_run": int(logical and e.idle_steps == "run"),
             "vocab_size": w.vocab_size,

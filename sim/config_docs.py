@@ -32,6 +32,7 @@ JSON schema for editors. An unknown key is an error that names the nearest known
 
 _ORDER: tuple[str, ...] = (
     "vllm",
+    "switches",
     "block_size",
     "num_gpu_blocks",
     "kv_cache_memory_bytes",

@@ -14,9 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sim.config_explain import validate_model
+from sim.config_switches import Release, SwitchKeys
 from sim.config_types import Bytes, Positive, Share, Strict, key
 from sim.config_yaml import Problem, read_json, to_input_errors
 from sim.errors import InputError, raise_all
+from sim.profiles import DEFAULT_RELEASE, Rules, rules_of
 
 SUPPORTED_VLLM = ("0.32",)
 SIMULATED_GROUP_TYPES = ("full",)
@@ -50,10 +52,11 @@ class EngineSettings:
 
     `num_gpu_blocks` includes the null block (block id 0). Lengths are in tokens. `None` in
     `max_num_scheduled_tokens` and `max_num_active_seqs` means "as max_num_batched_tokens" and
-    "as max_num_seqs"; `scheduled_tokens` and `active_seqs` give the number in force.
+    "as max_num_seqs"; `scheduled_tokens` and `active_seqs` give the number in force. `switches` are (name,
+    value) pairs that differ from the release's own rules; `rules` has the rules in force.
     """
 
-    vllm: str = "0.32"
+    vllm: str = DEFAULT_RELEASE
     block_size: int = 16
     num_gpu_blocks: int = 1024
     max_num_seqs: int = 64
@@ -74,6 +77,17 @@ class EngineSettings:
     kv_cache_groups: tuple[KVCacheGroup, ...] = (KVCacheGroup(),)
     arrival_time: str = "seq"
     idle_steps: str = "skip"
+    switches: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def rules(self) -> Rules:
+        """The rules in force, see `sim.profiles`; ValueError for a release without any."""
+        return rules_of(self.vllm, self.switches)
+
+    @property
+    def reserves_full_sequence(self) -> bool:
+        """Whether an admission wants free blocks for all known tokens."""
+        return self.scheduler_reserve_full_isl and self.rules.full_sequence_reserve == "on"
 
     @property
     def scheduled_tokens(self) -> int:
@@ -110,8 +124,9 @@ class GroupConfig(Strict):
 class SharedKeys(Strict):
     """The engine's keys that mean the same in a config.json and in a user's YAML."""
 
-    vllm: Annotated[str, Field(pattern=r"^0\.\d+$")] = key(
-        "0.32", "The vLLM release whose rules apply, as `0.MINOR` in quotes."
+    vllm: Release = key(DEFAULT_RELEASE, "The vLLM release whose rules apply, as `0.MINOR` in quotes.")
+    switches: SwitchKeys = key(
+        SwitchKeys, "Single rules that differ from those of the release in `vllm`; see docs/fidelity.md."
     )
     block_size: Positive = key(16, "Token slots of one KV block.", "tokens")
     max_num_scheduled_tokens: Positive | None = key(
@@ -136,7 +151,8 @@ class SharedKeys(Strict):
     )
     scheduler_reserve_full_isl: bool = key(
         True,
-        "Admit a request only if blocks for its whole known text are free, not just for its first chunk.",
+        "Admit a request only if blocks for its whole known text are free, not just for its first chunk;"
+        " before 0.19 vLLM never does.",
     )
     watermark: Share = key(
         0.0,
@@ -146,7 +162,7 @@ class SharedKeys(Strict):
     prefix_cache_retention_interval: Annotated[int, Field(ge=0)] | None = key(
         0,
         "For sliding-window groups: which blocks keep their hash (0: only the last needed ones; n: also those"
-        " at every n tokens; null: all).",
+        " at every n tokens; null: all). Before 0.30 the default is null.",
         "tokens",
     )
     prefix_match_unit: Positive | None = key(
@@ -169,6 +185,25 @@ class SharedKeys(Strict):
         """The KV-cache groups as the core takes them."""
         return tuple(KVCacheGroup(**g.model_dump()) for g in self.kv_cache_groups)
 
+    def rules(self) -> Rules:
+        """The rules of the release, with the switches that are changed."""
+        return rules_of(self.vllm, self.switches.changed())
+
+    def release_defaults(self) -> dict[str, Any]:
+        """Keys that are not given and whose default differs between releases, with their defaults."""
+        rules = self.rules()
+        defaults: dict[str, Any] = {
+            "prefix_cache_retention_interval": 0 if rules.retention == "boundary" else None,
+            "scheduler_reserve_full_isl": rules.full_sequence_reserve == "on",
+        }
+        return {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+
+    def values(self) -> dict[str, Any]:
+        """The keys of `EngineSettings` as they are in force; numbers that are left to vLLM stay `auto`."""
+        found = {f.name: getattr(self, f.name) for f in fields(EngineSettings)}
+        found |= {"kv_cache_groups": self.groups(), "switches": self.switches.changed()}
+        return found | self.release_defaults()
+
 
 class EngineKeys(SharedKeys):
     """The keys of an engine configuration file (config.json) and their defaults."""
@@ -185,9 +220,7 @@ class EngineKeys(SharedKeys):
 
     def settings(self) -> EngineSettings:
         """The frozen dataclass of these keys; only for models whose keys are all numbers."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(EngineSettings)}
-        values["kv_cache_groups"] = self.groups()
-        return EngineSettings(**values)
+        return EngineSettings(**self.values())
 
 
 Auto = Literal["auto"]
@@ -210,7 +243,9 @@ class EngineConfig(SharedKeys):
         "bytes, or text such as 40GiB",
     )
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = key(
-        0.92, "Share of the GPU's memory that vLLM may use, for the estimate.", "fraction of memory"
+        0.92,
+        "Share of the GPU's memory that vLLM may use, for the estimate; before 0.20 the default is 0.9.",
+        "fraction of memory",
     )
     tensor_parallel_size: Positive = key(1, "GPUs over which each layer is split.", "GPUs")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = key(
@@ -244,8 +279,19 @@ class EngineConfig(SharedKeys):
     )
     async_scheduling: bool = key(
         True,
-        "Schedule step k+1 while step k executes (vLLM's batch queue of two); vLLM's default since 0.14.",
+        "Schedule step k+1 while step k executes (vLLM's batch queue of two); vLLM's default since 0.14:"
+        ' with `vllm: "0.13"` it is false.',
     )
+
+    def release_defaults(self) -> dict[str, Any]:
+        """As in the shared keys, and vLLM's own default of `async_scheduling` and of the memory share."""
+        rules = self.rules()
+        defaults: dict[str, Any] = {
+            "async_scheduling": rules.async_default == "on",
+            "gpu_memory_utilization": float(rules.memory_utilization),
+        }
+        mine = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        return super().release_defaults() | mine
 
 
 class EngineJson(EngineKeys):
@@ -319,7 +365,7 @@ def check_settings(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> lis
 def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
     """What a config may say but the core does not simulate yet: the one place to lift such a limit."""
     out: list[Problem] = []
-    if s.vllm not in SUPPORTED_VLLM:
+    if s.vllm not in SUPPORTED_VLLM or s.switches:
         out.append(
             Problem(
                 (*prefix, "vllm"),

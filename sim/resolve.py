@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,9 @@ def resolve(loaded: Loaded) -> Resolved:
     problems: list[Problem] = []
     model = _model(loaded)
     gpu = find_gpu(config.gpu) if isinstance(config.gpu, str) else config.gpu
-    settings, pool = _engine(config.engine, model, gpu, problems)
+    # what is not given takes the release's own default
+    engine = config.engine.model_copy(update=config.engine.release_defaults())
+    settings, pool = _engine(engine, model, gpu, problems)
     if settings is None or pool is None:
         raise_all(to_input_errors(problems, document))
         raise AssertionError("an engine that can't be resolved has problems")
@@ -178,13 +180,11 @@ def _engine(
     pool = _pool(e, model, gpu, tokens, seqs, problems)
     if pool is None:
         return None, None
-    values: dict[str, Any] = {f.name: getattr(e, f.name) for f in fields(EngineSettings)}
-    values |= {
+    values = e.values() | {
         "max_model_len": max_model_len,
         "max_num_seqs": seqs,
         "max_num_batched_tokens": tokens,
         "num_gpu_blocks": pool.num_gpu_blocks,
-        "kv_cache_groups": e.groups(),
     }
     return EngineSettings(**values), pool
 
@@ -347,6 +347,8 @@ def _resolved_config(loaded: Loaded, s: EngineSettings) -> dict[str, Any]:
     out: dict[str, Any] = config.model_dump(mode="json")
     out["name"] = loaded.name
     engine = out["engine"]
+    engine |= config.engine.release_defaults()
+    engine["switches"] = dict(s.switches)
     for name in ("num_gpu_blocks", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
         engine[name] = getattr(s, name)
     engine["kv_cache_memory_bytes"] = None

@@ -32,10 +32,13 @@ class Case:
 def settings_to_json(settings: EngineSettings, name: str | None = None) -> str:
     """The engine configuration file of these settings: only what differs from the defaults."""
     values: dict[str, Any] = {} if name is None else {"name": name}
+    none_by_release = () if settings.rules.retention == "boundary" else ("prefix_cache_retention_interval",)
     for field in fields(EngineSettings):
         value = getattr(settings, field.name)
-        if value == getattr(_DEFAULTS, field.name):
+        if value == (None if field.name in none_by_release else getattr(_DEFAULTS, field.name)):
             continue
+        if field.name == "switches":
+            value = dict(value)
         if field.name == "kv_cache_groups":
             value = [{k: v for k, v in asdict(group).items() if v is not None} for group in value]
         values[field.name] = value

@@ -12,6 +12,25 @@ POLICY_PRIORITY = 1
 # Rule of free_blocks (VLLM.md 1.5): append all, or unhashed to the front and hashed to the tail
 FREE_APPEND = 0
 FREE_SPLIT = 1
+FREE_APPEND_WINDOW_SPLIT = 2  # append, but the sliding-window groups split (0.23)
+
+# Priority policy: the running phase after a victim was taken (VLLM.md 4.1)
+PRIORITY_OLD = 0  # the index moves back only if the victim was scheduled in this step
+PRIORITY_FIXED_INDEX = 1  # it moves back if the victim stood before it (>= 0.28)
+PRIORITY_GO_ON = 2  # and a request that is its own victim does not end the phase (>= 0.33)
+
+# Window groups: which computed tokens count when blocks leave the window (VLLM.md 5.3)
+WINDOW_OPTIMISTIC = 0  # those of batches in flight too
+WINDOW_PROCESSED = 1  # processed ones only (>= 0.26)
+
+# Window groups: tokens beyond the window in the full-sequence check (VLLM.md 5.6)
+CAP_NONE = 0  # no cap: all known tokens
+CAP_BATCH = 1  # max_num_batched_tokens (>= 0.20)
+CAP_IN_FLIGHT = 2  # max_num_batched_tokens for each batch that may be in flight (>= 0.26)
+
+# Retention of window blocks where it is no interval (VLLM.md 5.4)
+RETAIN_ALL = -2  # every full block is cached (<= 0.22)
+RETAIN_DENSE = -1  # what a hit of some aligned length needs (interval null)
 
 # What the engine's clock counts
 CLOCK_TIME = 0

@@ -50,6 +50,15 @@ PARAMS = _dtype(
         "watermark_blocks": np.int64,
         "free_order": np.int64,  # FREE_*
         "single_request_exempt": np.int64,  # the long-prefill threshold spares a request that is alone
+        "priority_mode": np.int64,  # PRIORITY_*
+        "stats_at_lookup": np.int64,  # look-ups are counted when made, not when they led to an admission
+        "queue_empty_batch": np.int64,  # async: a batch without tokens may wait in the batch queue
+        "window_free_basis": np.int64,  # WINDOW_*: computed tokens that move a window on
+        "admission_cap": np.int64,  # CAP_*: full-sequence reserve of window groups
+        "retention": np.int64,  # RETAIN_*, or the retention interval in tokens
+        "hybrid_aligned": np.int64,  # several groups: tokens are cached up to the common block size
+        "shared_prefix_boundary": np.int64,  # several groups: retain at a prefix that only some groups hit
+        "partial_tail_keys": np.int64,  # groups of unequal block size: a key for the prompt's partial tail
         "clock": np.int64,  # CLOCK_*
         "idle_run": np.int64,  # logical clock: step through idle indices instead of skipping them
         "vocab_size": np.int64,

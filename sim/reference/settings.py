@@ -1,14 +1,17 @@
 """Engine settings of the reference twin: the keys and defaults of the engine configuration file format.
 
-Kept apart from the shell's settings on purpose: the twin depends on nothing but the standard library.
+Kept apart from the shell's settings on purpose: the twin depends on nothing but the standard library and the
+table of releases.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from sim.profiles import Rules, rules_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,12 @@ class Settings:
     kv_cache_groups: tuple[KVCacheGroup, ...] = (KVCacheGroup(),)
     arrival_time: str = "seq"
     idle_steps: str = "skip"
+    switches: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of the release, with the switches that are changed (a table, see ``sim.profiles``)."""
+        return rules_of(self.vllm, self.switches)
 
     @property
     def token_budget(self) -> int:
@@ -80,7 +89,11 @@ class Settings:
                 _refuse_unknown(group, KVCacheGroup)
                 groups.append(KVCacheGroup(**group))
             values["kv_cache_groups"] = tuple(groups)
+        if "switches" in values:
+            values["switches"] = tuple(dict(values["switches"]).items())
         settings = cls(**values)
+        if "prefix_cache_retention_interval" not in values and settings.rules.retention != "boundary":
+            settings = replace(settings, prefix_cache_retention_interval=None)
         settings._check()
         return settings
 

@@ -1,0 +1,301 @@
+"""Which rule belongs to which vLLM release: a table of named switches, and nothing but data.
+
+A switch is one rule that has changed between releases, with the release in which each of its values came in.
+The rules of a release are the values whose onset it has passed, so releases in between need no entry of
+their own; a user can set single switches on top (`engine.switches`). `docs/fidelity.md` prints the table.
+
+Standard library only: the core's settings, the plain-Python twin and the recorder of real releases all read
+the rules from here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+DEFAULT_RELEASE = "0.32"
+
+#: Releases whose real control plane the rules were compared with (`make validate-releases`), and the patch
+#: release that was run. Between the first and the last there is no other minor release.
+CHECKED = {
+    "0.13": "0.13.0",
+    "0.14": "0.14.0",
+    "0.19": "0.19.1",
+    "0.25": "0.25.1",
+    "0.32": "0.32.0",
+    "0.33": "0.33.0",
+}
+FIRST_RELEASE, LAST_RELEASE = "0.13", "0.33"
+
+
+@dataclass(frozen=True)
+class Onset:
+    """Since which release a switch has a value.
+
+    Attributes:
+        release: "0.MINOR", the first release with it.
+        value: one of the switch's values.
+        pull: number of the vLLM pull request, None where it was not found.
+    """
+
+    release: str
+    value: str
+    pull: int | None = None
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One rule that differs between releases.
+
+    Attributes:
+        name: as in `engine.switches`.
+        effect: what it changes, one sentence.
+        values: value -> what vLLM does then.
+        onsets: in order of release; the first is that of `FIRST_RELEASE`.
+    """
+
+    name: str
+    effect: str
+    values: Mapping[str, str]
+    onsets: tuple[Onset, ...]
+
+    def value_of(self, release: str) -> str:
+        """Its value in a release."""
+        passed = [o.value for o in self.onsets if release_key(o.release) <= release_key(release)]
+        return passed[-1]
+
+
+SWITCHES: tuple[Switch, ...] = (
+    Switch(
+        "free_order",
+        "Where freed blocks enter the free queue: which block is used next, which cached one is lost.",
+        {
+            "append": "all at the tail",
+            "append_window_split": "all at the tail, but unhashed blocks of sliding-window groups in front",
+            "split": "unhashed blocks in front, hashed ones at the tail",
+            "split_if_caching": "as split; with prefix caching off all at the tail",
+        },
+        (
+            Onset("0.13", "append"),
+            Onset("0.23", "append_window_split"),
+            Onset("0.24", "split"),
+            Onset("0.27", "split_if_caching"),
+            Onset("0.28", "split"),
+        ),
+    ),
+    Switch(
+        "full_sequence_reserve",
+        "Whether an admission wants free blocks for all known tokens (scheduler_reserve_full_isl).",
+        {"off": "only for this step's tokens", "on": "as scheduler_reserve_full_isl says"},
+        (Onset("0.13", "off"), Onset("0.19", "on")),
+    ),
+    Switch(
+        "watermark",
+        "Whether an admission can be made to leave a share of the pool free.",
+        {"off": "no such option", "on": "as watermark says"},
+        (Onset("0.13", "off"), Onset("0.24", "on")),
+    ),
+    Switch(
+        "async_default",
+        "Whether async_scheduling is on where the config does not say.",
+        {"off": "off", "on": "on"},
+        (Onset("0.13", "off"), Onset("0.14", "on")),
+    ),
+    Switch(
+        "empty_batch",
+        "Asynchronous engines: what happens to a batch without tokens while none is in flight.",
+        {
+            "at_once": "its update follows at once",
+            "queued": "it waits in the batch queue while requests are left",
+        },
+        (Onset("0.13", "at_once"), Onset("0.23", "queued")),
+    ),
+    Switch(
+        "priority_mode",
+        "Priority policy: what the running phase does after it has taken a victim.",
+        {
+            "old": "a victim before the current request that was not scheduled shifts the list: one request"
+            " misses the step; a request that is its own victim ends the phase",
+            "fixed_index": "nobody is missed; a request that is its own victim ends the phase",
+            "go_on": "nobody is missed; after a self-victim the phase goes on with the next request",
+        },
+        (Onset("0.13", "old"), Onset("0.28", "fixed_index"), Onset("0.33", "go_on")),
+    ),
+    Switch(
+        "single_request_exempt",
+        "Whether long_prefill_token_threshold spares a request that is alone.",
+        {"off": "no", "on": "yes"},
+        (Onset("0.13", "off"), Onset("0.31", "on")),
+    ),
+    Switch(
+        "stats_at",
+        "When a prefix look-up enters the statistics.",
+        {
+            "lookup": "at every look-up: again in each step in which the head of the queue is not admitted",
+            "admission": "once, when the request is admitted",
+        },
+        (Onset("0.13", "lookup"), Onset("0.27", "admission")),
+    ),
+    Switch(
+        "null_in_check",
+        "Start-up check of the pool: whether a request of max_model_len must fit beside the null block.",
+        {"off": "the null block counts as room", "on": "it does not"},
+        (Onset("0.13", "off"), Onset("0.29", "on")),
+    ),
+    Switch(
+        "memory_utilization",
+        "Default of gpu_memory_utilization.",
+        {"0.9": "0.9", "0.92": "0.92"},
+        (Onset("0.13", "0.9"), Onset("0.20", "0.92")),
+    ),
+    Switch(
+        "graph_estimate",
+        "Whether memory of CUDA graphs is left out of the pool.",
+        {"off": "no: graphs are captured in what is left", "on": "yes, an estimate of it"},
+        (Onset("0.13", "off"), Onset("0.21", "on")),
+    ),
+    Switch(
+        "window_free_basis",
+        "Sliding-window and chunked-local groups, async: which tokens count when blocks leave the window.",
+        {"optimistic": "those in flight too", "processed": "only those that were processed"},
+        (Onset("0.13", "optimistic"), Onset("0.26", "processed")),
+    ),
+    Switch(
+        "admission_cap",
+        "Full-sequence reserve of window groups: tokens beyond the window that the reserve counts at most.",
+        {
+            "none": "all known tokens",
+            "batch": "max_num_batched_tokens",
+            "in_flight": "max_num_batched_tokens for each batch in flight",
+        },
+        (Onset("0.13", "none"), Onset("0.20", "batch"), Onset("0.26", "in_flight")),
+    ),
+    Switch(
+        "retention",
+        "Which blocks of sliding-window groups are cached where the config does not say.",
+        {
+            "all": "every full block; prefix_cache_retention_interval does not exist",
+            "dense": "those that a hit of some length needs (interval null)",
+            "boundary": "those that a hit of the whole prompt needs (interval 0)",
+        },
+        (Onset("0.13", "all"), Onset("0.23", "dense"), Onset("0.30", "boundary")),
+    ),
+    Switch(
+        "hybrid_cacheable",
+        "Several groups: up to where tokens are cached.",
+        {"all": "every full block of each group", "aligned": "rounded down to the common block size"},
+        (Onset("0.13", "all"), Onset("0.23", "aligned")),
+    ),
+    Switch(
+        "shared_prefix_boundary",
+        "Several groups: whether a prefix that only some groups hit is remembered as worth retaining.",
+        {"off": "no", "on": "yes"},
+        (Onset("0.13", "off"), Onset("0.26", "on")),
+    ),
+    Switch(
+        "partial_tail_keys",
+        "Groups of unequal block size: whether the prompt's last part of a block gets a key too.",
+        {"off": "no", "on": "yes"},
+        (Onset("0.13", "off"), Onset("0.26", "on")),
+    ),
+    Switch(
+        "group_ratio",
+        "Layers in groups: up to which ratio of layer counts the larger kind decides the group size.",
+        {"1.25": "1.25", "1.5": "1.5"},
+        (Onset("0.13", "1.25"), Onset("0.18", "1.5")),
+    ),
+)
+
+#: Keys of the engine that a release does not know yet: name -> first release that has them.
+KEY_ONSETS = {
+    "scheduler_reserve_full_isl": "0.19",
+    "max_num_scheduled_tokens": "0.17",
+    "watermark": "0.24",
+    "prefix_cache_retention_interval": "0.23",
+    "prefix_match_unit": "0.26",
+    "max_num_active_seqs": "0.31",
+    "long_prefill_token_threshold_adaptive": "0.31",
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules in force: one attribute for each switch, with its value."""
+
+    free_order: Literal["append", "append_window_split", "split", "split_if_caching"] = "split"
+    full_sequence_reserve: Literal["off", "on"] = "on"
+    watermark: Literal["off", "on"] = "on"
+    async_default: Literal["off", "on"] = "on"
+    empty_batch: Literal["at_once", "queued"] = "queued"
+    priority_mode: Literal["old", "fixed_index", "go_on"] = "fixed_index"
+    single_request_exempt: Literal["off", "on"] = "on"
+    stats_at: Literal["lookup", "admission"] = "admission"
+    null_in_check: Literal["off", "on"] = "on"
+    memory_utilization: Literal["0.9", "0.92"] = "0.92"
+    graph_estimate: Literal["off", "on"] = "on"
+    window_free_basis: Literal["optimistic", "processed"] = "processed"
+    admission_cap: Literal["none", "batch", "in_flight"] = "in_flight"
+    retention: Literal["all", "dense", "boundary"] = "boundary"
+    hybrid_cacheable: Literal["all", "aligned"] = "aligned"
+    shared_prefix_boundary: Literal["off", "on"] = "on"
+    partial_tail_keys: Literal["off", "on"] = "on"
+    group_ratio: Literal["1.25", "1.5"] = "1.5"
+
+
+def release_key(release: str) -> tuple[int, ...]:
+    """A sort key: "0.9" < "0.13"."""
+    return tuple(int(part) for part in release.split("."))
+
+
+def releases() -> tuple[str, ...]:
+    """Every minor release whose rules can be composed, oldest first."""
+    first, last = release_key(FIRST_RELEASE)[1], release_key(LAST_RELEASE)[1]
+    return tuple(f"0.{minor}" for minor in range(first, last + 1))
+
+
+def switch_names() -> tuple[str, ...]:
+    """The names of all switches, in the table's order."""
+    return tuple(s.name for s in SWITCHES)
+
+
+def find_switch(name: str) -> Switch | None:
+    """The switch of a name, None if there is none."""
+    return next((s for s in SWITCHES if s.name == name), None)
+
+
+@functools.cache
+def rules_of(release: str, changed: tuple[tuple[str, str], ...] = ()) -> Rules:
+    """The rules of a release, with single switches changed.
+
+    Args:
+        release: one of `releases()`.
+        changed: (switch, value) pairs; both must be known.
+
+    Raises:
+        ValueError: an unknown release, switch or value.
+    """
+    if release not in releases():
+        raise ValueError(f"unknown release {release!r}")
+    values = {s.name: s.value_of(release) for s in SWITCHES}
+    for name, value in changed:
+        switch = find_switch(name)
+        if switch is None:
+            raise ValueError(f"unknown switch {name!r}")
+        if value not in switch.values:
+            raise ValueError(f"switch {name}: unknown value {value!r}")
+        values[name] = value
+    return Rules(**values)  # type: ignore[arg-type]
+
+
+def missing_keys(release: str, given: Iterable[str]) -> list[str]:
+    """Those of the given engine keys that a release does not have."""
+    return [k for k in given if k in KEY_ONSETS and release_key(release) < release_key(KEY_ONSETS[k])]
+
+
+def changes_between(older: str, newer: str) -> list[tuple[Switch, Onset]]:
+    """The switches that change on the way from one release to a newer one, by release."""
+    low, high = release_key(older), release_key(newer)
+    found = [(s, o) for s in SWITCHES for o in s.onsets if low < release_key(o.release) <= high]
+    return sorted(found, key=lambda pair: release_key(pair[1].release))
