@@ -1,112 +1,108 @@
-"""``python -m sim.published``: published tables and ours; exit 1 when one is not met, 2 on bad input."""
+"""``python -m sim.published``: published tables and ours; exit 1 when a figure is missed, 2 on bad input."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sim.errors import InputError
+from sim.published.registry import DEFAULT_SEEDS, ENTRIES, Entry, Options
 
 if TYPE_CHECKING:
     from sim.published.table import Table
 
-_trace = click.option("--trace", metavar="FILE", help="The trace file, in place of the one in KVPOOL_DATA.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_seeds = click.option(
-    "--seeds", type=click.IntRange(1, 1000), default=4, show_default=True, help="Seeds to run, from 0."
-)
+_OPTIONS = {
+    "trace": click.Option(
+        ["--trace"], metavar="FILE", help="The trace file, in place of the one in KVPOOL_DATA."
+    ),
+    "seeds": click.Option(
+        ["--seeds"],
+        type=click.IntRange(1, 1000),
+        default=DEFAULT_SEEDS,
+        show_default=True,
+        help="Seeds to run, from 0.",
+    ),
+}
+_JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON.")
+_EXIT_MISSED, _EXIT_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
 
 
-def _show(makers: list[Callable[[], Table]], as_json: bool) -> None:
-    tables = []
+def _summary(tables: Sequence[Table], not_run: Sequence[str]) -> str:
+    rows = [row for table in tables for row in table.rows]
+    met = sum(row.met for row in rows)
+    lines = [f"{met} of {len(rows)} published figures met, in {len(tables)} tables"]
+    for table in tables:
+        missed = [f"{row.label} ({row.published}, ours {row.ours_text})" for row in table.rows if not row.met]
+        if missed:
+            lines.append(f"NOT MET  {table.name}: {', '.join(missed)}")
+    return "\n".join([*lines, *(f"NOT RUN  {name}" for name in not_run)])
+
+
+def _show(entries: Sequence[Entry], options: Options, as_json: bool, *, every: bool) -> None:
+    tables: list[Table] = []
+    not_run: list[str] = []
     try:
-        for make in makers:
+        for entry in entries:
             began = time.perf_counter()
-            table = make()
+            try:
+                table = entry.make(options)
+            except InputError as e:
+                not_run.append(entry.name)
+                for problem in e.problems:
+                    click.echo(f"{entry.name}: {problem}" if every else str(problem), err=True)
+                continue
             tables.append(table)
             if not as_json:
                 click.echo(table.text() + "\n")
                 click.echo(f"{table.name}: {time.perf_counter() - began:.1f} s", err=True)
-    except InputError as e:
-        for problem in e.problems:
-            click.echo(str(problem), err=True)
-        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
-    if as_json:
+        sys.exit(_EXIT_INTERRUPTED)
+    if as_json and tables:
         click.echo(json.dumps([table.as_json() for table in tables], indent=2))
+    if every and not as_json:
+        click.echo(_summary(tables, not_run))
     if not all(table.met for table in tables):
-        sys.exit(1)
+        sys.exit(_EXIT_MISSED)
+    if not_run:
+        sys.exit(_EXIT_INPUT)
 
 
-def _mooncake(trace: str | None = None) -> Table:
-    from sim.published.mooncake_lru import mooncake_lru
-
-    return mooncake_lru(trace)
+def _options(values: dict[str, Any]) -> Options:
+    return Options(**{name: value for name, value in values.items() if name in _OPTIONS})
 
 
-def _azure(trace: str | None = None) -> Table:
-    from sim.published.azure_waste import azure_waste
+def _command(entry: Entry) -> click.Command:
+    def run(as_json: bool, **values: Any) -> None:
+        _show([entry], _options(values), as_json, every=False)
 
-    return azure_waste(trace)
-
-
-def _watermark(seeds: int) -> Table:
-    from sim.published.watermark import watermark
-
-    return watermark(seeds)
+    params: list[click.Parameter] = [*(_OPTIONS[name] for name in entry.takes), _JSON]
+    return click.Command(entry.name, callback=run, params=params, help=entry.about)
 
 
-def _token_usage() -> Table:
-    from sim.published.token_usage import token_usage
-
-    return token_usage()
-
-
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@_json
-@_seeds
 @click.pass_context
-def main(context: click.Context, as_json: bool, seeds: int) -> None:
-    """Reproduce published results; without a command, all of them."""
+def _all(context: click.Context, /, as_json: bool, **values: Any) -> None:
+    """Reproduce published results; without a command, all of them.
+
+    Exit code 1: a figure is missed; 2: a table could not be made (a trace is missing).
+    """
     if context.invoked_subcommand is None:
-        _show([_mooncake, _azure, _token_usage, lambda: _watermark(seeds)], as_json)
+        _show(ENTRIES, _options(values), as_json, every=True)
 
 
-@main.command("mooncake-lru")
-@_trace
-@_json
-def mooncake_lru(trace: str | None, as_json: bool) -> None:
-    """Hit rate of a plain LRU prefix cache on the Mooncake conversation trace, by capacity."""
-    _show([lambda: _mooncake(trace)], as_json)
-
-
-@main.command("azure-waste")
-@_trace
-@_json
-def azure_waste(trace: str | None, as_json: bool) -> None:
-    """Waste in the last block at completion on the Azure conversation trace, by block size."""
-    _show([lambda: _azure(trace)], as_json)
-
-
-@main.command()
-@_seeds
-@_json
-def watermark(seeds: int, as_json: bool) -> None:
-    """Preemptions by watermark, as measured on a real vLLM (PR 44594)."""
-    _show([lambda: _watermark(seeds)], as_json)
-
-
-@main.command("token-usage")
-@_json
-def token_usage(as_json: bool) -> None:
-    """Usage of the pool by blocks and by token slots, as measured on a real vLLM (PR 57336)."""
-    _show([_token_usage], as_json)
+main = click.Group(
+    "published",
+    callback=_all,
+    help=_all.__doc__,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[_JSON, _OPTIONS["seeds"]],
+    commands=[_command(entry) for entry in ENTRIES],
+)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 from sim.config_engine import EngineSettings
 from sim.errors import InputError
 from sim.published.data import trace_path
+from sim.published.registry import Options
 from sim.published.table import Row, Table
 
 if TYPE_CHECKING:
@@ -111,13 +112,13 @@ def replay_hits(workload: Workload, capacity: int, *, tail_first: bool = False) 
     )
 
 
-def mooncake_lru(trace: str | None = None) -> Table:
+def make(options: Options) -> Table:
     """The published table with ours beside it.
 
     Raises:
         InputError: the trace is missing or broken.
     """
-    workload = read_hash_trace(trace)
+    workload = read_hash_trace(options.trace)
     rows = []
     orphans = 0
     for capacity, published in PUBLISHED.items():
@@ -144,11 +145,12 @@ def mooncake_lru(trace: str | None = None) -> Table:
         ),
         columns=("capacity", "published", "ours", "vLLM's order", "ours, tokens"),
         rows=tuple(rows),
+        met_when="within one unit of the last printed digit",
         notes=(
-            "ours: every hash id of every request in order of arrival; the least recently used block is",
-            "evicted; met within one unit of the last printed digit. vLLM's order: the same, but the blocks",
-            "are freed tail first, so that the end of a chain is evicted before its beginning. ours, tokens:",
-            "tokens of hit blocks / prompt tokens. Hits behind a miss of the same request, which vLLM would",
-            f"not take: {orphans} over all capacities.",
+            "Ours: every hash id of every request in order of arrival; the least recently used block is"
+            " evicted. vLLM's order: the same, but the blocks are freed tail first, so that the end of a"
+            " chain is evicted before its beginning. Ours, tokens: tokens of hit blocks / prompt tokens."
+            f" Hits behind a miss of the same request, which vLLM would not take: {orphans} over all"
+            " capacities."
         ),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import textwrap
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -39,16 +40,31 @@ class Row:
         """Whether ours lies within the tolerance (rounding of the comparison itself forgiven)."""
         return abs(self.ours - float(self.published)) <= self.tolerance * (1 + 1e-9)
 
+    @property
+    def ours_text(self) -> str:
+        """Ours with one digit more than the published number."""
+        return f"{self.ours:.{self.digits + 1}f}"
+
 
 @dataclass(frozen=True)
 class Table:
-    """A published table; ``columns``: headers of label, published, ours and the rows' ``others``."""
+    """A published table.
+
+    Attributes:
+        name: of the command that makes it.
+        title: what is shown, and its unit.
+        columns: headers of label, published, ours and the rows' ``others``.
+        rows: one published number each.
+        met_when: what "met" means here.
+        notes: what else a reader has to know: one string, wrapped when it is shown.
+    """
 
     name: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
-    notes: tuple[str, ...] = field(default=())
+    met_when: str
+    notes: str = ""
 
     @property
     def met(self) -> bool:
@@ -59,11 +75,12 @@ class Table:
         """The table as aligned lines."""
         lines = [("", *self.columns)]
         for row in self.rows:
-            ours = f"{row.ours:.{row.digits + 1}f}"
-            lines.append(("met" if row.met else "NOT MET", row.label, row.published, ours, *row.others))
+            verdict = "met" if row.met else "NOT MET"
+            lines.append((verdict, row.label, row.published, row.ours_text, *row.others))
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         shown = ["  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join([self.title, "", *shown, "", *self.notes])
+        said = textwrap.wrap(f"met: {self.met_when}. {self.notes}".strip(), 100)
+        return "\n".join([self.title, "", *shown, "", *said])
 
     def as_json(self) -> dict[str, Any]:
         """The table as plain data."""
@@ -71,7 +88,8 @@ class Table:
             "name": self.name,
             "title": self.title,
             "met": self.met,
-            "notes": list(self.notes),
+            "met_when": self.met_when,
+            "notes": self.notes,
             "rows": [
                 {
                     "label": row.label,

@@ -7,21 +7,28 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.errors import InputError
+from sim.published import __main__ as published_main
 from sim.published import mooncake_lru
 from sim.published.azure_waste import PUBLISHED as AZURE
 from sim.published.azure_waste import waste_percent
 from sim.published.mooncake_lru import replay_hits
+from sim.published.registry import ENTRIES, Entry, Options
 from sim.published.table import Row, Table
 from sim.published.watermark import PUBLISHED as WATERMARK
 from sim.published.watermark import RELATIVE_BOUND, preemptions
+from sim.published.watermark import row as watermark_row
 from workloads.builder import assemble
 from workloads.requests import Workload
 
@@ -144,12 +151,13 @@ def test_table_says_what_is_met() -> None:
         Row("b", ".065", 0.0661, ("y",)),
         Row("c", "100", 119.0, ("z",), 20.0),
     )
-    table = Table("name", "Title", ("what", "published", "ours", "other"), rows, ("a note",))
+    table = Table("name", "Title", ("what", "published", "ours", "other"), rows, "always", "A note.")
     assert [row.met for row in rows] == [True, False, True]
     assert not table.met
     lines = table.text().splitlines()
     assert lines[0] == "Title"
     assert lines[4].split() == ["NOT", "MET", "b", ".065", "0.0661", "y"]
+    assert lines[-1] == "met: always. A note."
     data = table.as_json()
     assert data["rows"][1] == {
         "label": "b",
@@ -159,6 +167,58 @@ def test_table_says_what_is_met() -> None:
         "met": False,
         "other": "y",
     }
+
+
+def test_watermark_rows_are_met_by_spread_and_by_distance() -> None:
+    """0.05: 187 was published; met within three deviations of one run, and within 21 % of the figure."""
+    close = watermark_row(0.05, [180, 190, 200])
+    assert close.met
+    assert close.others == ("10", "180-200", "+2 %", "-0.3")
+    narrow = watermark_row(0.05, [210, 211, 212])
+    assert narrow.tolerance == pytest.approx(3 * (4 / 3) ** 0.5)
+    assert not narrow.met
+    assert not watermark_row(0.05, [150, 240, 330]).met
+    assert watermark_row(0.05, [200]).others == ("-", "200-200", "+7 %", "-")
+
+
+def test_registry() -> None:
+    """Every entry has a module with `make`, and options that exist."""
+    assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
+    for entry in ENTRIES:
+        assert callable(import_module(entry.module).make)
+        assert set(entry.takes) <= {field.name for field in fields(Options)}
+
+
+def fake_table(published: str) -> Table:
+    return Table("fake", "Fake", ("what", "published", "ours"), (Row("a", published, 1.0),), "equal")
+
+
+def broken(_options: Options) -> Table:
+    raise InputError("no such trace file", "t.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("published", "missing", "code", "told"),
+    [
+        ("1.0", False, 0, "1 of 1 published figures met"),
+        ("2.0", False, 1, "NOT MET  fake: a (2.0, ours 1.00)"),
+        ("1.0", True, 2, "NOT RUN  absent"),
+        ("2.0", True, 1, "NOT RUN  absent"),
+    ],
+)
+def test_all_tables_are_summed_up(
+    monkeypatch: pytest.MonkeyPatch, published: str, missing: bool, code: int, told: str
+) -> None:
+    """Exit 1 when a figure is missed, 2 when a table could not be made; the others are still shown."""
+    modules = {"fakes.fine": lambda _: fake_table(published), "fakes.absent": broken}
+    for name, make in modules.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(make=make))
+    entries = [Entry("absent", "", "fakes.absent")] if missing else []
+    monkeypatch.setattr(published_main, "ENTRIES", (*entries, Entry("fake", "", "fakes.fine")))
+    done = CliRunner().invoke(published_main.main, [])
+    assert done.exit_code == code, done.output
+    assert told in done.stdout
+    assert ("absent: t.jsonl: no such trace file" in done.stderr) == missing
 
 
 @pytest.fixture
