@@ -32,8 +32,7 @@ class Entry:
     Attributes:
         name: the command, ``python -m sim.published NAME``.
         about: one line for the help.
-        module: has ``make(options: Options) -> Table``, which raises InputError on bad input; imported when it
-            runs.
+        module: has ``make(options: Options) -> Table``, which raises InputError on bad input.
         takes: fields of Options that it uses.
     """
 
