@@ -1,7 +1,7 @@
 """Executable reference of the control plane, in plain Python: what the jitted core must equal.
 
-It mirrors vLLM 0.32.0 for full attention, uses vLLM's names, keeps no derived state and favours clarity over
-speed. Nothing here imports numpy, numba or the rest of this project.
+It mirrors vLLM 0.32.0 for every type of KV-cache group, uses vLLM's names, keeps no derived state and favours
+clarity over speed. Nothing here imports numpy, numba or the rest of this project but its table of releases.
 """
 
 from sim.reference.block_pool import BlockPool, KVCacheBlock

@@ -56,7 +56,7 @@ class KVCacheBlock:
         self.block_hash_num_tokens: int | None = None
         self.is_null = False
 
-    def set_block_hash(self, key: BlockKey, num_tokens: int) -> None:
+    def set_block_hash(self, key: BlockKey, num_tokens: int | None) -> None:
         """Attach the key; the block must carry none."""
         assert self.block_hash is None, f"block {self.block_id} already carries a key"
         self.block_hash = key
@@ -104,6 +104,10 @@ class BlockPool:
         hash_block_size: tokens per hash in ``HashedTokens.block_hashes``.
         enable_kv_cache_events: whether to collect events (``take_events``).
         metrics_collector: optional observer of residency.
+
+    Attributes:
+        secondary_keys: further keys by block id, for parts of a block; vLLM keeps a set, whose order (of
+            events only) depends on the process.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class BlockPool:
         self.blocks = [KVCacheBlock(i) for i in range(num_gpu_blocks)]
         self.free_block_queue = FreeKVCacheBlockQueue(self.blocks)
         self.cached_block_hash_to_block = BlockHashToBlockMap()
+        self.secondary_keys: dict[int, dict[BlockKey, None]] = {}
         self.null_block = self.free_block_queue.popleft()
         self.null_block.is_null = True
         self.enable_kv_cache_events = enable_kv_cache_events
@@ -181,10 +186,8 @@ class BlockPool:
                 # A key for a shorter prefix may grow into the full one; anything else is a caller's mistake.
                 assert block.block_hash_num_tokens is not None
                 assert block.block_hash_num_tokens < num_tokens
-                self._remove_cached_block_hash(block)
-            key = (hashes[i], kv_cache_group_id)
-            block.set_block_hash(key, num_tokens)
-            self.cached_block_hash_to_block.insert(key, block)
+                self._remove_keys(block)
+            self._insert_key((hashes[i], kv_cache_group_id), block, num_tokens)
             stored.append(hashes[i])
         if self.enable_kv_cache_events:
             first, last = num_cached_blocks * block_size, num_full_blocks * block_size
@@ -192,6 +195,47 @@ class BlockPool:
             tokens = tuple(request.all_token_ids[first:last])
             event = BlockStored(tuple(stored), parent, tokens, block_size, kv_cache_group_id)
             self.kv_event_queue.append(event)
+
+    def cache_partial_block(
+        self, request: HashedTokens, block: KVCacheBlock, num_tokens: int, kv_cache_group_id: int
+    ) -> BlockKey | None:
+        """Make a block hittable at a prefix that ends inside it, or at its end.
+
+        The key replaces those of shorter prefixes, and joins that of a longer one.
+
+        Args:
+            request: gives hashes and tokens.
+            block: the block in which the prefix ends.
+            num_tokens: length of the prefix, a multiple of the hash unit.
+            kv_cache_group_id: index of the group.
+
+        Returns:
+            The key, or None for the null block.
+        """
+        if block.is_null:
+            return None
+        unit = self.hash_block_size
+        assert num_tokens % unit == 0
+        assert 0 < num_tokens <= len(request.block_hashes) * unit
+        last = num_tokens // unit - 1
+        key = (request.block_hashes[last], kv_cache_group_id)
+        if self.cached_block_hash_to_block.contain(key, block.block_id):
+            return key
+        if block.block_hash_num_tokens is not None and block.block_hash_num_tokens < num_tokens:
+            self._remove_keys(block)
+        self._insert_key(key, block, num_tokens)
+        if self.enable_kv_cache_events:
+            parent = request.block_hashes[last - 1] if last else None
+            tokens = tuple(request.all_token_ids[last * unit : num_tokens])
+            self.kv_event_queue.append(BlockStored((key[0],), parent, tokens, unit, kv_cache_group_id))
+        return key
+
+    def move_block_hashes(self, source: KVCacheBlock, target: KVCacheBlock) -> None:
+        """Let a block without keys stand for what another one stood for; nobody is told."""
+        assert not self.keys_of(target)
+        num_tokens = source.block_hash_num_tokens
+        for key in self._remove_keys(source, silent=True):
+            self._insert_key(key, target, num_tokens)
 
     def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
         """Take ``num_blocks`` from the front of the free queue, evicting what they cached.
@@ -257,6 +301,7 @@ class BlockPool:
         if self.num_gpu_blocks - self.get_num_free_blocks() != 1:
             return False
         self.cached_block_hash_to_block = BlockHashToBlockMap()
+        self.secondary_keys.clear()
         for block in self.blocks:
             block.reset_hash()
         if self.metrics_collector is not None:
@@ -283,14 +328,28 @@ class BlockPool:
         # The collector hears of every block, cached or not, before the key is looked at.
         if self.metrics_collector is not None:
             self.metrics_collector.on_block_evicted(block)
-        return self._remove_cached_block_hash(block)
+        return bool(self._remove_keys(block))
 
-    def _remove_cached_block_hash(self, block: KVCacheBlock) -> bool:
-        key = block.block_hash
-        if key is None:
-            return False
-        removed = self.cached_block_hash_to_block.pop(key, block.block_id) is not None
+    def keys_of(self, block: KVCacheBlock) -> list[BlockKey]:
+        """All keys of a block, its primary one first."""
+        primary = [] if block.block_hash is None else [block.block_hash]
+        return [*primary, *self.secondary_keys.get(block.block_id, ())]
+
+    def _insert_key(self, key: BlockKey, block: KVCacheBlock, num_tokens: int | None) -> None:
+        if self.cached_block_hash_to_block.contain(key, block.block_id):
+            return
+        if block.block_hash is None:
+            block.set_block_hash(key, num_tokens)
+        else:
+            self.secondary_keys.setdefault(block.block_id, {})[key] = None
+        self.cached_block_hash_to_block.insert(key, block)
+
+    def _remove_keys(self, block: KVCacheBlock, silent: bool = False) -> list[BlockKey]:
+        keys = self.keys_of(block)
+        self.secondary_keys.pop(block.block_id, None)
+        for key in keys:
+            self.cached_block_hash_to_block.pop(key, block.block_id)
+            if self.enable_kv_cache_events and not silent:
+                self.kv_event_queue.append(BlockRemoved((key[0],), key[1]))
         block.reset_hash()
-        if removed and self.enable_kv_cache_events:
-            self.kv_event_queue.append(BlockRemoved((key[0],), key[1]))
-        return removed
+        return keys

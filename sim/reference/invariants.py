@@ -13,9 +13,9 @@ from typing import NamedTuple
 from sim.reference.block_hash import BlockHasher
 from sim.reference.block_pool import BlockPool
 from sim.reference.engine import Engine
+from sim.reference.managers import cdiv
 from sim.reference.request import Request, RequestStatus
 from sim.reference.scheduler import Scheduler, SchedulerOutput
-from sim.reference.single_type_manager import cdiv
 
 
 class InvariantError(AssertionError):

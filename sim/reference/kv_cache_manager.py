@@ -1,7 +1,6 @@
 """Prefix lookup, slot allocation and freeing for whole requests, over all KV-cache groups.
 
-Mirrors vLLM 0.32.0, ``KVCacheManager`` (``vllm/v1/core/kv_cache_manager.py``) and the coordinators for one
-group and for no prefix cache (``vllm/v1/core/kv_cache_coordinator.py``).
+Mirrors vLLM 0.32.0, ``KVCacheManager`` (``vllm/v1/core/kv_cache_manager.py``).
 """
 
 from __future__ import annotations
@@ -9,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sim.reference.block_pool import BlockPool, KVCacheBlock
+from sim.reference.coordinator import create_coordinator
+from sim.reference.managers import BlocksByGroup, SingleTypeKVCacheManager, Slots
 from sim.reference.metrics import KVCacheMetricsCollector
 from sim.reference.request import Request, RequestStatus
 from sim.reference.settings import Settings
-from sim.reference.single_type_manager import MANAGERS, SingleTypeKVCacheManager
-
-BlocksByGroup = tuple[list[KVCacheBlock], ...]
 
 
 @dataclass
@@ -51,9 +48,6 @@ class KVCacheManager:
         settings: engine settings.
         enable_kv_cache_events: whether the pool collects events.
         metrics_collector: optional residency metrics.
-
-    Raises:
-        ValueError: a group type that this twin does not serve, or no group with one block size.
     """
 
     def __init__(
@@ -62,60 +56,33 @@ class KVCacheManager:
         enable_kv_cache_events: bool = False,
         metrics_collector: KVCacheMetricsCollector | None = None,
     ) -> None:
-        sizes = {group.block_size or settings.block_size for group in settings.kv_cache_groups}
-        if len(sizes) != 1:
-            raise ValueError(f"the reference twin serves groups of one block size, got {sorted(sizes)}")
-        for group in settings.kv_cache_groups:
-            if group.type not in MANAGERS:
-                raise ValueError(f"the reference twin has no groups of type {group.type!r}")
+        self.rules = settings.rules
         self.max_model_len = settings.max_model_len
         self.enable_caching = settings.enable_prefix_caching
         self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
         self.prefix_cache_stats = PrefixCacheStats()
-        self.hash_block_size = sizes.pop()
-        self.block_pool = BlockPool(
-            settings.num_gpu_blocks,
-            self.enable_caching,
-            self.hash_block_size,
-            enable_kv_cache_events,
-            metrics_collector,
-        )
-        self.managers: list[SingleTypeKVCacheManager] = [
-            MANAGERS[group.type](
-                group, group.block_size or settings.block_size, self.block_pool, self.enable_caching, i
-            )
-            for i, group in enumerate(settings.kv_cache_groups)
-        ]
+        self.coordinator = create_coordinator(settings, enable_kv_cache_events, metrics_collector)
+        self.hash_block_size = self.coordinator.hash_block_size
+        self.block_pool = self.coordinator.block_pool
+        self.managers: tuple[SingleTypeKVCacheManager, ...] = self.coordinator.managers
 
     @property
     def usage(self) -> float:
         """Share of the usable blocks that requests hold, in [0, 1]."""
         return self.block_pool.get_usage()
 
-    def get_computed_blocks(self, request: Request) -> tuple[BlocksByGroup, int]:
-        """Longest cached prefix, by group, and its length in tokens.
+    def get_computed_blocks(self, request: Request) -> tuple[BlocksByGroup, int, int]:
+        """Longest cached prefix: its blocks by group, its length in tokens, and the shared-prefix boundary.
 
-        At most ``num_tokens - 1`` tokens may hit: the last one is computed again to be sampled from. Nothing
-        is touched.
+        At most ``num_tokens - 1`` tokens may hit: the last one is computed again to be sampled from. The
+        boundary is the longest prefix that some group had cached where the hit is shorter, else 0. Nothing is
+        touched.
         """
         if not self.enable_caching:
-            return self._no_blocks(), 0
-        return self._find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)
-
-    def _find_longest_cache_hit(
-        self, block_hashes: Sequence[int], max_length: int
-    ) -> tuple[BlocksByGroup, int]:
-        # Each group may shorten the prefix; look again until all agree.
-        length = max_length
-        while True:
-            hits: list[list[KVCacheBlock]] = []
-            shortest = length
-            for manager in self.managers:
-                blocks, shortest = manager.find_longest_cache_hit(block_hashes, shortest)
-                hits.append(blocks)
-            if shortest == length or len(self.managers) == 1:
-                return tuple(hits), shortest
-            length = shortest
+            return self._no_blocks(), 0, 0
+        hit = self.coordinator.find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)
+        known = hit.longest > hit.length and self.rules.shared_prefix_boundary == "on"
+        return hit.blocks, hit.length, hit.longest if known else 0
 
     def record_prefix_cache_stats(self, request: Request, num_hits: int) -> None:
         """Count the lookup of a request that is being admitted."""
@@ -130,6 +97,8 @@ class KVCacheManager:
         new_computed_blocks: BlocksByGroup | None = None,
         full_sequence_must_fit: bool = False,
         has_scheduled_reqs: bool = True,
+        num_lookahead_tokens: int = 0,
+        num_encoder_tokens: int = 0,
     ) -> BlocksByGroup | None:
         """Make room for ``num_new_tokens`` more tokens, and cache the blocks that they fill.
 
@@ -140,6 +109,8 @@ class KVCacheManager:
             new_computed_blocks: the hit's blocks by group, or None.
             full_sequence_must_fit: also refuse when all known tokens together would not fit now.
             has_scheduled_reqs: some request is running, so that the watermark applies to an admission.
+            num_lookahead_tokens: slots beyond them for a drafter.
+            num_encoder_tokens: encoder inputs that enter cross attention with this step.
 
         Returns:
             The newly allocated blocks by group (hits excluded), or None when there is no room; then the only
@@ -157,36 +128,47 @@ class KVCacheManager:
 
         if full_sequence_must_fit:
             known = min(request.num_tokens, self.max_model_len)
-            needed = self._blocks_to_allocate(request, known, hits, total_computed, apply_admission_cap=True)
+            slots = Slots(known, known, total_computed, num_encoder_tokens)
+            needed = self.coordinator.num_blocks_to_allocate(
+                request.request_id, slots, hits, apply_admission_cap=True
+            )
             if needed + watermark > self.block_pool.get_num_free_blocks():
                 return None
 
-        need_slot = min(total_computed + num_new_tokens, self.max_model_len)
-        for manager in self.managers:
-            manager.remove_skipped_blocks(
-                request.request_id, max(0, total_computed - request.num_in_flight_tokens)
-            )
-        needed = self._blocks_to_allocate(request, need_slot, hits, total_computed)
+        main = total_computed + num_new_tokens
+        slots = Slots(
+            min(main + num_lookahead_tokens, self.max_model_len), main, total_computed, num_encoder_tokens
+        )
+        in_flight = request.num_in_flight_tokens if self.rules.window_free_basis == "processed" else 0
+        self.coordinator.remove_skipped_blocks(request.request_id, max(0, total_computed - in_flight))
+        needed = self.coordinator.num_blocks_to_allocate(request.request_id, slots, hits)
         if needed + watermark > self.block_pool.get_num_free_blocks():
             return None
 
         if any(hits):
-            for manager, blocks in zip(self.managers, hits, strict=True):
-                manager.add_local_computed_blocks(request.request_id, blocks, total_computed)
-        new_blocks = tuple(m.allocate_new_blocks(request.request_id, need_slot) for m in self.managers)
-        self.cache_blocks(request, min(total_computed + num_new_tokens, request.num_tokens))
+            self.coordinator.allocate_new_computed_blocks(request.request_id, hits, total_computed)
+        new_blocks = self.coordinator.allocate_new_blocks(request.request_id, slots)
+        self.cache_blocks(request, min(main, request.num_tokens))
         return new_blocks
 
     def cache_blocks(self, request: Request, num_tokens: int) -> None:
         """Make the request's full blocks among its first ``num_tokens`` tokens hittable."""
         if self.enable_caching:
-            for manager in self.managers:
-                manager.cache_blocks(request, num_tokens)
+            self.coordinator.cache_blocks(request, num_tokens)
 
     def free(self, request: Request) -> None:
         """Give all blocks of the request back, group by group, last block first."""
-        for manager in self.managers:
-            manager.free(request.request_id)
+        self.coordinator.free(request.request_id)
+
+    def new_step_starts(self) -> None:
+        """A schedule call begins."""
+        self.coordinator.new_step_starts()
+
+    def release_copied_blocks(self) -> None:
+        """Give up what the copies of this step's batch hold: they are made before the next step's."""
+        copies = [pair for manager in self.managers for pair in manager.take_pending_copies()]
+        if copies:
+            self.block_pool.free_blocks([block for pair in copies for block in pair])
 
     def get_blocks(self, request_id: str) -> BlocksByGroup:
         """The request's block tables by group."""
@@ -202,18 +184,3 @@ class KVCacheManager:
 
     def _no_blocks(self) -> BlocksByGroup:
         return tuple([] for _ in self.managers)
-
-    def _blocks_to_allocate(
-        self,
-        request: Request,
-        num_tokens: int,
-        hits: BlocksByGroup,
-        total_computed: int,
-        apply_admission_cap: bool = False,
-    ) -> int:
-        return sum(
-            m.get_num_blocks_to_allocate(
-                request.request_id, num_tokens, blocks, total_computed, apply_admission_cap
-            )
-            for m, blocks in zip(self.managers, hits, strict=True)
-        )

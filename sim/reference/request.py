@@ -43,6 +43,8 @@ class Request:
         num_in_flight_tokens: tokens of scheduled steps whose output was not processed yet.
         num_stale_output_tokens: those of them that were scheduled before the last preemption.
         drop_stale_output: stale output is thrown away instead of delivered.
+        shared_prefix_boundary: length of a prefix that some KV-cache group had cached beyond the hit when
+            the request was last looked up; 0 if there was none. States and windows there are worth keeping.
         is_prefill_chunk: the last scheduled step did not reach the request's last known token.
     """
 
@@ -75,6 +77,7 @@ class Request:
         self.num_in_flight_tokens = 0
         self.num_stale_output_tokens = 0
         self.drop_stale_output = False
+        self.shared_prefix_boundary = 0
         self.is_prefill_chunk = False
         self.num_preemptions = 0
         self.block_hashes: list[int] = []

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sim.reference.kv_cache_manager import KVCacheManager
+from sim.reference.managers.mamba import checkpoint_position
 from sim.reference.metrics import KVCacheMetricsCollector
 from sim.reference.request import Request, RequestStatus, check_stop
 from sim.reference.request_queue import create_request_queue
@@ -70,6 +71,15 @@ class Scheduler:
         self.running: list[Request] = []
         self.finished_req_ids: list[str] = []
         self.num_preemptions = 0
+        self._has_aligned_states = settings.enable_prefix_caching and any(
+            group.type == "mamba" for group in settings.groups
+        )
+        self._has_fine_grained_hits = (
+            self._has_aligned_states
+            and settings.hash_block_size < settings.scheduler_block_size
+            and self.kv_cache_manager.coordinator.fine_grained
+        )
+        self._drops_eagle_block = False
 
     # ---- requests in and out -------------------------------------------------------------------------------
 
@@ -117,6 +127,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Choose the next batch: running requests first, then, if nobody was preempted, waiting ones."""
+        self.kv_cache_manager.new_step_starts()
         out = SchedulerOutput(finished_req_ids=self.finished_req_ids)
         threshold = self._long_prefill_threshold()
         budget = self._schedule_running(out, self.settings.token_budget, threshold)
@@ -124,6 +135,7 @@ class Scheduler:
             self._schedule_waiting(out, budget, threshold)
         assert out.total_num_scheduled_tokens <= self.settings.token_budget
         assert len(self.running) <= self.settings.max_num_seqs
+        self.kv_cache_manager.release_copied_blocks()
         self._update_after_schedule(out)
         return out
 
@@ -155,6 +167,7 @@ class Scheduler:
                 tokens = threshold
             tokens = min(tokens, budget, self._input_budget(out))
             tokens = max(0, min(tokens, self.settings.max_model_len - request.num_computed_tokens - 1))
+            tokens = self._align_to_states(request, request.num_computed_tokens, tokens)
             if tokens == 0:
                 index += 1
                 continue
@@ -191,14 +204,17 @@ class Scheduler:
                 set_aside.append(self.waiting.pop_request())
                 continue
             assert request.num_computed_tokens == 0, "a waiting request holds nothing"
-            hit_blocks, num_hit_tokens = self.kv_cache_manager.get_computed_blocks(request)
+            hit_blocks, num_hit_tokens, boundary = self.kv_cache_manager.get_computed_blocks(request)
+            request.shared_prefix_boundary = boundary
             room = min(budget, self._input_budget(out))
             tokens = request.num_tokens - num_hit_tokens
             if 0 < threshold < tokens:
                 tokens = threshold
             if not self.settings.enable_chunked_prefill and tokens > room:
                 break
-            tokens = min(tokens, room)
+            tokens = self._align_to_states(request, num_hit_tokens, min(tokens, room))
+            if tokens == 0:
+                break
             new_blocks = self.kv_cache_manager.allocate_slots(
                 request,
                 tokens,
@@ -220,6 +236,38 @@ class Scheduler:
             budget -= tokens
         for request in reversed(set_aside):
             self.waiting.prepend_request(request)
+
+    def _align_to_states(self, request: Request, start: int, tokens: int) -> int:
+        """Cut a prefill chunk where a Mamba state is to be cached; 0 if it can't reach such a place.
+
+        vLLM 0.32.0, ``Scheduler._mamba_block_aligned_split``. States exist at the ends of chunks only, so
+        chunks end at the ends of blocks, except the last one, and except where a block is larger than a
+        chunk can be.
+        """
+        prefill_end = max(request.num_prompt_tokens, request.num_tokens - 1)
+        if not self._has_aligned_states or start >= prefill_end:
+            return tokens
+        size = self.settings.block_size
+        end = start + tokens
+        if end < prefill_end:
+            most = self.settings.token_budget
+            if self.settings.long_prefill_token_threshold > 0:
+                most = min(most, self.settings.long_prefill_token_threshold)
+            aligned = end // size * size
+            if aligned > start or size <= most:
+                end = aligned
+        stops = [checkpoint_position(request.num_tokens, size, self._drops_eagle_block)]
+        if start % size:
+            stops.append((start // size + 1) * size)
+        if self._has_fine_grained_hits:
+            unit = self.settings.hash_block_size
+            tail = checkpoint_position(request.num_prompt_tokens, unit, self._drops_eagle_block)
+            if stops[0] < tail < request.num_prompt_tokens:
+                stops.append(tail)
+        junction = request.shared_prefix_boundary
+        if start < junction < end:
+            stops.append(start + (junction - start) // size * size)
+        return max(min([s for s in stops if start < s < end], default=end) - start, 0)
 
     def _awaits_last_token(self, request: Request) -> bool:
         """Whether the tokens in flight are known to reach ``max_tokens``: no further step is needed."""

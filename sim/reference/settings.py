@@ -7,6 +7,7 @@ table of releases.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -19,8 +20,11 @@ class KVCacheGroup:
     """One group of layers that share block tables.
 
     Attributes:
-        type: attention type; this twin serves ``full``.
+        type: ``full``, ``sliding_window``, ``chunked_local``, ``mamba`` or ``cross_attention``.
         block_size: tokens per block, or None for the engine's.
+        sliding_window: tokens that a token reads, itself included (type ``sliding_window``).
+        attention_chunk_size: tokens of a chunk (type ``chunked_local``).
+        mamba_cache_mode: ``align`` with prefix caching, ``none`` without; None for what applies.
     """
 
     type: str = "full"
@@ -74,6 +78,41 @@ class Settings:
         """Most requests that may run at once."""
         return self.max_num_seqs if self.max_num_active_seqs is None else self.max_num_active_seqs
 
+    @property
+    def groups(self) -> tuple[KVCacheGroup, ...]:
+        """The groups with everything filled in that the engine decides; equal ones are looked up together."""
+        mode = "align" if self.enable_prefix_caching else "none"
+        return tuple(
+            replace(
+                group,
+                block_size=group.block_size or self.block_size,
+                mamba_cache_mode=mode if group.type == "mamba" else None,
+            )
+            for group in self.kv_cache_groups
+        )
+
+    @property
+    def scheduler_block_size(self) -> int:
+        """Least common multiple of the groups' block sizes: where hits of several groups can end."""
+        if len(self.groups) == 1:
+            return self.block_size
+        return math.lcm(*(group.block_size or 0 for group in self.groups))
+
+    @property
+    def hash_block_size(self) -> int:
+        """Tokens per hash: what all block sizes are multiples of.
+
+        vLLM 0.32.0, ``resolve_kv_cache_block_sizes`` (``vllm/v1/core/kv_cache_utils.py``).
+        """
+        if len(self.groups) == 1 or not self.enable_prefix_caching:
+            return self.scheduler_block_size
+        return self.prefix_match_unit or math.gcd(*(group.block_size or 0 for group in self.groups))
+
+    @property
+    def max_in_flight_tokens(self) -> int:
+        """Most tokens in the batches under way."""
+        return self.max_num_batched_tokens * (2 if self.async_scheduling else 1)
+
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Settings:
         """Settings from the mapping of a configuration file; ``name`` is ignored.
@@ -113,11 +152,46 @@ class Settings:
             raise ValueError(
                 f"max_num_active_seqs ({self.active_seqs}) exceeds max_num_seqs ({self.max_num_seqs})"
             )
-        one_group = len(self.kv_cache_groups) == 1
-        if one_group and self.enable_prefix_caching and self.prefix_match_unit not in (None, self.block_size):
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        needed = {"sliding_window": "sliding_window", "chunked_local": "attention_chunk_size"}
+        for group in self.kv_cache_groups:
+            if group.type not in ("full", "sliding_window", "chunked_local", "mamba", "cross_attention"):
+                raise ValueError(f"kv_cache_groups: there are no groups of type {group.type!r}")
+            if group.type in needed and not getattr(group, needed[group.type]):
+                raise ValueError(f"kv_cache_groups: a {group.type} group needs {needed[group.type]}")
+        for group, resolved in zip(self.kv_cache_groups, self.groups, strict=True):
+            if group.mamba_cache_mode not in (None, resolved.mamba_cache_mode):
+                raise ValueError(f"mamba_cache_mode {group.mamba_cache_mode!r} does not go with this engine")
+        if self.enable_prefix_caching:
+            self._check_cached_groups()
+
+    def _check_cached_groups(self) -> None:
+        groups = self.groups
+        sizes = [group.block_size or 0 for group in groups]
+        types = {group.type for group in groups}
+        if len(groups) == 1 and self.prefix_match_unit not in (None, self.block_size):
             raise ValueError(
                 f"prefix_match_unit {self.prefix_match_unit} differs from block_size {self.block_size}: "
                 "with one group hits end on blocks; leave it out"
+            )
+        if len(groups) == 1 and sizes[0] != self.block_size:
+            raise ValueError(f"one group of block size {sizes[0]} in an engine of {self.block_size}")
+        if any(size % self.hash_block_size for size in sizes):
+            raise ValueError(
+                f"prefix_match_unit {self.prefix_match_unit} does not divide block sizes {sizes}"
+            )
+        if "cross_attention" in types:
+            raise ValueError("cross attention has no prefix cache: turn enable_prefix_caching off")
+        if "chunked_local" in types and len(set(sizes)) > 1:
+            raise ValueError(f"chunked local attention wants groups of one block size, got {sizes}")
+        interval = self.prefix_cache_retention_interval
+        sparse = bool(types & {"sliding_window", "mamba"})
+        if interval and (not sparse or interval % self.scheduler_block_size):
+            raise ValueError(
+                f"prefix_cache_retention_interval {interval} needs a sliding window or mamba group, and "
+                f"must be a multiple of {self.scheduler_block_size}"
             )
 
 

@@ -113,8 +113,13 @@ def state_columns(scheduler: Scheduler) -> Row:
 
 
 def slots_of_group(scheduler: Scheduler, group: int) -> tuple[int, int]:
-    """(allocated slots, tokens held) of the running requests in one group; null blocks have no slots."""
+    """(allocated slots, tokens held) of the running requests in one group.
+
+    Null blocks have no slots, and the blocks of states have none for tokens.
+    """
     manager = scheduler.kv_cache_manager.managers[group]
+    if not manager.holds_tokens:
+        return 0, 0
     size = manager.block_size
     allocated = held = 0
     for request in scheduler.running:

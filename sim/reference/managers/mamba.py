@@ -1,0 +1,293 @@
+"""Mamba and other linear attention: a block holds the state after some token, not the tokens themselves.
+
+Mirrors vLLM 0.32.0, ``MambaManager`` (``vllm/v1/core/single_type_kv_cache_manager.py``), without checkpoints
+that a kernel exports from inside a chunk (``num_prefill_checkpoint_blocks``, off by default).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sim.reference.block_hash import BlockKey, resolve_block_hashes
+from sim.reference.block_pool import BlockPool, KVCacheBlock
+from sim.reference.managers.base import (
+    BlocksByGroup,
+    Limits,
+    SingleTypeKVCacheManager,
+    Slots,
+    cdiv,
+    evictable,
+)
+from sim.reference.request import Request
+from sim.reference.settings import KVCacheGroup
+
+
+def checkpoint_position(num_tokens: int, unit: int, drop_eagle_block: bool) -> int:
+    """The last multiple of ``unit`` at which a request with the same ``num_tokens`` tokens can resume.
+
+    A token must be left to compute; with a drafter the dropped unit leaves one anyway.
+    """
+    position = (num_tokens if drop_eagle_block else num_tokens - 1) // unit * unit
+    return max(0, position - unit if drop_eagle_block else position)
+
+
+class MambaManager(SingleTypeKVCacheManager):
+    """Only the latest state matters; what stays cached are states at the ends of blocks.
+
+    Without prefix caching (mode ``none``) a table is as in other types, and all blocks but the last are freed
+    as it grows. With it (mode ``align``) a table is positional: it has real blocks at the running state, at
+    the positions of the drafts after it, and, until they are retired, at states of earlier steps; null blocks
+    fill the gaps.
+
+    Attributes:
+        last_state: position of the state that the step before left, by request.
+        retired: positions before this one hold no state any more, by request.
+        allocated: requests that were given blocks since they were admitted.
+        cached_this_step: keys that this step's batch will fill: nobody may hit them before the next step.
+        drop_eagle_checkpoint: states are kept one unit further left, where the hit of a drafter's group ends.
+        shared_prefix_checkpoint: also give a key to a state where another request's prefix ends in a block.
+    """
+
+    supports_fine_grained_lookup = True
+    holds_tokens = False
+
+    def __init__(
+        self,
+        group: KVCacheGroup,
+        block_pool: BlockPool,
+        enable_caching: bool,
+        kv_cache_group_id: int,
+        limits: Limits,
+    ) -> None:
+        super().__init__(group, block_pool, enable_caching, kv_cache_group_id, limits)
+        self.aligned = group.mamba_cache_mode == "align"
+        self.num_speculative_blocks = limits.num_speculative_tokens
+        self.last_state: dict[str, int] = {}
+        self.retired: dict[str, int] = {}
+        self.allocated: set[str] = set()
+        self.cached_this_step: set[BlockKey] = set()
+        self.drop_eagle_checkpoint = False
+        self.shared_prefix_checkpoint = False
+
+    # ---- hits ----------------------------------------------------------------------------------------------
+
+    def find_longest_cache_hit(
+        self,
+        block_hashes: Sequence[int],
+        max_length: int,
+        group_ids: Sequence[int],
+        alignment_tokens: int,
+        drop_eagle_block: bool = False,
+    ) -> tuple[BlocksByGroup, int]:
+        """The rightmost cached state at an aligned position; the positions before it are null.
+
+        A drafter has no such layers: nothing is dropped here.
+        """
+        size = self.block_size
+        fine = alignment_tokens < size and size % alignment_tokens == 0
+        step = alignment_tokens if fine else size
+        hashes = (
+            block_hashes
+            if fine
+            else resolve_block_hashes(block_hashes, self.block_pool.hash_block_size, size)
+        )
+        for i in range(min(max_length // step, len(hashes)) - 1, -1, -1):
+            length = (i + 1) * step
+            found = self.block_pool.get_cached_block(hashes[i], group_ids)
+            if found is not None and length % alignment_tokens == 0:
+                gap = [self.block_pool.null_block] * (cdiv(length, size) - 1)
+                return tuple([*gap, block] for block in found), length
+        return tuple([] for _ in group_ids), 0
+
+    def reachable_block_mask(
+        self, first_block: int, last_block: int, retention_interval: int | None, boundaries: Sequence[int]
+    ) -> list[bool] | None:
+        """The state at each kept position: multiples of the interval, and the boundaries."""
+        if retention_interval is None:
+            return None
+        size, align = self.block_size, self.alignment_tokens
+        per_segment = retention_interval // size
+        if retention_interval and per_segment <= 1:
+            return None
+        kept = {boundary // align * align // size - 1 for boundary in boundaries}
+        return [
+            i in kept or (retention_interval > 0 and (i + 1) % per_segment == 0)
+            for i in range(first_block, last_block)
+        ]
+
+    def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
+        """All but the last: its state has them in it."""
+        return num_computed_tokens - 1
+
+    # ---- allocation ----------------------------------------------------------------------------------------
+
+    def get_num_blocks_to_allocate(
+        self,
+        request_id: str,
+        slots: Slots,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        apply_admission_cap: bool = False,
+    ) -> int:
+        """Blocks that the free queue will lose; more than there are for a state that is not computed yet.
+
+        Attention may hit what the same batch computes, since layers run one after the other over all
+        requests; a state must exist before the batch begins, so such a request waits for the next step.
+        """
+        if new_computed_blocks and new_computed_blocks[-1].block_hash in self.cached_this_step:
+            return self.block_pool.num_gpu_blocks + 1
+        if not self.aligned:
+            return super().get_num_blocks_to_allocate(
+                request_id, self._with_drafts(slots), new_computed_blocks, apply_admission_cap
+            )
+        required = cdiv(slots.main_model_tokens, self.block_size) + self.num_speculative_blocks
+        new = required - len(new_computed_blocks) - len(self.req_to_blocks.get(request_id, ()))
+        partial = request_id in self.partial_hits or self._ends_inside_a_block(
+            new_computed_blocks, slots.computed_tokens
+        )
+        if partial:
+            new = max(new, 0) + 1
+        if new > 0:
+            new = min(new, self._most_new_blocks(request_id in self.allocated, partial))
+        return new + evictable(new_computed_blocks)
+
+    def _most_new_blocks(self, known: bool, partial: bool) -> int:
+        # One for the new running state, a copy, and once for each request those of the drafts.
+        return 1 + partial + (0 if known else self.num_speculative_blocks)
+
+    def _with_drafts(self, slots: Slots) -> Slots:
+        return slots._replace(num_tokens=slots.num_tokens + self.block_size * self.num_speculative_blocks)
+
+    def allocate_new_blocks(self, request_id: str, slots: Slots) -> list[KVCacheBlock]:
+        """Give the request a block for the state that this step ends with, nulls up to it, and a copy if due.
+
+        Lookahead tokens get none: a drafter has no such layers.
+        """
+        if not self.aligned:
+            return super().allocate_new_blocks(request_id, self._with_drafts(slots))
+        table = self.req_to_blocks.setdefault(request_id, [])
+        drafts = self.num_speculative_blocks
+        required = cdiv(slots.main_model_tokens, self.block_size) + drafts
+        partial = self.partial_hits.pop(request_id, None)
+        known = request_id in self.allocated
+        self.allocated.add(request_id)
+        held = len(table)
+        if required <= held and partial is None:
+            return []
+        if known:
+            self.last_state[request_id] = held - 1 - drafts
+        elif held > 0:
+            self.last_state[request_id] = held - 1
+        skipped = required - drafts - 1
+        table.extend([self.block_pool.null_block] * (skipped - held))
+        if known:
+            # Blocks of drafts that this step leaves behind move to its end.
+            for i in range(held - drafts, min(held, skipped)):
+                block = table[i]
+                assert block.ref_cnt == 1
+                assert block.block_hash is None
+                table.append(block)
+                table[i] = self.block_pool.null_block
+        new_blocks = self.block_pool.get_new_blocks(max(required - len(table), 0) + (partial is not None))
+        assert len(new_blocks) <= self._most_new_blocks(known, partial is not None)
+        replaced: list[KVCacheBlock] = []
+        if partial is not None:
+            copy = new_blocks.pop(0)
+            if known:
+                self._move_cached_state_away(table, *partial, copy)
+            else:
+                self._copy_on_write(request_id, *partial, copy)
+                replaced = [copy]
+        added = table[held:] + new_blocks
+        table.extend(new_blocks)
+        return replaced + added
+
+    def _move_cached_state_away(
+        self, table: list[KVCacheBlock], position: int, source: KVCacheBlock, copy: KVCacheBlock
+    ) -> None:
+        # A running request's block stays where its worker knows it; the cached content moves to the copy.
+        assert table[position] is source
+        self.block_pool.move_block_hashes(source, copy)
+        self.pending_copies.append((source, copy))
+        source.ref_cnt += 1
+        if copy.block_hash is not None:
+            self.cached_this_step.add(copy.block_hash)
+
+    # ---- caching -------------------------------------------------------------------------------------------
+
+    def cache_blocks(
+        self, request: Request, num_tokens: int, retention_interval: int | None, boundaries: Sequence[int]
+    ) -> None:
+        """Cache the states at the ends of blocks, and one at the prompt's last hash unit."""
+        before = self.num_cached_block.get(request.request_id, 0)
+        super().cache_blocks(request, num_tokens, retention_interval, boundaries)
+        after = self.num_cached_block.get(request.request_id, 0)
+        if self.aligned:
+            key = self._cache_partial_tail(request, num_tokens)
+            if key is not None:
+                self.cached_this_step.add(key)
+        for block in self.req_to_blocks.get(request.request_id, [])[before:after]:
+            if block.block_hash is not None:
+                self.cached_this_step.add(block.block_hash)
+
+    def _cache_partial_tail(self, request: Request, num_tokens: int) -> BlockKey | None:
+        unit = self.block_pool.hash_block_size
+        if num_tokens <= 0 or num_tokens % unit:
+            return None
+        at_junction = (
+            self.shared_prefix_checkpoint
+            and num_tokens == request.shared_prefix_boundary
+            and request.num_computed_tokens < num_tokens <= request.num_prompt_tokens
+        )
+        if not at_junction and num_tokens != checkpoint_position(
+            request.num_prompt_tokens, unit, self.drop_eagle_checkpoint
+        ):
+            return None
+        position = cdiv(num_tokens, self.block_size) - 1
+        table = self.req_to_blocks.get(request.request_id, [])
+        if position >= len(table) or table[position].is_null:
+            return None
+        block = table[position]
+        key = self.block_pool.cache_partial_block(request, block, num_tokens, self.kv_cache_group_id)
+        if key is not None and num_tokens % self.block_size:
+            # The next step overwrites this state: it must be copied first.
+            self.partial_hits[request.request_id] = (position, block)
+            self.num_cached_block[request.request_id] = position
+        return key
+
+    def new_step_starts(self) -> None:
+        """What earlier batches were to fill can be hit now."""
+        self.cached_this_step.clear()
+
+    # ---- freeing -------------------------------------------------------------------------------------------
+
+    def remove_skipped_blocks(self, request_id: str, num_computed_tokens: int) -> None:
+        """Free the states before the last one."""
+        super().remove_skipped_blocks(request_id, num_computed_tokens)
+        position = self.last_state.get(request_id)
+        if position is not None and position < cdiv(num_computed_tokens, self.block_size) - 1:
+            table = self.req_to_blocks[request_id]
+            if not table[position].is_null:
+                self.block_pool.free_blocks([table[position]])
+                table[position] = self.block_pool.null_block
+
+    def _null_out(self, request_id: str, num_blocks: int) -> None:
+        if not self.aligned:
+            super()._null_out(request_id, num_blocks)
+            return
+        # Null blocks are gaps here, not the mark of what was freed before.
+        table = self.req_to_blocks.get(request_id, [])
+        first, last = self.retired.get(request_id, 0), min(num_blocks, len(table))
+        if first >= last:
+            return
+        freed = [table[i] for i in range(last - 1, first - 1, -1) if not table[i].is_null]
+        table[first:last] = [self.block_pool.null_block] * (last - first)
+        if freed:
+            self.block_pool.free_blocks(freed)
+        self.retired[request_id] = last
+
+    def free(self, request_id: str) -> None:
+        """Give all states back, the last first, and forget the request."""
+        self.allocated.discard(request_id)
+        self.last_state.pop(request_id, None)
+        self.retired.pop(request_id, None)
+        super().free(request_id)
