@@ -61,6 +61,7 @@ _seed = click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed, 
 #: Commands of other modules, which import nothing heavier than click at their top: name -> module:object.
 _LAZY = {
     "compare": "sim.report.commands:compare",
+    "curve": "sim.curve.cli:curve",
     "descriptors": "sim.advice.cli:descriptors",
     "export": "sim.analysis.commands:export",
     "layout": "sim.report.commands:layout",
