@@ -118,39 +118,38 @@ def make(options: Options) -> Table:
     Raises:
         InputError: the trace is missing or broken.
     """
+    from sim.curve.distances import CurveOptions, measure
+
     workload = read_hash_trace(options.trace)
+    curve = measure(workload, CurveOptions(BLOCK_SIZE))
+    vllm = measure(workload, CurveOptions(BLOCK_SIZE, "vllm"))
+
+    def others(capacity: float, replayed: str) -> tuple[str, ...]:
+        token_rates = [float(c.token_hit_rates([capacity])[0]) for c in (curve, vllm)]
+        return replayed, *(f"{rate:.5f}" for rate in token_rates)
+
     rows = []
-    orphans = 0
     for capacity, published in PUBLISHED.items():
-        lru = replay_hits(workload, capacity)
-        tail = replay_hits(workload, capacity, tail_first=True)
-        orphans += lru.hit_blocks - lru.leading_blocks
-        rows.append(
-            Row(
-                f"{capacity:,} blocks",
-                published,
-                lru.block_rate,
-                (f"{tail.block_rate:.5f}", f"{lru.token_rate:.5f}"),
-            )
-        )
-    everything = replay_hits(workload, len(np.unique(workload.seg_id)))
-    shown = (f"{everything.block_rate:.5f}", f"{everything.token_rate:.5f}")
-    rows.append(Row("infinite, blocks", PUBLISHED_INFINITE_BLOCKS, everything.block_rate, shown))
-    rows.append(Row("infinite, tokens", PUBLISHED_INFINITE_TOKENS, everything.token_rate, shown))
+        replayed = f"{replay_hits(workload, capacity).block_rate:.5f}"
+        rate = float(curve.hit_rates([capacity])[0])
+        rows.append(Row(f"{capacity:,} blocks", published, rate, others(capacity, replayed)))
+    shown = others(float("inf"), "")
+    rows.append(Row("infinite, blocks", PUBLISHED_INFINITE_BLOCKS, curve.ceiling, shown))
+    rows.append(Row("infinite, tokens", PUBLISHED_INFINITE_TOKENS, curve.token_ceiling, shown))
     return Table(
         name="mooncake-lru",
         title=(
             f"Mooncake conversation trace, plain LRU prefix cache, blocks of {BLOCK_SIZE}: "
-            f"hits / {everything.events:,} block events"
+            f"hits / {curve.lookups:,} block events"
         ),
-        columns=("capacity", "published", "ours", "vLLM's order", "ours, tokens"),
+        columns=("capacity", "published", "ours", "on the pool", "ours, tokens", "vLLM's rule, tokens"),
         rows=tuple(rows),
         met_when="within one unit of the last printed digit",
         notes=(
-            "Ours: every hash id of every request in order of arrival; the least recently used block is"
-            " evicted. vLLM's order: the same, but the blocks are freed tail first, so that the end of a"
-            " chain is evicted before its beginning. Ours, tokens: tokens of hit blocks / prompt tokens."
-            f" Hits behind a miss of the same request, which vLLM would not take: {orphans} over all"
-            " capacities."
+            "Ours: all sizes in one pass (`python -m sim curve`): every block of every prompt in order of"
+            " arrival, the least recently used one is evicted. On the pool: the same trace block by block"
+            " through the simulator's free queue and prefix map. Ours, tokens: tokens of hit blocks / prompt"
+            " tokens. vLLM's rule: full blocks only, never a prompt's last token, outputs cached, a request's"
+            " blocks freed last first."
         ),
     )

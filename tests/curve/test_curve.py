@@ -99,7 +99,7 @@ def test_lru_at_every_size(requests: Requests, block: int, explicit: bool) -> No
     assert curve.distinct == round(curve.lookups * (1 - curve.ceiling))
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(requests=requests, block=st.integers(1, 5), explicit=st.booleans())
 def test_vllm_rule_at_every_size(requests: Requests, block: int, explicit: bool) -> None:
     """The same under the vLLM rule; without a limit it is what the radix tree over prefixes finds."""
