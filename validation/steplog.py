@@ -174,7 +174,7 @@ def _json_lines(log: Mapping[str, Sequence[Any]]) -> bytes:
 
 
 def read(path: str | os.PathLike[str]) -> Columns:
-    """Read a log written by any recorder.
+    """Read a log written by any recorder, the live one's recordings included.
 
     Raises InputError, with the file and where there is one the line, for a file that can't be used.
     """
@@ -213,6 +213,8 @@ def _read_json_lines(source: Path, *, packed: bool) -> Columns:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise InputError(f"expected a JSON object, got {type(row).__name__}", str(source), number)
+                if number == 1 and row.get("kind") == "header":
+                    return _read_live(source)
                 if not log:
                     log = {name: [] for name in COLUMNS if name in row}
                 for name in log:
@@ -224,6 +226,14 @@ def _read_json_lines(source: Path, *, packed: bool) -> Columns:
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as exc:
         raise InputError(f"damaged file: {exc}", str(source), number + 1) from exc
     return log or empty_log()
+
+
+def _read_live(source: Path) -> Columns:
+    """The step log of a live recording at full rate."""
+    from validation.live.reader import read as read_recording
+    from validation.live.reader import step_log
+
+    return step_log(read_recording(source), str(source))
 
 
 def _format_of(path: Path) -> str:

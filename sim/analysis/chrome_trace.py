@@ -59,16 +59,17 @@ def _events(
     names: Sequence[str],
     end_ns: int,
 ) -> Iterator[dict[str, object]]:
-    yield _name("process_name", _REQUESTS, 0, "requests")
-    yield _name("process_name", _POOL, 0, "block pool")
+    yield track_name("process_name", _REQUESTS, 0, "requests")
+    yield track_name("process_name", _POOL, 0, "block pool")
     for r in requests["index"].tolist():
-        yield _name("thread_name", _REQUESTS, r + 1, names[r])
+        yield track_name("thread_name", _REQUESTS, r + 1, names[r])
     yield from _slices(requests, events, end_ns)
     yield from _instants(events, names)
-    yield from _counters(steps)
+    yield from counter_events(steps)
 
 
-def _name(kind: str, process: int, thread: int, text: str) -> dict[str, object]:
+def track_name(kind: str, process: int, thread: int, text: str) -> dict[str, object]:
+    """Names a process or a thread; `kind` is "process_name" or "thread_name"."""
     return {"ph": "M", "name": kind, "pid": process, "tid": thread, "args": {"name": text}}
 
 
@@ -134,12 +135,15 @@ def _instants(events: Mapping[str, I64], names: Sequence[str]) -> Iterator[dict[
         yield {"ph": "i", "s": "t", "name": what, **place, "args": args}
 
 
-def _counters(steps: Mapping[str, I64]) -> Iterator[dict[str, object]]:
-    columns = {name: steps[name] for kinds in _COUNTERS.values() for name in kinds.values()}
-    # the three kinds of blocks are stacked: each block in one of them
-    columns["num_free_blocks"] = steps["num_free_blocks"] - steps["cached_free_blocks"]
+def counter_events(steps: Mapping[str, I64]) -> Iterator[dict[str, object]]:
+    """Counters of the pool over the rows of a step log; those whose columns it lacks are left out."""
+    known = {counter: kinds for counter, kinds in _COUNTERS.items() if set(kinds.values()) <= set(steps)}
+    columns = {name: steps[name] for kinds in known.values() for name in kinds.values()}
+    if "cached_free_blocks" in columns:
+        # the three kinds of blocks are stacked: each block in one of them
+        columns["num_free_blocks"] = np.maximum(steps["num_free_blocks"] - steps["cached_free_blocks"], 0)
     values = {name: column.tolist() for name, column in columns.items()}
     for i, time in enumerate(steps["time_ns"].tolist()):
-        for counter, kinds in _COUNTERS.items():
+        for counter, kinds in known.items():
             args = {kind: values[name][i] for kind, name in kinds.items()}
             yield {"ph": "C", "name": counter, "pid": _POOL, "tid": 0, "ts": _us(time), "args": args}

@@ -7,16 +7,22 @@ from pathlib import Path
 
 import click
 
-_FORMATS = ("parquet", "csv", "prometheus", "chrome-trace")
-_ENDINGS = {"prometheus": ".om", "chrome-trace": ".trace.json", "parquet": "-parquet", "csv": "-csv"}
+_FORMATS = ("parquet", "csv", "prometheus", "metrics", "chrome-trace")
+_ENDINGS = {
+    "prometheus": ".om",
+    "metrics": ".prom",
+    "chrome-trace": ".trace.json",
+    "parquet": "-parquet",
+    "csv": "-csv",
+}
 
 
-def _start(text: str | None) -> float:
+def _start(text: str | None) -> float | None:
     """Unix seconds of an ISO date, UTC where it names no zone."""
     from sim.errors import InputError
 
     if text is None:
-        return 0.0
+        return None
     try:
         when = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError as e:
@@ -36,14 +42,23 @@ def _start(text: str | None) -> float:
     show_default=True,
     help="prometheus: scrapes, spread over the rows of the step log.",
 )
-@click.option("--start", metavar="DATE", help="prometheus: real time at which the run begins; default 1970.")
+@click.option(
+    "--start",
+    metavar="DATE",
+    help="prometheus: real time at which the run begins; default 1970, of a recording when it was made.",
+)
 def export(run: str, style: str, out: str | None, points: int, start: str | None) -> None:
-    """Write RUN, a folder of results, in the format of another tool.
+    """Write RUN in the format of another tool.
+
+    RUN is a folder that `run` has written, or a recording of a live vLLM (docs/live.md), of which only what
+    it knows is written.
 
     \b
     parquet, csv   tables: steps with ratios, requests, allocation failures, samples of
                    running requests, residency histograms
-    prometheus     OpenMetrics text with vLLM's metric names and time stamps
+    prometheus     OpenMetrics text with vLLM's metric names and time stamps, for
+                   `promtool tsdb create-blocks-from openmetrics`
+    metrics        the end of the run as a server's /metrics would show it
     chrome-trace   requests as tracks and counters of the pool, for Perfetto
     """
     from sim.errors import InputError, did_you_mean
@@ -53,24 +68,44 @@ def export(run: str, style: str, out: str | None, points: int, start: str | None
         raise InputError(f"unknown format '{style}'", "--format", hint=hint)
     folder = Path(run)
     target = Path(out) if out is not None else folder.with_name(folder.resolve().name + _ENDINGS[style])
-    start_s = _start(start)
-    from sim.analysis import export as e
+    made = _files(folder, style, points, _start(start))
+    if isinstance(made, bytes):
+        if out == "-":
+            click.echo(made, nl=False)
+            return
+        from sim.report.files import write_whole
 
-    if style in ("parquet", "csv"):
+        write_whole(target, made)
+    else:
         if out == "-":
             raise InputError("tables are several files", "--out", hint="name a folder")
         from sim.report.files import write_folder
 
-        write_folder(target, e.export_tables(folder, style))
-    else:
-        if style == "prometheus":
-            data = e.export_prometheus(folder, points, start_s)
-        else:
-            data = e.export_chrome_trace(folder)
-        if out == "-":
-            click.echo(data, nl=False)
-            return
-        from sim.report.files import write_whole
-
-        write_whole(target, data)
+        write_folder(target, made)
     click.echo(f"written to {target}", err=True)
+
+
+def _files(run: Path, style: str, points: int, start_s: float | None) -> bytes | dict[str, bytes]:
+    """What is to be written: one file, or several by name."""
+    from sim.analysis.openmetrics import last_scrape
+    from sim.analysis.recording_file import is_recording
+
+    if is_recording(run):
+        from sim.analysis import recording_export as r
+        from sim.analysis.recording import load
+
+        recorded = load(run)
+        if style == "metrics":
+            return last_scrape(r.export_prometheus(recorded, 1, start_s).decode()).encode()
+        if style == "prometheus":
+            return r.export_prometheus(recorded, points, start_s)
+        return (
+            r.export_chrome_trace(recorded) if style == "chrome-trace" else r.export_tables(recorded, style)
+        )
+    from sim.analysis import export as e
+
+    if style == "metrics":
+        return last_scrape(e.export_prometheus(run, 1, start_s or 0.0).decode()).encode()
+    if style == "prometheus":
+        return e.export_prometheus(run, points, start_s or 0.0)
+    return e.export_chrome_trace(run) if style == "chrome-trace" else e.export_tables(run, style)

@@ -49,7 +49,7 @@ _PATTERNS = {
     "allocated_slots": ("tokens", "slots of these blocks"),
     "wasted_slots": ("tokens", "of these, without a token"),
 }
-_RESIDENCY = {
+RESIDENCY_COLUMNS = {
     "kind": ("", "lifetime, idle, reuse_gap"),
     "le_s": ("s", "upper bound of the bucket, inf: the last one"),
     "count": ("blocks", "durations in the bucket"),
@@ -73,11 +73,12 @@ def tables(t: Tracked) -> dict[str, tuple[dict[str, Any], Mapping[str, tuple[str
         "requests": (dict(t.requests), REQUESTS),
         "failures": (failures, _FAILURES),
         "patterns": (patterns, _PATTERNS),
-        "residency": (_residency_table(kinds), _RESIDENCY),
+        "residency": (residency_table(kinds), RESIDENCY_COLUMNS),
     }
 
 
-def _residency_table(kinds: Mapping[str, ResidencyHistogram]) -> dict[str, NDArray[Any]]:
+def residency_table(kinds: Mapping[str, ResidencyHistogram]) -> dict[str, NDArray[Any]]:
+    """Buckets of several histograms, one below the other."""
     width = {name: len(h.counts) for name, h in kinds.items()}
     return {
         "kind": np.concatenate([np.full(n, name) for name, n in width.items()]),

@@ -247,9 +247,10 @@ def causes_of(snapshot: FragmentationSnapshot, metric: str, top: int = 5) -> tup
     rows = snapshot.by_request
     if metric == "external_fragmentation":
         splitters = splitters_of(snapshot)[:top]
-        why = "its blocks lie between free runs, {sole} times alone"
+        why = "its blocks lie between free runs, alone {}"
         return tuple(
-            Cause(s.request, s.request_id, s.boundaries, s.share, why.format(sole=s.sole)) for s in splitters
+            Cause(s.request, s.request_id, s.boundaries, s.share, why.format(_times(s.sole)))
+            for s in splitters
         )
     if metric == "wasted_slots":
         amount, whole, why = rows.wasted_slots, snapshot.wasted_slots, "slots of its blocks without a token"
@@ -266,6 +267,10 @@ def causes_of(snapshot: FragmentationSnapshot, metric: str, top: int = 5) -> tup
         for i in order
         if amount[i] > 0
     )
+
+
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
 
 
 def worst_rows(steps: dict[str, I64], metric: str, top: int, apart_ns: int) -> list[tuple[int, float]]:

@@ -2,7 +2,7 @@
 
 Prometheus imports it with `promtool tsdb create-blocks-from openmetrics`, so that a simulated run and a real
 server lie over each other in one dashboard. Names, labels and bucket bounds: vLLM 0.32.0,
-v1/metrics/loggers.py and buckets.py. What vLLM does not have carries the prefix ``kvpool:``.
+v1/metrics/loggers.py and buckets.py. What vLLM does not have carries the prefix ``kvpool_``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LATENCY_BOUNDS = (*_LATENCY, 480.0, 960.0, 1920.0, 7680.0)
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0)
 TTFT_BOUNDS = (*_TTFT, 40.0, 80.0, 160.0, 640.0, 2560.0)
 
-_RESIDENCY = (
+RESIDENCY_FAMILIES = (
     ("vllm:kv_block_lifetime_seconds", "KV-cache blocks, from allocation to re-allocation."),
     ("vllm:kv_block_idle_before_evict_seconds", "KV-cache blocks, from their last hit to re-allocation."),
     ("vllm:kv_block_reuse_gap_seconds", "Between successive hits of a KV-cache block, the last four."),
@@ -85,13 +85,13 @@ def openmetrics(rerun: Rerun, points: int = 500, start_s: float = 0.0) -> Iterat
     usable = rerun.resolved.engine.usable_blocks
     slots = usable * rerun.resolved.engine.block_size
     for family in _families({name: column[rows] for name, column in steps.items()}, usable, slots):
-        yield from _family(family, labels, stamps)
+        yield from family_lines(family, labels, stamps)
     requests = read_columns(rerun.folder / "requests.parquet")
     # a row shows what happened before its time; only the last one shows the end itself
     until = times + (times == rerun.end_ns)
     yield from _success(rerun, requests, until, labels, stamps)
     for histogram in [*_residency(rerun, times), *_latencies(requests, until)]:
-        yield from _histogram(histogram, labels, stamps)
+        yield from histogram_lines(histogram, labels, stamps)
     yield "# EOF\n"
 
 
@@ -117,15 +117,15 @@ def _families(steps: Mapping[str, I64], usable: int, slots: int) -> list[Family]
         Family("vllm:prefix_cache_queries", "counter", "Tokens looked up in the prefix cache.", queries),
         Family("vllm:prefix_cache_hits", "counter", "Tokens found in the prefix cache.", hits),
         Family("vllm:num_preemptions", "counter", "Preemptions.", preempted),
-        Family("kvpool:kv_cache_token_usage_perc", "gauge", "Slots with a token / usable slots.", held),
+        Family("kvpool_kv_cache_token_usage_perc", "gauge", "Slots with a token / usable slots.", held),
         Family(
-            "kvpool:kv_cache_wasted_slots", "gauge", "Allocated slots without a token.", steps["wasted_slots"]
+            "kvpool_kv_cache_wasted_slots", "gauge", "Allocated slots without a token.", steps["wasted_slots"]
         ),
         Family(
-            "kvpool:kv_cache_free_runs", "gauge", "Runs of consecutive free block ids.", steps["free_runs"]
+            "kvpool_kv_cache_free_runs", "gauge", "Runs of consecutive free block ids.", steps["free_runs"]
         ),
-        Family("kvpool:kv_cache_external_fragmentation", "gauge", "1 - largest free run / free.", external),
-        Family("kvpool:kv_cache_evictions", "counter", "Cached blocks evicted.", steps["evictions"]),
+        Family("kvpool_kv_cache_external_fragmentation", "gauge", "1 - largest free run / free.", external),
+        Family("kvpool_kv_cache_evictions", "counter", "Cached blocks evicted.", steps["evictions"]),
     ]
 
 
@@ -142,7 +142,10 @@ def _residency(rerun: Rerun, times: I64) -> list[Histogram]:
         return []
     by_kind = np.stack(counts, axis=1)
     total = np.stack(sums, axis=1)
-    return [Histogram(name, text, bounds, by_kind[k], total[k]) for k, (name, text) in enumerate(_RESIDENCY)]
+    return [
+        Histogram(name, text, bounds, by_kind[k], total[k])
+        for k, (name, text) in enumerate(RESIDENCY_FAMILIES)
+    ]
 
 
 def _latencies(requests: Mapping[str, I64], times: I64) -> list[Histogram]:
@@ -184,23 +187,25 @@ def _success(
     for reason, chosen in (("stop", ~by_length), ("length", by_length)):
         ends = np.sort(requests["finish_ns"][done][chosen])
         counts = np.searchsorted(ends, times, side="left")
-        text = _labels({**labels, "finished_reason": reason})
+        text = labels_text({**labels, "finished_reason": reason})
         for n, stamp in zip(counts.tolist(), stamps, strict=True):
             yield f"vllm:request_success_total{text} {n} {stamp}\n"
 
 
-def _family(family: Family, labels: Mapping[str, str], stamps: Sequence[str]) -> Iterator[str]:
+def family_lines(family: Family, labels: Mapping[str, str], stamps: Sequence[str]) -> Iterator[str]:
+    """A family's text; `stamps` are the scrapes' Unix times."""
     yield f"# HELP {family.name} {family.text}\n# TYPE {family.name} {family.kind}\n"
-    name = family.name + ("_total" if family.kind == "counter" else "") + _labels(labels)
+    name = family.name + ("_total" if family.kind == "counter" else "") + labels_text(labels)
     for value, stamp in zip(family.values.tolist(), stamps, strict=True):
         yield f"{name} {_number(value)} {stamp}\n"
 
 
-def _histogram(h: Histogram, labels: Mapping[str, str], stamps: Sequence[str]) -> Iterator[str]:
+def histogram_lines(h: Histogram, labels: Mapping[str, str], stamps: Sequence[str]) -> Iterator[str]:
+    """A histogram's text; `stamps` as in `family_lines`."""
     yield f"# HELP {h.name} {h.text}\n# TYPE {h.name} histogram\n"
-    bounds = [_labels({**labels, "le": str(float(b))}) for b in h.bounds]
-    bounds.append(_labels({**labels, "le": "+Inf"}))
-    plain = _labels(labels)
+    bounds = [labels_text({**labels, "le": str(float(b))}) for b in h.bounds]
+    bounds.append(labels_text({**labels, "le": "+Inf"}))
+    plain = labels_text(labels)
     for counts, total, stamp in zip(np.cumsum(h.counts, axis=1).tolist(), h.sums, stamps, strict=True):
         for bound, n in zip(bounds, counts, strict=True):
             yield f"{h.name}_bucket{bound} {n} {stamp}\n"
@@ -208,7 +213,9 @@ def _histogram(h: Histogram, labels: Mapping[str, str], stamps: Sequence[str]) -
         yield f"{h.name}_sum{plain} {_number(float(total))} {stamp}\n"
 
 
-def _labels(labels: Mapping[str, str]) -> str:
+def labels_text(labels: Mapping[str, str]) -> str:
+    """Labels in braces, escaped."""
+
     def escape(text: str) -> str:
         return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
@@ -218,3 +225,31 @@ def _labels(labels: Mapping[str, str]) -> str:
 def _number(value: float) -> str:
     """Shortest text that reads back as the same number."""
     return repr(value)
+
+
+def last_scrape(text: str) -> str:
+    """The last scrape of an OpenMetrics text, in the classic text format of a server's /metrics.
+
+    There a counter's family carries the suffix `_total`, and samples have no time stamps.
+    """
+    out: list[str] = []
+    samples: dict[str, str] = {}
+
+    def flush() -> None:
+        out.extend(f"{series} {value}" for series, value in samples.items())
+        samples.clear()
+
+    head = ""
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            flush()
+            head = line
+        elif line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            family = f"{name}_total" if kind == "counter" else name
+            out += [head.replace(f" {name} ", f" {family} ", 1), f"# TYPE {family} {kind}"]
+        elif not line.startswith("#"):
+            series, value, _ = line.rsplit(" ", 2)
+            samples[series] = value
+    flush()
+    return "\n".join(out) + "\n"

@@ -43,11 +43,11 @@ def look(run: RunFolder) -> Analysis:
     from sim.analysis.rerun import Rerun
     from sim.analysis.snapshot import FragmentationSnapshot
     from sim.analysis.tracker import FragmentationTracker
-    from sim.report.pool_view import FilmMaker, film_times
+    from sim.report.pool_view import FilmMaker, block_codes, film_times
 
     rerun = Rerun(run.path)
     run.adopt_steps(rerun.steps)
-    moments = find_moments(run)
+    moments = find_moments(run.steps, run.summary["engine"]["usable_blocks"], run.warmup_ns)
     num_blocks = rerun.resolved.engine.num_gpu_blocks
     times = [int(t) for t in film_times(rerun.end_ns)]
     wanted = min(_MOST_SNAPSHOTS, max(_FEWEST_SNAPSHOTS, _BLOCKS_LOOKED_AT // num_blocks))
@@ -60,7 +60,7 @@ def look(run: RunFolder) -> Analysis:
     for time, moment in sorted(stops, key=lambda s: s[0]):
         simulation.run(time)
         if moment is None:
-            film.take(time, simulation.state)
+            film.take(time, block_codes(simulation.state))
         if moment is not None or time in looked_at:
             snapshot = FragmentationSnapshot.from_state(
                 simulation.state, rerun.workload, time, layout_only=True

@@ -58,13 +58,25 @@ def _say(quiet: bool) -> Callable[[str], None]:
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 def report(run: str, style: str | None, out: str | None, no_rerun: bool, quiet: bool) -> None:
-    """Say where the KV memory of RUN went: RUN is a folder that `run` has written."""
-    from sim.report.analyse import analyse
-    from sim.report.content import Analysis, build_report
-    from sim.report.folder import read_run
+    """Say where the KV memory of RUN went.
+
+    RUN is a folder that `run` has written, or a recording of a live vLLM (a file of the live recorder,
+    docs/live.md).
+    """
+    from sim.analysis.recording_file import is_recording
     from sim.report.render import render
 
     style = _style(style, out, ("html", "md", "json", "text"))
+    if is_recording(run):
+        from sim.analysis.recording import load
+        from sim.report.recorded_report import build_recorded_report
+
+        _write(out, render(build_recorded_report(load(run)), style))
+        return
+    from sim.report.analyse import analyse
+    from sim.report.content import Analysis, build_report
+    from sim.report.folder import read_run
+
     folder = read_run(run)
     if no_rerun:
         analysis = Analysis(note="--no-rerun was given")
@@ -103,7 +115,10 @@ def layout(
     width: int | None,
     rows: int | None,
 ) -> None:
-    """Draw the pool of RUN at an instant, block by block."""
+    """Draw the pool of RUN at an instant, block by block.
+
+    RUN is a folder that `run` has written, or a recording of a live vLLM (docs/live.md).
+    """
     from sim.report.layout_command import LayoutOptions, show
 
     show(run, LayoutOptions(at, diff, watch, fps, speed, png, plain, width, rows), sys.stdout)
@@ -119,7 +134,10 @@ def layout(
     help="Of what is printed; default text.",
 )
 def compare(runs: tuple[str, ...], out: str | None, style: str | None) -> None:
-    """Compare RUNS: those of one config with several seeds form a group; the first group is the baseline."""
+    """Compare RUNS: those of one config with several seeds form a group; the first group is the baseline.
+
+    RUNS are folders that `run` has written, or recordings of a live vLLM (docs/live.md).
+    """
     from sim.report.compare import compare_runs
     from sim.report.render import render
 

@@ -24,8 +24,9 @@ from sim.report.document import (
     Value,
     plain_text,
 )
-from sim.report.folder import RunFolder, read_run
+from sim.report.folder import RunFolder
 from sim.report.metrics import METRICS, Metric
+from sim.report.recorded_run import read_any
 from sim.report.render import html_text, json_text, markdown_text
 from sim.report.units import plural, seconds
 
@@ -45,9 +46,14 @@ class Group:
     config: Mapping[str, Any]
 
     @property
+    def recorded(self) -> bool:
+        """Whether these are recordings of a live vLLM."""
+        return self.runs[0].summary["seed"] is None
+
+    @property
     def seeds(self) -> tuple[int, ...]:
-        """Of the runs."""
-        return tuple(int(r.summary["seed"]) for r in self.runs)
+        """Of the runs; empty for a recording."""
+        return tuple(int(r.summary["seed"]) for r in self.runs if r.summary["seed"] is not None)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,7 +92,7 @@ def group_runs(runs: Sequence[RunFolder]) -> tuple[list[Group], list[str]]:
                 unique.setdefault(str(r.summary["content_id"]), r)
             if len(unique) < len(members):
                 notes.append("Runs with the same content id count once.")
-            sides.append(sorted(unique.values(), key=lambda r: int(r.summary["seed"])))
+            sides.append(sorted(unique.values(), key=lambda r: int(r.summary["seed"] or 0)))
     if len(sides) > len(_LETTERS):
         raise InputError(f"{len(sides)} configs are too many to compare", hint="at most 26")
     configs = [_config(members[0]) for members in sides]
@@ -96,20 +102,30 @@ def group_runs(runs: Sequence[RunFolder]) -> tuple[list[Group], list[str]]:
     ], notes
 
 
+def _says_else(config: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Whether a config has another value; a recording's does not speak of keys that it lacks."""
+    if key not in config and not any(k.startswith("workload.") for k in config):
+        return False
+    return bool(config.get(key) != value)
+
+
 def _name(
     runs: Sequence[RunFolder], config: Mapping[str, Any], all_configs: Sequence[Mapping[str, Any]]
 ) -> str:
     """The run's name, the first keys that set it apart, and the number of seeds."""
-    keys = [k for k in config if any(c.get(k) != config[k] for c in all_configs)]
+    # a recording has no workload section, and not every key of the engine's
+    keys = [k for k in config if any(_says_else(c, k, config[k]) for c in all_configs)]
     shown = [f"{k.rpartition('.')[2]} {json.dumps(config[k])}" for k in keys[:2]]
     seeds = plural(len(runs), "seed") if len(runs) > 1 else f"seed {runs[0].summary['seed']}"
+    if runs[0].summary["seed"] is None:
+        seeds = "recorded" if len(runs) == 1 else plural(len(runs), "recording")
     return ", ".join([str(runs[0].summary["name"]), *shown, seeds])
 
 
 def _paired(a: Group, b: Group) -> bool:
     """Whether the runs meet the same workloads: equal seeds and equal workload sections."""
     same = [{k: v for k, v in g.config.items() if k.startswith("workload.")} for g in (a, b)]
-    return len(a.runs) > 1 and a.seeds == b.seeds and same[0] == same[1]
+    return len(a.runs) == len(a.seeds) > 1 and a.seeds == b.seeds and same[0] == same[1]
 
 
 def _values(group: Group, metric: Metric) -> list[float] | None:
@@ -209,6 +225,11 @@ def _headline(base: Group, other: Group, found: Sequence[tuple[Metric, Differenc
 
 def _confidence_note(groups: Sequence[Group]) -> str:
     base = groups[0]
+    if any(g.recorded for g in groups):
+        return (
+            "A recording is one run on one machine: nothing says how far another would differ. What it does"
+            " not hold has no number here (python -m sim report names it)."
+        )
     if any(len(g.runs) == 1 for g in groups):
         return (
             "A side with one run gives no confidence: its differences are exact for these workloads, and"
@@ -232,11 +253,16 @@ def _config_table(groups: Sequence[Group]) -> list[Part]:
         keys += [k for k in g.config if k not in keys]
     rows = []
     for key in keys:
-        values = [json.dumps(g.config[key]) if key in g.config else "(not set)" for g in groups]
-        if len(set(values)) > 1:
+        values = [
+            json.dumps(g.config[key]) if key in g.config else "(not recorded)" if g.recorded else "(not set)"
+            for g in groups
+        ]
+        if len(set(values) - {"(not recorded)"}) > 1:
             rows.append((key, *values))
     if not rows:
-        return [Paragraph(("The configs are the same.",))]
+        known = "What is recorded of them" if any(g.recorded for g in groups) else "The configs"
+        verb = "is" if known.startswith("What") else "are"
+        return [Paragraph((f"{known} {verb} the same.",))]
     columns = (Column("key", words=True), *(Column(g.letter, words=True) for g in groups))
     return [Table("configs", columns, tuple(rows))]
 
@@ -246,7 +272,7 @@ def _runs_table(groups: Sequence[Group]) -> Table:
         (
             g.letter,
             str(r.path),
-            Value(int(r.summary["seed"]), str(r.summary["seed"])),
+            Value(r.summary["seed"], "-" if r.summary["seed"] is None else str(r.summary["seed"])),
             r.summary["exit_reason"],
             Value(r.summary["simulated_s"], seconds(r.summary["simulated_s"]), "s"),
             str(r.summary["content_id"])[:16],
@@ -259,7 +285,7 @@ def _runs_table(groups: Sequence[Group]) -> Table:
         Column("run", words=True),
         Column("seed"),
         Column("ended", words=True),
-        Column("simulated"),
+        Column("length"),
         Column("content id", words=True),
     )
     return Table("runs", columns, rows)
@@ -269,11 +295,11 @@ def compare_runs(folders: Sequence[str], pictures: bool) -> tuple[Document, dict
     """The comparison, and the files of `--out` (empty without `pictures`).
 
     Raises:
-        InputError: fewer than two run folders, or one that can't be read.
+        InputError: fewer than two, or one that is no run folder and no recording.
     """
     if len(folders) < 2:
-        raise InputError("there is nothing to compare: give two run folders or more", "compare")
-    runs = [read_run(f) for f in folders]
+        raise InputError("there is nothing to compare: give two runs or more", "compare")
+    runs = [read_any(f) for f in folders]
     groups, notes = group_runs(runs)
     base = groups[0]
     tables: list[Part] = []

@@ -38,13 +38,26 @@ _CUMULATIVE = ("hit_rate", "preemptions")
 _CURVES: tuple[tuple[str, str, Callable[[RunFolder], NDArray[Any]], bool], ...] = (
     ("usage", "KV cache usage", _usage, True),
     ("internal_fragmentation", "Internal fragmentation", _waste, True),
-    ("external_fragmentation", "External fragmentation", external, True),
+    ("external_fragmentation", "External fragmentation", lambda r: external(r.steps), True),
     ("free_runs", "Free runs", lambda r: r.steps["free_runs"], False),
     ("hit_rate", "Token hit rate at first lookup, since the start", lambda r: cumulative_rate(r.steps), True),
     ("running", "Running requests", lambda r: r.steps["num_running"], False),
     ("waiting", "Waiting requests", lambda r: r.steps["num_waiting"], False),
     ("preemptions", "Preemptions since the start", lambda r: r.steps["preemptions"], False),
 )
+
+
+#: Columns of steps that a curve needs; recordings may lack some.
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "usage": (),
+    "internal_fragmentation": ("wasted_slots",),
+    "external_fragmentation": ("largest_free_run",),
+    "free_runs": ("free_runs",),
+    "hit_rate": ("prefix_queries",),
+    "running": (),
+    "waiting": (),
+    "preemptions": ("preemptions",),
+}
 
 
 def _grid(sides: Sides) -> NDArray[np.float64]:
@@ -81,6 +94,9 @@ def _draw(ax: Axes, sides: Sides, curve: int, grid: NDArray[np.float64]) -> dict
     x = grid / scale
     data: dict[str, Any] = {"time_s": (grid / 1e9).tolist()}
     for i, (name, runs) in enumerate(sides):
+        if any(column not in r.steps for r in runs for column in _NEEDS[key]):
+            data[name] = [None] * len(grid)  # a recording without it
+            continue
         mean, low, high = _on_grid(runs, values, grid, key in _CUMULATIVE)
         color = _COLORS[i % len(_COLORS)]
         if len(runs) > 1:
@@ -92,7 +108,7 @@ def _draw(ax: Axes, sides: Sides, curve: int, grid: NDArray[np.float64]) -> dict
     else:
         count_axis(ax)
     ax.set_xlim(0, x[-1])
-    ax.set_xlabel(f"simulated time ({unit})", labelpad=2)
+    ax.set_xlabel(f"time ({unit})", labelpad=2)
     return data
 
 

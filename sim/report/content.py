@@ -58,11 +58,11 @@ class Analysis:
 def build_report(run: RunFolder, analysis: Analysis | None = None) -> Document:
     """The whole report."""
     a = analysis or Analysis(note="the run was not simulated again")
-    moments = find_moments(run)
+    moments = find_moments(run.steps, run.summary["engine"]["usable_blocks"], run.warmup_ns)
     sections = [
         Section("answer", "The answer", tuple(answer(run))),
         Section("time", "Over time", tuple(_over_time(run, moments))),
-        Section("moments", "Worst moments", tuple(moments_table(run, moments, a.layout))),
+        Section("moments", "Worst moments", tuple(moments_table(run.steps, moments, a.layout))),
         Section("pool", "The pool", tuple(_pool(run, a, moments))),
     ]
     if a.layout is not None:
@@ -143,7 +143,7 @@ def _over_time(run: RunFolder, moments: Sequence[Moment]) -> list[Part]:
         return [Paragraph(("The run is too short for curves.",), "note")]
     usable = s["engine"]["usable_blocks"]
     inside = steps["wasted_slots"] / np.maximum(steps["allocated_slots"], 1)
-    outside = external(run)
+    outside = external(steps)
     cache = s["prefix_cache"]
     held: Inline = (
         "Mean ",
@@ -248,18 +248,22 @@ def _pool(run: RunFolder, a: Analysis, moments: Sequence[Moment]) -> list[Part]:
     parts: list[Part] = []
     if a.note:
         parts.append(Paragraph((f"Heat map, causes, lifetimes and failures are missing: {a.note}.",), "warn"))
-    if a.film is None:
-        return parts
+    if a.film is not None:
+        parts += pool_charts(a.film, moments, run.end_ns, "simulated time to the right")
+    return parts
+
+
+def pool_charts(film: Film, moments: Sequence[Moment], end_ns: int, axes: str) -> list[Part]:
+    """The heat map, and the free runs by length; `axes` says what lies to the right."""
     from sim.report.findings import run_length_charts
     from sim.report.pool_view import NAMES, heat_map
 
-    film = a.film
     mean = film.share.mean(axis=1)
     sizes = np.diff(film.first_block)
     whole = (mean * sizes[:, None]).sum(axis=0) / sizes.sum()
     per_row = int(sizes.max())
     says: Inline = (
-        "Block id downwards, simulated time to the right",
+        f"Block id downwards, {axes}",
         *((f"; a row is the mean of up to {per_row:,} blocks",) if per_row > 1 else ()),
         ". On average ",
         as_share(float(whole[3])),
@@ -271,13 +275,13 @@ def _pool(run: RunFolder, a: Analysis, moments: Sequence[Moment]) -> list[Part]:
         as_share(float(whole[0])),
         " free.",
     )
-    markup = heat_map(film, [(m.time_ns, m.label) for m in moments], run.end_ns, plain_text(says))
+    markup = heat_map(film, [(m.time_ns, m.label) for m in moments], end_ns, plain_text(says))
     data = {
         "time_s": (film.times_ns / 1e9).tolist(),
         **{name: (film.share[:, :, i].T @ sizes / sizes.sum()).tolist() for i, name in enumerate(NAMES)},
     }
-    parts.append(Chart("pool_map", "The pool over time", says, markup, data, wide=True, term="block_states"))
-    return [*parts, *run_length_charts(film)]
+    pool = Chart("pool_map", "The pool over time", says, markup, data, wide=True, term="block_states")
+    return [pool, *run_length_charts(film)]
 
 
 def _requests(run: RunFolder, a: Analysis) -> list[Part]:

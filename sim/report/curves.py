@@ -42,9 +42,13 @@ class CurveSpec:
 
 
 def curve_charts(
-    steps: Rows, specs: Sequence[CurveSpec], marks: Sequence[Marked], preempted_ns: NDArray[Any]
+    steps: Rows,
+    specs: Sequence[CurveSpec],
+    marks: Sequence[Marked],
+    preempted_ns: NDArray[Any],
+    clock: str = "simulated time",
 ) -> list[Chart]:
-    """All figures; call with at least two rows of steps."""
+    """All figures; call with at least two rows of steps. `clock` names the time axis."""
     series = Series(steps, 600)
     charts = []
     with svg.drawing():
@@ -54,7 +58,7 @@ def curve_charts(
             spec.draw(ax, series)
             if ax.get_legend() is None:
                 ax.set_position((0.115, 0.185, 0.865, 0.74))
-            _frame(ax, series, steps, marks, preempted_ns)
+            _frame(ax, series, steps, marks, preempted_ns, clock)
             markup = svg.inline_svg(figure, spec.key, f"{spec.title}. {plain_text(spec.says)}")
             charts.append(
                 Chart(
@@ -71,12 +75,17 @@ def curve_charts(
 
 
 def _frame(
-    ax: Axes, series: Series, steps: Rows, marks: Sequence[Marked], preempted_ns: NDArray[Any]
+    ax: Axes,
+    series: Series,
+    steps: Rows,
+    marks: Sequence[Marked],
+    preempted_ns: NDArray[Any],
+    clock: str,
 ) -> None:
     scale, unit = time_unit(float(steps["time_ns"][-1]))
     end = max(float(steps["time_ns"][-1]) / scale, 1e-9)
     ax.set_xlim(0, end)
-    ax.set_xlabel(f"simulated time ({unit})", labelpad=2)
+    ax.set_xlabel(f"{clock} ({unit})", labelpad=2)
     for mark in marks:
         x = mark.time_ns / scale
         ax.axvline(x, color=style.BLACK, linewidth=0.8, linestyle=(0, (3, 3)), zorder=3)

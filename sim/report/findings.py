@@ -27,6 +27,7 @@ from sim.report.units import count
 
 if TYPE_CHECKING:
     from sim.analysis.layout import LayoutReport
+    from sim.analysis.residency import Residency
     from sim.analysis.tracker import AllocationFailure, ResidencyHistogram, Tracked
     from sim.report.pool_view import Film
 
@@ -226,7 +227,12 @@ def cache_parts(tracked: Tracked) -> list[Part]:
             ),
         )
     )
-    parts: list[Part] = [cards]
+    return [cards, *residency_parts(r)]
+
+
+def residency_parts(r: Residency) -> list[Part]:
+    """How long blocks lived, idled and waited for their next hit."""
+    parts: list[Part] = []
     charts = [
         _duration_chart(key, title, h, color)
         for key, title, h, color in (

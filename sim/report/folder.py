@@ -143,8 +143,8 @@ def _parquet(file: Path) -> dict[str, NDArray[Any]]:
     return {name: np.asarray(table.column(name).to_numpy()) for name in table.column_names}
 
 
-def parse_time(text: str, run: RunFolder, option: str) -> int:
-    """An instant of a run ("12.5s", "3min", seconds without a unit), in ns.
+def parse_time(text: str, end_ns: int, option: str) -> int:
+    """An instant of a run that ends at `end_ns` ("12.5s", "3min", seconds without a unit), in ns.
 
     Raises:
         InputError: not a time, or one that lies beyond the run's end.
@@ -158,10 +158,10 @@ def parse_time(text: str, run: RunFolder, option: str) -> int:
         ns = parse_duration(value)
     except ValueError as e:
         raise InputError(str(e), option) from None
-    if ns > run.end_ns:
+    if ns > end_ns:
         raise InputError(
-            f"{text} lies beyond the end of the run, which is at {seconds(run.end_ns / 1e9)}",
+            f"{text} lies beyond the end of the run, which is at {seconds(end_ns / 1e9)}",
             option,
-            hint=f"choose a time from 0s to {run.end_ns / 1e9:.6g}s",
+            hint=f"choose a time from 0s to {end_ns / 1e9:.6g}s",
         )
     return ns

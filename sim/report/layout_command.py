@@ -7,15 +7,13 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from sim.errors import InputError
 from sim.report.draw import ascii_text, color_text, png_picture
-from sim.report.folder import RunFolder, parse_time, read_run
-from sim.report.scene import Scene, change_scene, marks_of, pool_scene
-
-if TYPE_CHECKING:
-    from sim.analysis.rerun import Rerun
+from sim.report.folder import parse_time
+from sim.report.layout_source import Source, open_source
+from sim.report.scene import Scene, change_scene
 
 _FILM_SECONDS = 30.0
 _PLAIN_WIDTH, _PLAIN_ROWS = 80, 32
@@ -43,11 +41,9 @@ def show(folder: str, options: LayoutOptions, stream: TextIO) -> None:
     """Draw to `stream`, or to the PNG file.
 
     Raises:
-        InputError: not a run folder, times that are none or lie outside the run, options that exclude each
-            other.
+        InputError: neither a run folder nor a recording, times that are none or lie outside the run,
+            options that exclude each other.
     """
-    from sim.analysis.rerun import Rerun
-
     chosen = [n for n, v in (("--at", options.at), ("--diff", options.diff), ("--watch", options.watch)) if v]
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(chosen)} exclude each other", "layout", hint="give one of them")
@@ -55,38 +51,30 @@ def show(folder: str, options: LayoutOptions, stream: TextIO) -> None:
         raise InputError("--watch and --png exclude each other", "layout", hint="give --at with --png")
     if options.watch and not stream.isatty():
         raise InputError("--watch needs a terminal", "layout", hint="use --at TIME, or --png FILE")
-    run = read_run(folder)
+    source = open_source(folder)
     if options.diff:
-        first, second = (parse_time(t, run, "--diff") for t in options.diff)
+        first, second = (parse_time(t, source.end_ns, "--diff") for t in options.diff)
         if first > second:
             raise InputError(
                 f"the first instant ({options.diff[0]}) is later than the second ({options.diff[1]})",
                 "--diff",
                 hint="give the earlier one first",
             )
-        rerun = Rerun(run.path)
-        before = marks_of(rerun.state_at(first), first)
-        scene = change_scene(before, marks_of(rerun.state_at(second), second))
+        before = source.marks(first)
+        scene = change_scene(before, source.marks(second), source.remark(first, second))
     else:
-        at = parse_time(options.at, run, "--at") if options.at is not None else _tightest(run)
-        rerun = Rerun(run.path)
+        at = source.tightest_ns() if options.at is None else parse_time(options.at, source.end_ns, "--at")
         if options.watch:
-            _watch(rerun, options, stream)
+            _watch(source, options, stream)
             return
-        scene = pool_scene(rerun.state_at(at), at)
+        scene = source.scene(at)
     if options.png is not None:
         from sim.report.files import write_whole
 
-        write_whole(Path(options.png), png_picture(scene, str(run.summary["name"])))
+        write_whole(Path(options.png), png_picture(scene, source.name))
         return
     stream.write(_text(scene, options, stream))
     stream.flush()
-
-
-def _tightest(run: RunFolder) -> int:
-    """The moment with the fewest free blocks."""
-    moment = run.summary["worst_moment"]
-    return min(run.end_ns, round(moment["time_s"] * 1e9)) if moment else run.end_ns
 
 
 def _text(scene: Scene, options: LayoutOptions, stream: TextIO) -> str:
@@ -104,9 +92,9 @@ def _text(scene: Scene, options: LayoutOptions, stream: TextIO) -> str:
     return color_text(scene, width, rows, true_color)
 
 
-def _watch(rerun: Rerun, options: LayoutOptions, stream: TextIO) -> None:
+def _watch(source: Source, options: LayoutOptions, stream: TextIO) -> None:
     """Play the run; the last frame stays on the screen. Ctrl-C stops it."""
-    end = rerun.end_ns
+    end = source.end_ns
     speed = options.speed or max(end / 1e9 / _FILM_SECONDS, 1e-9)
     frame = ""
     size = shutil.get_terminal_size()
@@ -115,7 +103,7 @@ def _watch(rerun: Rerun, options: LayoutOptions, stream: TextIO) -> None:
         now = 0
         while True:
             started = time.monotonic()
-            scene = pool_scene(rerun.state_at(now), now)
+            scene = source.scene(now)
             frame = _text(scene, options, stream)
             resized, size = size != shutil.get_terminal_size(), shutil.get_terminal_size()
             body = frame.rstrip("\n").replace("\n", "\x1b[K\n")

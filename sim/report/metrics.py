@@ -150,7 +150,7 @@ METRICS: tuple[Metric, ...] = (
     _metric("requests per second", "throughput.requests_per_s", "requests/s", 1, True),
     _metric("output tokens per second", "throughput.output_tokens_per_s", "tokens/s", 1),
     _metric(
-        "simulated time", "simulated_s", "s", 0, False, "simulated time from the start to the end of the run"
+        "length of the run", "simulated_s", "s", 0, False, "from its start to its end, simulated or recorded"
     ),
     _metric("engine steps", "steps", "steps", 0, False, "engine steps with at least one token"),
 )

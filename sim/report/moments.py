@@ -20,7 +20,8 @@ from sim.report.document import (
     as_seconds,
     as_share,
 )
-from sim.report.folder import RunFolder
+from sim.report.series import Rows
+from sim.report.units import clock_time
 
 if TYPE_CHECKING:
     from sim.analysis.layout import LayoutReport, WorstMoment
@@ -44,25 +45,24 @@ class Moment:
     value: float
 
 
-def external(run: RunFolder) -> np.ndarray:
+def external(steps: Rows) -> np.ndarray:
     """float64: external fragmentation by row."""
-    free = run.steps["num_free_blocks"]
-    return np.where(free > 0, 1.0 - run.steps["largest_free_run"] / np.maximum(free, 1), 0.0)
+    free = steps["num_free_blocks"]
+    return np.where(free > 0, 1.0 - steps["largest_free_run"] / np.maximum(free, 1), 0.0)
 
 
-def find_moments(run: RunFolder) -> list[Moment]:
+def find_moments(steps: Rows, usable_blocks: int, warmup_ns: int = 0) -> list[Moment]:
     """At most one a metric: the worst row after the warm-up (the earliest, where several are equal)."""
-    steps = run.steps
-    late = np.flatnonzero(steps["time_ns"] >= run.warmup_ns)
+    late = np.flatnonzero(steps["time_ns"] >= warmup_ns)
     if len(late) == 0:
         return []
     found = []
     tight = late[np.lexsort((late, -steps["num_waiting"][late], steps["num_free_blocks"][late]))[0]]
-    if steps["num_free_blocks"][tight] < run.summary["engine"]["usable_blocks"]:
+    if steps["num_free_blocks"][tight] < usable_blocks:
         found.append(("num_free_blocks", int(tight), float(steps["num_free_blocks"][tight])))
     for metric, values in (
         ("wasted_slots", steps["wasted_slots"]),
-        ("external_fragmentation", external(run)),
+        ("external_fragmentation", external(steps)),
     ):
         row = int(late[np.argmax(values[late])])
         if values[row] > 0:
@@ -72,8 +72,8 @@ def find_moments(run: RunFolder) -> list[Moment]:
     return [replace(m, label=str(i)) for i, m in enumerate(moments, 1)]
 
 
-def _value(run: RunFolder, moment: Moment) -> Inline:
-    steps, i = run.steps, moment.row
+def _value(steps: Rows, moment: Moment) -> Inline:
+    i = moment.row
     if moment.metric == "num_free_blocks":
         return (as_count(int(steps["num_free_blocks"][i]), "blocks"), " blocks free")
     if moment.metric == "wasted_slots":
@@ -85,7 +85,7 @@ def _value(run: RunFolder, moment: Moment) -> Inline:
             " of those allocated",
         )
     return (
-        as_share(float(external(run)[i])),
+        as_share(float(external(steps)[i])),
         ": the longest of ",
         as_count(int(steps["free_runs"][i]), "runs"),
         " free runs has ",
@@ -115,8 +115,17 @@ def _causes(moment: Moment, worst: Sequence[WorstMoment]) -> Inline:
     return ("-",)
 
 
-def moments_table(run: RunFolder, moments: Sequence[Moment], layout: LayoutReport | None) -> list[Part]:
-    """What the marked moments are, and who caused them."""
+def moments_table(
+    steps: Rows, moments: Sequence[Moment], layout: LayoutReport | None, started_unix_ns: int | None = None
+) -> list[Part]:
+    """What the marked moments are, and who caused them.
+
+    Args:
+        steps: the rows in which they were found.
+        moments: see there.
+        layout: with the causes of the moments; None: they are not known.
+        started_unix_ns: Unix time of time zero, to show the clock on the wall too.
+    """
     if not moments:
         return []
     columns = [
@@ -127,6 +136,8 @@ def moments_table(run: RunFolder, moments: Sequence[Moment], layout: LayoutRepor
         Column("running"),
         Column("waiting"),
     ]
+    if started_unix_ns is not None:
+        columns.insert(2, Column("UTC", words=True))
     if layout is not None:
         columns.append(Column("caused by", words=True))
     rows = []
@@ -135,10 +146,12 @@ def moments_table(run: RunFolder, moments: Sequence[Moment], layout: LayoutRepor
             m.label,
             as_seconds(m.time_ns / 1e9),
             KINDS[m.metric],
-            _value(run, m),
-            as_count(int(run.steps["num_running"][m.row]), "requests"),
-            as_count(int(run.steps["num_waiting"][m.row]), "requests"),
+            _value(steps, m),
+            as_count(int(steps["num_running"][m.row]), "requests"),
+            as_count(int(steps["num_waiting"][m.row]), "requests"),
         ]
+        if started_unix_ns is not None:
+            row.insert(2, clock_time(started_unix_ns + m.time_ns, date=False))
         if layout is not None:
             row.append(_causes(m, layout.worst))
         rows.append(tuple(row))

@@ -86,9 +86,8 @@ class FilmMaker:
         self._runs = np.zeros(48, dtype=np.int64)
         self._blocks = np.zeros(48, dtype=np.int64)
 
-    def take(self, time_ns: int, state: State) -> None:
-        """One picture."""
-        codes = block_codes(state)
+    def take(self, time_ns: int, codes: U8) -> None:
+        """One picture; `codes` as of `block_codes`."""
         counts = np.bincount(self._slot + codes, minlength=4 * self.rows).reshape(self.rows, 4)
         self._share[:, len(self._times)] = counts / self._size[:, None]
         self._times.append(time_ns)
@@ -124,7 +123,7 @@ def make_film(rerun: Rerun, columns: int = COLUMNS) -> Film:
     times = film_times(rerun.end_ns, columns)
     maker = FilmMaker(rerun.resolved.engine.num_gpu_blocks, columns)
     for t in times.tolist():
-        maker.take(t, rerun.state_at(t))
+        maker.take(t, block_codes(rerun.state_at(t)))
     return maker.film()
 
 

@@ -61,7 +61,7 @@ def waste_histogram(run: RunFolder) -> Chart | None:
     )
 
 
-def _worst(values: NDArray[np.int64], top: int = _TOP) -> list[int]:
+def worst(values: NDArray[np.int64], top: int = _TOP) -> list[int]:
     """Positions of the greatest positive values, greatest first; the earlier of equals."""
     order = np.argsort(-values, kind="stable")[:top]
     return [int(i) for i in order if values[i] > 0]
@@ -83,7 +83,7 @@ def worst_requests(run: RunFolder, name_of: Callable[[int], str]) -> list[Part]:
         (queue, "longest wait"),
         (np.where(r["status"] >= 4, 1, 0), "never served"),
     ):
-        for i in _worst(values):
+        for i in worst(values):
             reasons.setdefault(i, []).append(why)
     rows = []
     for i, found in reasons.items():

@@ -65,8 +65,14 @@ CHANGE_CLASSES = (
 
 
 def pool_scene(state: State, time_ns: int) -> Scene:
-    """The pool as it stands."""
-    codes = block_codes(state)
+    """The pool of a simulated engine as it stands."""
+    return scene_of(block_codes(state), int(state.ctl.num_running), int(state.ctl.num_waiting), time_ns)
+
+
+def scene_of(
+    codes: NDArray[np.uint8], num_running: int, num_waiting: int, time_ns: int, said: str = ""
+) -> Scene:
+    """A pool by the states of its blocks 1 .. N - 1; `said` is a line of its own below the numbers."""
     free = codes < USED
     edges = np.flatnonzero(np.diff(free.view(np.int8), prepend=0, append=0))
     lengths = edges[1::2] - edges[::2]
@@ -79,7 +85,8 @@ def pool_scene(state: State, time_ns: int) -> Scene:
         (
             f"usage {share(1 - num_free / len(codes))}, {plural(len(lengths), 'free run')}, longest"
             f" {count(longest)}, external fragmentation {share(outside)},"
-            f" {count(int(state.ctl.num_running))} running, {count(int(state.ctl.num_waiting))} waiting",
+            f" {count(num_running)} running, {count(num_waiting)} waiting",
+            *((said,) if said else ()),
         ),
     )
 
@@ -102,11 +109,11 @@ def marks_of(state: State, time_ns: int) -> Marks:
     return Marks(time_ns, block_codes(state), hashes, np.array(pool.followed[1:end]["birth"]))
 
 
-def change_scene(before: Marks, after: Marks) -> Scene:
+def change_scene(before: Marks, after: Marks, said: str = "") -> Scene:
     """What changed from one instant to a later one.
 
     A block counts as freed and as allocated if it was used at both instants, but was free in between. Drawn
-    is the greatest change: allocated, freed, evicted, newly cached.
+    is the greatest change: allocated, freed, evicted, newly cached. `said` is a line of its own below.
     """
     used_before, used_after = before.codes >= USED, after.codes >= USED
     again = used_before & used_after & (after.births != before.births)
@@ -133,5 +140,6 @@ def change_scene(before: Marks, after: Marks) -> Scene:
             f" {count(len(codes))}",
             f"used {count(int(used_before.sum()))} to {count(int(used_after.sum()))}, cached"
             f" {count(int((before.hashes != 0).sum()))} to {count(int((after.hashes != 0).sum()))}",
+            *((said,) if said else ()),
         ),
     )

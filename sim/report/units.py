@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 GIB = 2**30
 
 
@@ -67,3 +69,11 @@ def thousands(v: float) -> str:
         if abs(v) >= scale:
             return f"{v / (1e3 if unit == 'k' else scale):g}{unit}"
     return f"{v:,.6g}"
+
+
+def clock_time(unix_ns: int, date: bool = True) -> str:
+    """An instant in UTC, to the millisecond: `2026-01-31 12:00:00.250 UTC`, or without the date."""
+    when = datetime.fromtimestamp(unix_ns // 1_000_000_000, timezone.utc)
+    milliseconds = unix_ns // 1_000_000 % 1000
+    day = f"{when:%Y-%m-%d} " if date else ""
+    return f"{day}{when:%H:%M:%S}.{milliseconds:03d}" + (" UTC" if date else "")

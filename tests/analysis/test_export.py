@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from sim.analysis.export import export_chrome_trace, export_prometheus
-from sim.analysis.openmetrics import observed, scrape_rows
+from sim.analysis.openmetrics import last_scrape, observed, scrape_rows
 from sim.analysis.rerun import Rerun, read_columns
 from sim.analysis.tracker import track
 from sim.cli import main
@@ -99,6 +99,65 @@ def test_scrapes_and_start(run_folder: Path) -> None:
     assert scrape_rows(4, 5).tolist() == [0, 1, 2, 3]
     assert scrape_rows(10, 5).tolist() == [1, 3, 5, 7, 9]
     assert scrape_rows(11, 5).tolist() == [2, 5, 8, 10]
+
+
+_UNITS = re.compile(r"_(ms|us|ns|sec|secs|milliseconds|minutes|hours|mb|kb|kib|mib|percent)(_|$)")
+
+
+def lint(text: str) -> list[str]:
+    """What `promtool check metrics` says of a scrape in the text format (its rules, written anew)."""
+    said = []
+    kinds: dict[str, str] = {}
+    helped: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    for line in text.splitlines():
+        if line.startswith("# "):
+            _, word, name, rest = line.split(" ", 3)
+            table = helped if word == "HELP" else kinds
+            assert name not in table, f"{word} of {name} twice"
+            table[name] = rest
+            continue
+        found = re.fullmatch(r'([a-zA-Z_:][\w:]*)\{((?:\w+="(?:[^"\\]|\\.)*",?)*)\} (\S+)', line)
+        assert found, line
+        name, labels, value = found.groups()
+        float(value)
+        assert (name, labels) not in seen, f"twice: {line}"
+        seen.add((name, labels))
+        family = re.sub(r"_(bucket|sum|count)$", "", name)
+        family = family if kinds.get(family) == "histogram" else name
+        kind = kinds[family]
+        names = [part.partition("=")[0] for part in labels.split(",")]
+        rules = {
+            "no help text": not helped.get(family),
+            'counter metrics should have "_total" suffix': kind == "counter" and not name.endswith("_total"),
+            'non-counter metrics should not have "_total" suffix': kind != "counter" and "_total" in name,
+            'metric names should not contain ":"': ":" in name,
+            "non-histogram with a histogram's suffix": kind != "histogram"
+            and bool(re.search(r"_(bucket|sum|count)$", name)),
+            'non-histogram metrics should not have "le" label': kind != "histogram" and "le" in names,
+            "the name says the type": bool(re.search(r"_(gauge|counter|histogram|summary)(_|$)", name)),
+            "not in base units": bool(_UNITS.search(name)),
+            "not in snake_case": any(n != n.lower() for n in (name, *names)),
+        }
+        said += [f"{family}: {rule}" for rule, broken in rules.items() if broken]
+    return sorted(set(said))
+
+
+def test_metrics_pass_the_linter_of_prometheus_but_for_vllms_own_colon(run_folder: Path) -> None:
+    text = last_scrape(export_prometheus(run_folder, 1, 0.0).decode())
+    said = lint(text)
+    assert {line.partition(": ")[2] for line in said} == {'metric names should not contain ":"'}
+    assert all(line.startswith("vllm:") for line in said)
+    assert "kvpool_kv_cache_evictions_total{" in text
+    finished = len(read_columns(run_folder / "requests.parquet")["index"])
+    assert f'finished_reason="length"}} {finished}\n' in text
+    # the linter finds what it should
+    assert lint('# HELP aB_ms x\n# TYPE aB_ms counter\naB_ms{le="1"} 2\n') == [
+        'aB_ms: counter metrics should have "_total" suffix',
+        'aB_ms: non-histogram metrics should not have "le" label',
+        "aB_ms: not in base units",
+        "aB_ms: not in snake_case",
+    ]
 
 
 def test_bounds_belong_to_the_bucket_below() -> None:

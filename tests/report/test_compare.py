@@ -110,7 +110,7 @@ def test_what_is_written(seeded_runs: Runs, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("{run}",), "give two run folders or more"),
+        (("{run}",), "give two runs or more"),
         (("{run}", "{none}"), "there is no such folder"),
         (("{run}", "{run}", "--format", "html"), "unknown format 'html'"),
         (("{run}", "{run}", "--out", "{file}"), "this is a file, not a folder for results"),

@@ -239,7 +239,7 @@ def test_a_run_without_a_step_is_reported(small_run: Path, tmp_path: Path, style
     ("arguments", "said"),
     [
         (("{missing}",), "there is no such folder"),
-        (("{file}",), "this is a file, not a run folder"),
+        (("{file}",), "neither a run folder nor a recording"),
         (("{empty}",), "this is not a run folder: it has no provenance.json"),
         (("{broken}",), "steps.parquet: this file of the run can't be read"),
         (("{run}", "--format", "htlm"), "unknown format 'htlm'\n  hint: did you mean 'html'?"),

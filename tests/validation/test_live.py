@@ -27,7 +27,7 @@ from validation.diff import compare
 from validation.live.export import write_whole
 from validation.live.hooks import LiveRecorder, record_scheduler
 from validation.live.options import FULL, LiveOptions, parse_options
-from validation.live.reader import curves, read, snapshots, step_log
+from validation.live.reader import curves, read, states, step_log
 from validation.live.show import render, summary
 from validation.live.writer import ITEM_BYTES, Writer
 
@@ -84,6 +84,21 @@ def test_full_rate_equals_the_twins_log(seed: int, tmp_path: Path) -> None:
     assert comparison.equal, comparison.summary()
 
 
+def test_diff_reads_a_recording(tmp_path: Path) -> None:
+    """A recording at full rate stands for its step log; one of samples is refused."""
+    engine = twin(2)
+    live = engine.record(tmp_path / "live", FULL)
+    log = expected_log(engine)
+    steplog.write(tmp_path / "log.jsonl.gz", log)
+    result = CliRunner().invoke(main, ["diff", str(live.writer.final), str(tmp_path / "log.jsonl.gz")])
+    assert result.exit_code == 0, result.output
+    assert "equal" in result.output
+    sampled = twin(2).record(tmp_path / "sampled", LiveOptions()).writer.final
+    result = CliRunner().invoke(main, ["diff", str(sampled), str(tmp_path / "log.jsonl.gz")])
+    assert result.exit_code == 2
+    assert "only samples were recorded" in result.output
+
+
 def test_empty_steps_after_the_last_request_are_no_part_of_the_log(tmp_path: Path) -> None:
     """A running engine may come to one more step, in which it only tells the workers who has ended."""
     engine = twin(1)
@@ -110,7 +125,7 @@ def test_operations_rebuild_the_free_set(tmp_path: Path) -> None:
         for block in op[1] if op[0] in ("new", "touch", "free") else ():
             counts[block] += -1 if op[0] == "free" else 1
             assert counts[block] >= 0
-    last = list(snapshots(recording))[-1]
+    last = list(states(recording))[-1]
     assert counts[1:] == last.ref_cnt[1:].tolist()
     assert {op[0] for _, op in recording.ops} >= {"new", "free", "cache"}
     assert recording.end is not None
@@ -143,7 +158,7 @@ def test_sampling_and_curves(tmp_path: Path) -> None:
 def test_a_budget_puts_states_off(tmp_path: Path) -> None:
     tight = LiveOptions(row_every=1, state_every=1, budget=1e-9)
     recording = read(twin().record(tmp_path / "live", tight).writer.final)
-    assert sum(1 for _ in snapshots(recording)) == 1
+    assert sum(1 for _ in states(recording)) == 1
 
 
 def test_a_full_queue_drops_counts_and_says_so(tmp_path: Path) -> None:

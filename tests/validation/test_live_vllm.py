@@ -25,7 +25,7 @@ from validation.fuzz_cases import Case, random_case
 from validation.live.export import engine_settings, workload, write_workload
 from validation.live.hooks import LiveRecorder, record_scheduler
 from validation.live.options import FULL, LiveOptions, parse_options
-from validation.live.reader import Recording, read, snapshots, step_log
+from validation.live.reader import Recording, read, states, step_log
 from validation.record import record, record_file
 from validation.steplog import Columns
 from validation.vllm_scheduler import SchedulerLoop
@@ -161,7 +161,7 @@ def test_default_sampling_takes_few_rows_and_few_states(tmp_path: Path) -> None:
     assert live.end is not None
     assert live.end["calls"] == calls
     assert 0 < len(live.rows) <= calls / 32 + 2
-    assert 1 <= sum(1 for _ in snapshots(live)) <= len(live.rows)
+    assert 1 <= sum(1 for _ in states(live)) <= len(live.rows)
     # preemptions and ends between two rows are not forgotten
     seen = [r for row in live.rows for r in row["preempted"]]
     last = live.rows[-1]["call"]

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from sim.analysis.recording_file import SNAPSHOTS, SNAPSHOTS_VERSION
 from sim.config_engine import EngineSettings, KVCacheGroup
 from sim.errors import InputError
 from validation.fuzz_cases import settings_to_json
-from validation.live.reader import Recording, curves, snapshots
+from validation.live.reader import Recording, curves, states
 from validation.live.state import CACHE_KEYS, SCHEDULER_KEYS
 from validation.logical import LogicalRequest, dump_requests
 from validation.steplog import COLUMNS
@@ -181,11 +182,13 @@ def write_snapshots(recording: Recording, path: Path) -> int:
             ("block_tables", pa.list_(pa.list_(ids))),
         ],
         metadata={
-            "format": "kvpool-snapshots",
-            "version": "1",
+            "format": SNAPSHOTS,
+            "version": str(SNAPSHOTS_VERSION),
             "num_gpu_blocks": str(recording.header["settings"]["num_gpu_blocks"]),
             "block_sizes": ",".join(str(group["block_size"]) for group in recording.header["groups"]),
+            "specs": ",".join(group["spec"] for group in recording.header["groups"]),
             "null_block": str(recording.header["null_block"]),
+            "started_unix_ns": str(recording.header["started_unix_ns"]),
         },
     )
     rows = [
@@ -201,7 +204,7 @@ def write_snapshots(recording: Recording, path: Path) -> int:
             "num_computed_tokens": s.computed,
             "block_tables": s.tables,
         }
-        for s in snapshots(recording)
+        for s in states(recording)
     ]
     table = pa.Table.from_pylist(rows, schema=schema)
     write_whole(path, lambda file: pq.write_table(table, file, compression="zstd"))

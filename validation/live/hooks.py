@@ -18,14 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sim.analysis.recording_file import FORMAT, FORMAT_VERSION
 from validation.live import LOGGER_NAME
 from validation.live.options import LiveOptions
 from validation.live.state import RawState, describe, prefix_counts, state_reader
 from validation.live.wrappers import Wrappers
 from validation.live.writer import Writer
 
-FORMAT = "kvpool-live"
-FORMAT_VERSION = 1
 _CLOSE_SECONDS = 10.0
 _MIN_QUEUE_BYTES = 1 << 16
 #: Operations that one line holds at most; they gather while no call ends.
@@ -130,7 +129,7 @@ class LiveRecorder:
     def _op(self, name: str, blocks: Any) -> None:
         self._ops.append((name, [block.block_id for block in blocks]))
         if len(self._ops) >= _MAX_OPS:
-            self._put_ops()
+            self._put_ops(_clock())
 
     def _note_touch(self, blocks: Any) -> None:
         # until 0.13 a tuple of lists, one a group
@@ -229,7 +228,7 @@ class LiveRecorder:
         self.busy_ns += ended - began
         self.calls += 1
         if self._ops:
-            self._put_ops()
+            self._put_ops(ended)
         if self.step % self.options.row_every:
             return
         self._row(phase, batch_step, batch, began, ended)
@@ -237,12 +236,12 @@ class LiveRecorder:
         if self.writer.failure is not None:
             self._stop(f"the writer stopped: {self.writer.failure}")
 
-    def _put_ops(self) -> None:
+    def _put_ops(self, now: int) -> None:
         ops, self._ops = self._ops, []
         self.num_ops += len(ops)
-        call, step = self.calls, self.step
+        line = {"time_ns": now - self._began_ns, "call": self.calls, "step": self.step, "ops": ops}
         size = sum(120 + 8 * len(op[1]) for op in ops if op[0] != "reset")
-        self.writer.put("ops", size, lambda: {"call": call, "step": step, "ops": ops})
+        self.writer.put("ops", size, lambda: line)
 
     def _row(self, phase: str, batch_step: int, batch: Any, began: int, ended: int) -> None:
         scheduler = self._scheduler
@@ -345,7 +344,7 @@ class LiveRecorder:
         self.unwrap()
         with suppress(Exception):
             if self._ops:
-                self._put_ops()
+                self._put_ops(_clock())
         with suppress(Exception):
             self.writer.close(self._end_line, _CLOSE_SECONDS)
             atexit.unregister(self.close)

@@ -1,0 +1,483 @@
+"""A recording of a live vLLM as the analysis sees it: rows over time, states as snapshots, requests.
+
+Made from a file of the live recorder or from a table of states (`sim.analysis.recording_file`). Time zero is
+the first thing that was recorded, a request that was added or a call. What a recording does not hold is None,
+or not-a-number in a column, and named in `Recorded.missing`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.analysis import recording_file as files
+from sim.analysis.block_history import BlockHistory
+from sim.analysis.recording_file import RecordedState
+from sim.analysis.runs import runs_of
+from sim.analysis.snapshot import FREE, NULL, FragmentationSnapshot
+from sim.analysis.tables import LiveTables
+from sim.errors import InputError
+
+Columns = dict[str, NDArray[Any]]
+I64 = NDArray[np.int64]
+
+_COUNTS = (
+    "num_running",
+    "num_waiting",
+    "num_free_blocks",
+    "num_cached_hashes",
+    "num_scheduled_tokens",
+    "num_scheduled_reqs",
+)
+_PREFIX = ("prefix_queries", "prefix_hits", "preempted_queries", "preempted_hits")
+#: Where these stand among the recorder's six counters.
+_PREFIX_AT = (1, 2, 4, 5)
+#: Columns that are known where the whole state was taken; in between the last one holds.
+STATE_COLUMNS = (
+    "num_cached_blocks",
+    "cached_free_blocks",
+    "allocated_slots",
+    "held_tokens",
+    "wasted_slots",
+    "free_runs",
+    "largest_free_run",
+    "table_blocks",
+    "table_runs",
+)
+_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
+_OWN_ENDS = {"FINISHED_STOPPED": "stop", "FINISHED_LENGTH_CAPPED": "length"}
+
+
+@dataclass
+class Recorded:
+    """A recording.
+
+    Attributes:
+        path: the file.
+        sha256: of its bytes.
+        kind: "live" or "states".
+        vllm: release of vLLM, None: not noted.
+        options: of the recorder.
+        settings: of the engine, vLLM's own names.
+        num_blocks: N, the null block included.
+        block_sizes: tokens of a block, by group; 0 for a group whose blocks hold no tokens (Mamba).
+        started_unix_ns: Unix time of time zero, None: not noted.
+        raw: as it was read.
+        rows: one entry a recorded call: time_ns, step, updated (1 after update_from_output), call,
+            duration_ns, and the counters; cumulative preemptions and finished; prefix counters where vLLM
+            keeps them. int64 arrays of one length.
+        requests: one entry a request: request_id, arrival_ns, finish_ns (-1: not seen), prompt_tokens,
+            output_tokens (-1: not known), preemptions, status; None: not recorded.
+        problems: what went wrong while recording, in words.
+        missing: what a report of a simulated run has and this recording has not, and why.
+    """
+
+    path: Path
+    sha256: str
+    kind: str
+    vllm: str | None
+    options: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    num_blocks: int
+    block_sizes: tuple[int, ...]
+    started_unix_ns: int | None
+    raw: files.Recording | files.StateTable
+    rows: Columns
+    requests: Columns | None
+    problems: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    _state_at: list[int] = field(default_factory=list)
+    _zero_ns: int = 0
+    _numbers: dict[str, int] = field(default_factory=dict)
+
+    # ---- rows ----
+
+    @property
+    def usable_blocks(self) -> int:
+        """All but the null block."""
+        return self.num_blocks - 1
+
+    @property
+    def end_ns(self) -> int:
+        """Time of the last row, 0 without one."""
+        times = self.rows["time_ns"]
+        return int(times[-1]) if len(times) else 0
+
+    @property
+    def every_call(self) -> bool:
+        """Whether no call between the first row and the last one is left out."""
+        calls = self.rows["call"]
+        return len(calls) > 0 and bool((np.diff(calls) == 1).all())
+
+    @cached_property
+    def steps(self) -> Columns:
+        """The rows as a step function of time: all columns of `rows`, used_blocks, and STATE_COLUMNS.
+
+        Where only samples were recorded, rows after update_from_output() are left out unless they hold a
+        state or are the last one: they show the pool between two steps, and would stand for the time up to
+        the next sample. State columns are float64: a state's values hold up to the next state.
+        """
+        n = len(self.rows["time_ns"])
+        keep = np.ones(n, dtype=np.bool_)
+        if n and not self.every_call:
+            keep = self.rows["updated"] == 0
+            keep[self._state_at] = True
+            keep[-1] = True
+        out = {name: column[keep] for name, column in self.rows.items()}
+        out["used_blocks"] = self.usable_blocks - out["num_free_blocks"]
+        place = np.full(n, -1, dtype=np.int64)
+        place[self._state_at] = np.arange(len(self._state_at))
+        last = np.maximum.accumulate(place)[keep]
+        for name in STATE_COLUMNS:
+            values = np.append(self.state_columns[name].astype(np.float64), np.nan)
+            out[name] = values[last]
+        return out
+
+    # ---- states ----
+
+    @property
+    def num_states(self) -> int:
+        """States in the recording."""
+        return len(self._state_at)
+
+    @property
+    def state_rows(self) -> I64:
+        """int64[states]: row of each state."""
+        return np.array(self._state_at, dtype=np.int64)
+
+    @property
+    def state_times(self) -> I64:
+        """int64[states], ns."""
+        return np.asarray(self.rows["time_ns"][self.state_rows])
+
+    def state_before(self, time_ns: int) -> int:
+        """The last state at or before an instant, or the first one if there is none before.
+
+        Raises:
+            InputError: the recording has no state.
+        """
+        if not self._state_at:
+            raise InputError(
+                "the recording holds no state of the pool, only counters",
+                str(self.path),
+                hint="record with state_every above 0 (KVPOOL_LIVE_OPTIONS, docs/live.md)",
+            )
+        return max(int(np.searchsorted(self.state_times, time_ns, side="right")) - 1, 0)
+
+    def state(self, i: int) -> RecordedState:
+        """The i-th state, checked.
+
+        Raises:
+            InputError: it is not whole.
+        """
+        try:
+            if isinstance(self.raw, files.StateTable):
+                found: RecordedState | None = self.raw.states[i]
+            else:
+                found = files.state_of(self.raw.rows[self._state_at[i]])
+            assert found is not None
+            n, ids = self.num_blocks, [found.free_queue, *(t for tables in found.tables for t in tables)]
+            whole = len(found.ref_cnt) == n == len(found.hashed) and len(found.running) == len(found.computed)
+            whole = whole and all(len(tables) == len(self.block_sizes) for tables in found.tables)
+            whole = whole and len(found.tables) == len(found.running)
+            if not whole or any(len(x) and (x.min() < 0 or x.max() >= n) for x in ids):
+                raise ValueError("sizes or block ids do not fit")
+        except files.DAMAGED as e:
+            raise InputError(f"state {i + 1} of the recording is damaged ({e})", str(self.path)) from e
+        return found
+
+    def codes(self, i: int) -> NDArray[np.uint8]:
+        """uint8[N - 1]: free, free and cached, used, used and cached (0 .. 3) of the blocks 1 .. N - 1."""
+        state = self.state(i)
+        used = state.ref_cnt > 0
+        return ((used.view(np.uint8) << 1) | (state.hashed != 0))[1:].astype(np.uint8)
+
+    def snapshot(self, i: int, history: BlockHistory | None = None) -> FragmentationSnapshot:
+        """The i-th state; with a history of the blocks also when they were allocated.
+
+        Raises:
+            InputError: the state is not whole.
+        """
+        s = self.state(i)
+        row = self._state_at[i]
+        ref_cnt = s.ref_cnt.astype(np.int32)
+        ref_cnt[0] = 0
+        state = (FREE + 2 * (ref_cnt > 0) + (s.hashed != 0)).astype(np.uint8)
+        state[0] = NULL
+        born = np.full(self.num_blocks, -1, dtype=np.int64)
+        if history is not None:
+            history.advance(int(self.rows["call"][row]))
+            born[:] = history.born_ns
+        lengths = [len(t) for tables in s.tables for t in tables]
+        flat = [np.zeros(0, dtype=np.int32), *(t for tables in s.tables for t in tables)]
+        return FragmentationSnapshot(
+            time_ns=int(self.rows["time_ns"][row]),
+            step=int(self.rows["step"][row]),
+            block_sizes=self.block_sizes,
+            state=state,
+            ref_cnt=ref_cnt,
+            key=None,
+            born_ns=born,
+            unreachable=None,
+            free_order=s.free_queue,
+            tables=LiveTables(
+                request=np.array([self._number_of(name) for name in s.running], dtype=np.int32),
+                request_id=tuple(s.running),
+                num_computed=np.array(s.computed, dtype=np.int64),
+                blocks=np.concatenate(flat).astype(np.int32),
+                ptr=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            ),
+        )
+
+    def snapshots(self, which: Mapping[int, Any] | range | list[int] | None = None) -> Iterator[Any]:
+        """Snapshots of the states with these numbers (ascending; None: all), with the ages of blocks where
+        the operations were recorded.
+        """
+        history = self.history()
+        for i in range(self.num_states) if which is None else which:
+            yield self.snapshot(i, history)
+
+    def _number_of(self, name: str) -> int:
+        """A number for each request: its place in `requests`; those that only states name come behind."""
+        if not self._numbers and self.requests is not None:
+            self._numbers |= {str(n): i for i, n in enumerate(self.requests["request_id"].tolist())}
+        return self._numbers.setdefault(name, len(self._numbers))
+
+    @cached_property
+    def _seen(self) -> tuple[Columns, dict[str, list[int]]]:
+        """One pass over the states: their columns, and the most blocks and wasted slots of each request."""
+        table: dict[str, list[int]] = {name: [] for name in STATE_COLUMNS}
+        most: dict[str, list[int]] = {}
+        for s in self.snapshots():
+            lengths = runs_of(s.free_mask)[1]
+            rows = s.by_request
+            values = (
+                s.num_cached,
+                s.counts["free and cached"],
+                s.allocated_slots,
+                s.held_tokens,
+                s.wasted_slots,
+                len(lengths),
+                int(lengths.max(initial=0)),
+                int(rows.blocks.sum()),
+                int(rows.runs.sum()),
+            )
+            for name, value in zip(STATE_COLUMNS, values, strict=True):
+                table[name].append(value)
+            columns = (rows.blocks.tolist(), rows.wasted_slots.tolist(), rows.runs.tolist())
+            for name, blocks, wasted, runs in zip(rows.request_id, *columns, strict=True):
+                seen = most.setdefault(name, [0, 0, 0, 0])
+                seen[:] = max(seen[0], blocks), max(seen[1], wasted), max(seen[2], runs), seen[3] + 1
+        return {name: np.array(values, dtype=np.int64) for name, values in table.items()}, most
+
+    @property
+    def state_columns(self) -> Columns:
+        """STATE_COLUMNS of each state, int64[states]."""
+        return self._seen[0]
+
+    @property
+    def seen_in_states(self) -> dict[str, list[int]]:
+        """Request id -> most blocks, most wasted slots, most runs in its tables, states that show it."""
+        return self._seen[1]
+
+    # ---- operations ----
+
+    @property
+    def has_ops(self) -> bool:
+        """Whether the block operations were recorded."""
+        return isinstance(self.raw, files.Recording) and bool(self.options.get("ops"))
+
+    def history(self) -> BlockHistory | None:
+        """The blocks' history at the beginning of the recording; None: operations were not recorded.
+
+        Raises:
+            InputError: they do not fit the pool.
+        """
+        if not self.has_ops or not isinstance(self.raw, files.Recording):
+            return None
+        times = np.array(self.raw.op_times, dtype=np.int64) - self._zero_ns
+        if (np.array(self.raw.op_times, dtype=np.int64) < 0).any():
+            calls = np.array([call for call, _ in self.raw.ops])
+            times = np.interp(calls, self.rows["call"], self.rows["time_ns"]).astype(np.int64)
+        caching = self.settings.get("enable_prefix_caching") is not False
+        try:
+            return BlockHistory(self.num_blocks, self.raw.ops, times, caching)
+        except files.DAMAGED as e:
+            raise InputError(f"the recorded operations are damaged ({e})", str(self.path)) from e
+
+
+def load(path: str | Path) -> Recorded:
+    """Read a file of the live recorder, or a table of states.
+
+    Raises:
+        InputError: it is neither, or damaged.
+    """
+    source = Path(path)
+    try:
+        data = source.read_bytes()
+    except OSError as e:
+        raise InputError(f"can't be read: {e.strerror or e}", str(path)) from e
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        if data.startswith(_GZIP):
+            return _from_live(source, sha256, files.read(path))
+        if data.startswith(_PARQUET):
+            return _from_states(source, sha256, files.read_states(path))
+    except files.DAMAGED as e:
+        raise InputError(f"the recording is damaged ({type(e).__name__}: {e})", str(path)) from e
+    raise InputError(
+        "neither a run folder nor a recording of a live vLLM",
+        str(path),
+        hint="give a folder of `python -m sim run`, or a file that KVPOOL_LIVE_RECORD wrote (docs/live.md)",
+    )
+
+
+def _sizes(null_block: int, sizes: list[int], specs: list[str], path: Path) -> tuple[int, ...]:
+    if null_block != 0:
+        raise InputError(f"the null block has id {null_block}, not 0: no pool of vLLM", str(path))
+    holds = [spec != "MambaSpec" for spec in specs] or [True] * len(sizes)
+    return tuple(size if token else 0 for size, token in zip(sizes, holds, strict=True))
+
+
+def _from_live(path: Path, sha256: str, recording: files.Recording) -> Recorded:
+    header, raw_rows = recording.header, recording.rows
+    added = [line["time_ns"] for line in recording.requests if line["kind"] == "added"]
+    first = [row["time_ns"] - row["duration_ns"] for row in raw_rows[:1]]
+    zero = min([*added, *first], default=0)
+    rows = _int_columns(raw_rows, (*_COUNTS, "time_ns", "step", "call", "duration_ns"))
+    rows["time_ns"] -= zero
+    rows["updated"] = np.array([row["phase"] == "updated" for row in raw_rows], dtype=np.int64)
+    for name, ids in (("preemptions", "preempted"), ("finished", "finished")):
+        rows[name] = np.cumsum([len(row[ids]) for row in raw_rows], dtype=np.int64)
+    if raw_rows and all(row["prefix"] is not None for row in raw_rows):
+        for name, at in zip(_PREFIX, _PREFIX_AT, strict=True):
+            rows[name] = np.array([row["prefix"][at] for row in raw_rows], dtype=np.int64)
+    groups = header["groups"]
+    found = Recorded(
+        path=path,
+        sha256=sha256,
+        kind="live",
+        vllm=header.get("vllm"),
+        options=header["options"],
+        settings=header["settings"],
+        num_blocks=int(header["settings"]["num_gpu_blocks"]),
+        block_sizes=_sizes(
+            header["null_block"], [g["block_size"] for g in groups], [g["spec"] for g in groups], path
+        ),
+        started_unix_ns=header["started_unix_ns"] + zero,
+        raw=recording,
+        rows=rows,
+        requests=_requests(recording, zero),
+        _state_at=[i for i, row in enumerate(raw_rows) if "state" in row],
+        _zero_ns=zero,
+    )
+    found.problems += _problems(recording)
+    found.missing += _missing(found)
+    return found
+
+
+def _int_columns(rows: list[dict[str, Any]], names: tuple[str, ...]) -> Columns:
+    return {name: np.array([row[name] for row in rows], dtype=np.int64) for name in names}
+
+
+def _requests(recording: files.Recording, zero: int) -> Columns:
+    lines: dict[str, dict[str, Any]] = {}
+    for line in recording.requests:
+        one = lines.setdefault(line["request_id"], {"preemptions": 0})
+        if line["kind"] == "added":
+            one |= {"arrival": line["time_ns"] - zero, "prompt": line["prompt_tokens"]}
+        else:
+            one |= {"finish": line["time_ns"] - zero, "output": line["output_tokens"]}
+            one |= {"status": line["status"], "preempted": line["preemptions"]}
+    for row in recording.rows:
+        for name in row["preempted"]:
+            lines.setdefault(name, {"preemptions": 0})["preemptions"] += 1
+
+    def column(key: str) -> I64:
+        return np.array([one.get(key, -1) for one in lines.values()], dtype=np.int64)
+
+    ended = [one.get("preempted", one["preemptions"]) for one in lines.values()]
+    status = [_OWN_ENDS.get(s, s) for s in (str(one.get("status", "not ended")) for one in lines.values())]
+    return {
+        "request_id": np.array(list(lines), dtype=np.str_),
+        "arrival_ns": column("arrival"),
+        "finish_ns": column("finish"),
+        "prompt_tokens": column("prompt"),
+        "output_tokens": column("output"),
+        "preemptions": np.array(ended, dtype=np.int64),
+        "status": np.array([s.removeprefix("FINISHED_").lower() for s in status], dtype=np.str_),
+    }
+
+
+def _problems(recording: files.Recording) -> list[str]:
+    said = [f"{n:,} lines about {kind} were lost" for kind, n in sorted(recording.lost.items())]
+    said += [f"the recorder switched itself off: {e.strip().splitlines()[-1]}" for e in recording.errors]
+    if recording.end is None and not recording.errors:
+        said.append("it was not closed: the process runs still, was killed, or the disk was full")
+    if recording.torn_bytes:
+        said.append(f"{recording.torn_bytes:,} bytes at its end are no whole piece")
+    return said
+
+
+def _missing(r: Recorded) -> list[str]:
+    """In the order of a report."""
+    out = []
+    if not r.num_states:
+        out.append(
+            "free runs, waste, contiguity, owners of blocks and the map of the pool: no state was recorded"
+            " (state_every=0)"
+        )
+    if "prefix_queries" not in r.rows:
+        why = "the engine keeps no statistics (log_stats off)" if r.kind == "live" else "a table of states"
+        out.append(f"hits of the prefix cache: {why}")
+    if not r.has_ops:
+        how = "record with ops=on" if r.kind == "live" else "a table of states has no operations"
+        out.append(f"evictions, lifetimes of blocks and their ages: {how}")
+    if r.requests is None:
+        out.append("preemptions and requests' arrivals, lengths and ends: a table of states has none")
+    out += [
+        "duplicate and unreachable cached blocks: hashes are not recorded",
+        "refused allocations and their causes; tokens computed again",
+        "time to the first token and time in the queue",
+        "bytes of a block: waste is given in token slots",
+    ]
+    if r.started_unix_ns is None:
+        out.append("the date: an old table of states")
+    return out
+
+
+def _from_states(path: Path, sha256: str, table: files.StateTable) -> Recorded:
+    lines = [state.row for state in table.states]
+    rows = _int_columns(lines, ("time_ns", "step"))
+    zero = int(rows["time_ns"][0]) if lines else 0
+    rows["time_ns"] -= zero
+    rows["updated"] = np.array([row["phase"] == "updated" for row in lines], dtype=np.int64)
+    rows["call"] = 2 * rows["step"] + rows["updated"]
+    for name in ("num_running", "num_waiting", "num_free_blocks"):
+        attribute = {"num_running": "running", "num_waiting": "waiting"}.get(name, "free_queue")
+        rows[name] = np.array([len(getattr(s, attribute)) for s in table.states], dtype=np.int64)
+    found = Recorded(
+        path=path,
+        sha256=sha256,
+        kind="states",
+        vllm=None,
+        options={},
+        settings={"num_gpu_blocks": table.num_gpu_blocks, "block_size": max(table.block_sizes, default=0)},
+        num_blocks=table.num_gpu_blocks,
+        block_sizes=_sizes(table.null_block, list(table.block_sizes), list(table.specs), path),
+        started_unix_ns=None if table.started_unix_ns is None else table.started_unix_ns + zero,
+        raw=table,
+        rows=rows,
+        requests=None,
+        _state_at=list(range(len(lines))),
+        _zero_ns=zero,
+    )
+    found.missing += _missing(found)
+    return found

@@ -1,0 +1,297 @@
+"""The head of a report on a recording: the answer in a few sentences, what was recorded, the key numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sim.analysis.recording import Recorded
+from sim.report.answer import LITTLE_WASTE, PRESSURE, SHORT
+from sim.report.document import (
+    Card,
+    Cards,
+    Inline,
+    Items,
+    Paragraph,
+    Part,
+    Piece,
+    Value,
+    as_count,
+    as_plural,
+    as_seconds,
+    as_share,
+)
+from sim.report.recorded_run import weighted, weights_of
+from sim.report.units import clock_time, count, plural
+
+_NONE = Value(None, "not recorded")
+
+
+def pressure_seconds(recorded: Recorded) -> float:
+    """Seconds for which more than 95 % of the blocks were used."""
+    steps = recorded.steps
+    usage = steps["used_blocks"] / max(recorded.usable_blocks, 1)
+    if recorded.end_ns <= 0:
+        return 0.0
+    return float(weights_of(steps["time_ns"], recorded.end_ns)[usage > PRESSURE].sum()) / 1e9
+
+
+def what_was_recorded(recorded: Recorded) -> str:
+    """Rows and states, and what lies between them."""
+    rows, states = len(recorded.rows["time_ns"]), recorded.num_states
+    if recorded.kind == "states":
+        held = f"A table of {plural(states, 'state')} of the pool."
+    else:
+        every = int(recorded.options.get("row_every", 1))
+        which = "each call" if recorded.every_call else f"the calls of every {count(every)} steps"
+        if not recorded.every_call and every == 1:
+            which = "calls"
+        held = (
+            f"{plural(rows, 'row')} of counters ({which} of schedule() and update_from_output()),"
+            f" {plural(states, 'state')} of the whole pool."
+        )
+    if recorded.every_call and states == rows:
+        return held
+    return f"{held} What lies between is not recorded: a row or a state stands for the time up to the next."
+
+
+def _memory(s: Mapping[str, Any], recorded: Recorded) -> Inline:
+    pieces: list[Piece] = [
+        "on average ",
+        as_share(s["usage"]["mean"]),
+        " of the pool (",
+        as_plural(recorded.usable_blocks, "block"),
+        ") is used, at its peak ",
+        as_share(s["usage"]["max"]),
+        ".",
+    ]
+    inside = s["internal_fragmentation"]
+    if inside is None:
+        return (*pieces, " Waste is not recorded.")
+    pieces += [
+        " Of what requests hold, ",
+        as_share(inside["mean"]),
+        " is wasted (",
+        as_plural(round(s["waste"]["mean_wasted_slots"] or 0), "slot"),
+        ")",
+    ]
+    evictable = weighted(recorded.steps["cached_free_blocks"], recorded.steps["time_ns"], recorded.end_ns)
+    if evictable is not None and evictable["mean"] is not None and recorded.usable_blocks:
+        pieces += [
+            "; ",
+            as_share(evictable["mean"] / recorded.usable_blocks),
+            " of the pool is free but keeps cached content",
+        ]
+    return (*pieces, ".")
+
+
+def _fragmentation(s: Mapping[str, Any]) -> Inline:
+    if s["free_runs"] is None:
+        return ("not recorded: there is no state of the pool.",)
+    pieces: list[Piece] = [
+        "the free blocks lie in ",
+        as_count(s["free_runs"]["mean"], "runs"),
+        " runs on average: external fragmentation ",
+        as_share(s["external_fragmentation"]["mean"]),
+        ". Paged attention does not mind",
+    ]
+    contiguity = s["table_contiguity"]
+    if contiguity is not None:
+        pieces += [
+            "; a transfer of KV would: only " if contiguity < 0.5 else "; for a transfer of KV, ",
+            as_share(contiguity),
+            " of neighbouring blocks of a request are adjacent in memory",
+        ]
+    return (*pieces, ".")
+
+
+def _cache(s: Mapping[str, Any], recorded: Recorded) -> Inline:
+    c = s["prefix_cache"]
+    if recorded.settings.get("enable_prefix_caching") is False:
+        return ("prefix caching is off.",)
+    if c["first_lookup_tokens"] is None:
+        return ("hits are not recorded.",)
+    if not c["first_lookup_tokens"]:
+        return ("the prefix cache was not asked once.",)
+    pieces: list[Piece] = [
+        "the prefix cache gives ",
+        as_share(c["first_lookup_token_hit_rate"]),
+        " of the prompt tokens at first lookup",
+    ]
+    if c["evicted_blocks"]:
+        pieces += [
+            "; ",
+            as_share(c["evicted_unused_blocks"] / c["evicted_blocks"]),
+            " of the ",
+            as_count(c["evicted_blocks"], "blocks"),
+            " blocks that were evicted had never been hit",
+        ]
+    elif c["evicted_blocks"] == 0:
+        pieces.append("; nothing cached was evicted")
+    return (*pieces, ".")
+
+
+def _pressure(s: Mapping[str, Any], recorded: Recorded) -> Inline:
+    full = pressure_seconds(recorded)
+    pieces: list[Piece] = []
+    if full > 0:
+        pieces += ["above 95 % usage for ", as_seconds(full), " ("]
+        pieces += [as_share(full / (recorded.end_ns / 1e9)), " of the time). "]
+    preempted = s["preemptions"]["preemptions"]
+    if preempted is None:
+        return (*pieces, "Preemptions are not recorded.")
+    if not preempted:
+        return (*pieces, "Nothing was preempted." if pieces else "nothing was preempted.")
+    pieces.append(as_plural(preempted, "preemption"))
+    if recorded.requests is not None:
+        whom = int((recorded.requests["preemptions"] > 0).sum())
+        pieces += [" of ", as_plural(whom, "request")]
+    return (*pieces, ".")
+
+
+def _headline(s: Mapping[str, Any], recorded: Recorded) -> Inline:
+    """Whether memory ran short, and whether it is waste that makes it so."""
+    seconds = recorded.end_ns / 1e9
+    full = pressure_seconds(recorded) / seconds if seconds else 0.0
+    preempted = s["preemptions"]["preemptions"]
+    pieces: list[Piece]
+    if preempted or full > SHORT:
+        pieces = ["KV memory runs short: for ", as_share(full)]
+        pieces.append(" of the time more than 95 % of it is used")
+        pieces += [", with ", as_plural(preempted, "preemption")] if preempted is not None else []
+        pieces.append(". ")
+    elif full > 0:
+        pieces = ["KV memory is just enough: for ", as_share(full), " of the time more than 95 % is used. "]
+    else:
+        pieces = ["KV memory is never short: at most ", as_share(s["usage"]["max"]), " is used. "]
+    inside = s["internal_fragmentation"]
+    if inside is None:
+        return (*pieces, "What of it is wasted is not recorded.")
+    if inside["mean"] < LITTLE_WASTE:
+        return (*pieces, "Little of what requests hold is wasted: ", as_share(inside["mean"]), ".")
+    return (*pieces, as_share(inside["mean"]), " of what requests hold is wasted.")
+
+
+def _peak(metric: Mapping[str, Any] | None, show: Callable[[float | None], Value]) -> Inline:
+    if metric is None:
+        return ()
+    at = as_seconds(metric["max_at_s"])
+    return ("p99 ", show(metric["p99"]), ", max ", show(metric["max"]), " at ", at)
+
+
+def _mean(metric: Mapping[str, Any] | None, show: Callable[[float | None], Value]) -> Value:
+    return _NONE if metric is None else show(metric["mean"])
+
+
+def _cards(s: Mapping[str, Any], recorded: Recorded) -> Cards:
+    waste, cache, p = s["waste"]["mean_wasted_slots"], s["prefix_cache"], s["preemptions"]["preemptions"]
+    e2e, rate, requests = s["latency"]["e2e_s"], s["throughput"], s["requests"]
+    looked = cache["first_lookup_tokens"]
+    cards = [
+        Card("KV usage, mean", as_share(s["usage"]["mean"]), _peak(s["usage"], as_share), "usage"),
+        Card(
+            "Wasted slots, mean",
+            _NONE if waste is None else as_count(round(waste), "slots"),
+            ("of ", as_plural(recorded.usable_blocks * max(recorded.block_sizes, default=0), "slot"))
+            if waste is not None
+            else (),
+            "wasted_slots",
+        ),
+        Card(
+            "Internal fragmentation",
+            _mean(s["internal_fragmentation"], as_share),
+            _peak(s["internal_fragmentation"], as_share),
+            "internal_fragmentation",
+        ),
+        Card(
+            "External fragmentation",
+            _mean(s["external_fragmentation"], as_share),
+            _peak(s["external_fragmentation"], as_share),
+            "external_fragmentation",
+        ),
+        Card(
+            "Free runs, mean", _mean(s["free_runs"], as_count), _peak(s["free_runs"], as_count), "free_runs"
+        ),
+        Card(
+            "Table contiguity",
+            _NONE if s["table_contiguity"] is None else as_share(s["table_contiguity"]),
+            ("of neighbouring pairs",),
+            "table_contiguity",
+        ),
+        Card(
+            "Hit rate at first lookup",
+            _NONE if looked is None else as_share(cache["first_lookup_token_hit_rate"]),
+            () if looked is None else ("of ", as_count(looked, "tokens"), " tokens"),
+            "first_lookup_hit_rate",
+        ),
+        Card(
+            "Preemptions",
+            _NONE if p is None else as_count(p, "preemptions"),
+            (as_count(s["num_waiting"]["mean"], "requests"), " requests waiting on average"),
+            "preemptions",
+        ),
+        Card(
+            "Time under pressure",
+            as_seconds(pressure_seconds(recorded)),
+            ("more than 95 % of blocks used",),
+            "full_time",
+        ),
+        Card(
+            "Whole request, p50",
+            _NONE if e2e["p50"] is None else as_seconds(e2e["p50"]),
+            () if e2e["p50"] is None else ("p99 ", as_seconds(e2e["p99"]), ", max ", as_seconds(e2e["max"])),
+            "e2e",
+        ),
+        Card(
+            "Requests per second",
+            _NONE if rate["requests_per_s"] is None else as_count(rate["requests_per_s"]),
+            ()
+            if rate["requests_per_s"] is None
+            else (as_count(rate["output_tokens_per_s"]), " output tokens/s"),
+            "throughput",
+        ),
+        Card(
+            "Requests",
+            _NONE if requests["arrived"] is None else as_count(requests["arrived"], "requests"),
+            () if requests["arrived"] is None else _fates(requests),
+        ),
+    ]
+    return Cards(tuple(cards))
+
+
+def _fates(requests: Mapping[str, int]) -> Inline:
+    pieces: list[Piece] = [as_count(requests["finished"], "requests"), " finished"]
+    for key, text in (("ended_otherwise", "ended otherwise"), ("unfinished", "had not ended")):
+        if requests[key]:
+            pieces += [", ", as_count(requests[key], "requests"), f" {text}"]
+    return tuple(pieces)
+
+
+def answer(recorded: Recorded, summary: Mapping[str, Any]) -> list[Part]:
+    """Warnings, the answer, the key numbers, what was recorded."""
+    warnings: list[Part] = [Paragraph((f"In this recording {p}.",), "warn") for p in recorded.problems]
+    if summary["usage"] is None:
+        return [*warnings, Paragraph(("The recording holds no row: there is nothing to tell.",), "lead")]
+    findings = (
+        ("Memory: ", *_memory(summary, recorded)),
+        ("Fragmentation: ", *_fragmentation(summary)),
+        ("Cache: ", *_cache(summary, recorded)),
+        ("Pressure: ", *_pressure(summary, recorded)),
+    )
+    began = recorded.started_unix_ns
+    zero = "" if began is None else f" Times count from {clock_time(began)}."
+    note = Paragraph((what_was_recorded(recorded) + zero,), "note")
+    return [
+        *warnings,
+        Paragraph(_headline(summary, recorded), "lead"),
+        Items(findings, labelled=True),
+        note,
+        _cards(summary, recorded),
+    ]
+
+
+def usable_rows(recorded: Recorded) -> bool:
+    """Whether there is enough for curves: two rows at different times."""
+    return len(np.unique(recorded.steps["time_ns"])) > 1

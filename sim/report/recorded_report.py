@@ -1,0 +1,431 @@
+"""The report of a recording of a live vLLM as a document: what the recording knows, and what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim import __version__
+from sim.analysis.recording import Recorded
+from sim.report import curves, style
+from sim.report.content import pool_charts, used_definitions
+from sim.report.curves import CurveSpec, Marked
+from sim.report.definitions import DEFINITIONS
+from sim.report.document import (
+    Card,
+    Cards,
+    Column,
+    Document,
+    Inline,
+    Items,
+    Paragraph,
+    Part,
+    Section,
+    Table,
+    as_count,
+    as_plural,
+    as_seconds,
+    as_share,
+    as_span,
+)
+from sim.report.moments import Moment, find_moments, moments_table
+from sim.report.pool_view import FilmMaker, film_times
+from sim.report.recorded_answer import answer, usable_rows
+from sim.report.recorded_run import external_fragmentation, free_in_state, ratio, summary_of
+from sim.report.request_tables import worst
+from sim.report.series import windows
+from sim.report.units import clock_time, count, plural, seconds
+
+if TYPE_CHECKING:
+    from sim.analysis.layout import LayoutReport
+
+#: States that the layout analysis looks at.
+_MOST_LOOKED_AT = 100
+_RECORDED_DEFINITIONS = {
+    "usage": (
+        "KV usage",
+        "Used blocks / usable blocks (all but the null block), vLLM's kv_cache_usage. Weighted by time: a row"
+        " stands up to the next one.",
+    ),
+    "internal_fragmentation": (
+        "Internal fragmentation",
+        "Slots allocated to running requests that hold no computed token / allocated slots, summed over their"
+        " block tables (a block in two tables counts twice). Weighted by time over the recorded states.",
+    ),
+    "wasted_slots": (
+        "Wasted slots",
+        "Slots allocated to running requests that hold no computed token; mean over time, by the recorded"
+        " states.",
+    ),
+    "external_fragmentation": (
+        "External fragmentation",
+        "1 - longest run of consecutive free block ids / free blocks; 0 when none is free. Weighted by time"
+        " over the recorded states. Paged allocation does not need adjacent blocks; transfers and larger"
+        " pages do.",
+    ),
+    "table_contiguity": (
+        "Table contiguity",
+        "Adjacent pairs in running requests' block tables whose ids are consecutive / all such pairs, over"
+        " the recorded states: pairs that one transfer descriptor could cover.",
+    ),
+    "full_time": (
+        "Time under pressure",
+        "Time in which more than 95 % of the usable blocks were used, by the recorded rows.",
+    ),
+    "e2e": ("Whole request", "From add_request() to the end of a request that ended by itself."),
+    "throughput": (
+        "Throughput",
+        "Requests that ended by themselves, and their output tokens, per second of the recording.",
+    ),
+    "run_length": (
+        "Run lengths",
+        "Free runs by their length in powers of two, mean over equally spaced instants of the recording.",
+    ),
+    "in_states": (
+        "In the states",
+        "The most blocks, wasted slots and runs of consecutive ids in its tables that any recorded state"
+        " shows of a request; between two states it may have been more. States: how many show it.",
+    ),
+}
+
+
+def build_recorded_report(recorded: Recorded) -> Document:
+    """The whole report.
+
+    Raises:
+        InputError: a state of the recording is damaged.
+    """
+    summary = summary_of(recorded)
+    states = state_table(recorded)
+    moments = find_moments(states, recorded.usable_blocks) if recorded.num_states else []
+    layout = _look(recorded, moments) if recorded.num_states else None
+    sections = [
+        Section("answer", "The answer", tuple(answer(recorded, summary))),
+        Section("time", "Over time", tuple(_over_time(recorded, summary, moments))),
+        Section(
+            "moments",
+            "Worst moments",
+            tuple(moments_table(states, moments, layout, recorded.started_unix_ns)),
+        ),
+        Section("pool", "The pool", tuple(_pool(recorded, moments))),
+    ]
+    if layout is not None:
+        from sim.report.findings import layout_parts
+
+        sections.append(Section("layout", "What splits the pool", tuple(layout_parts(layout))))
+    sections.append(Section("cache", "Cache and block lifetimes", tuple(_cache(recorded, summary))))
+    sections.append(Section("requests", "Requests", tuple(_requests(recorded))))
+    missing = tuple((f"{what[0].upper()}{what[1:]}.",) for what in recorded.missing)
+    sections.append(Section("missing", "Not recorded", (Items(missing),) if missing else ()))
+    sections = [s for s in sections if s.parts]
+    return Document(
+        "report",
+        f"{recorded.path.name}: where the KV memory goes",
+        _subtitle(recorded),
+        tuple(sections),
+        used_definitions(sections, DEFINITIONS | _RECORDED_DEFINITIONS),
+        _provenance(recorded),
+    )
+
+
+def _subtitle(recorded: Recorded) -> str:
+    size = max(recorded.block_sizes, default=0)
+    parts = [
+        "Recorded from a live vLLM" + (f" {recorded.vllm}" if recorded.vllm else ""),
+        f"{count(recorded.usable_blocks)} blocks of {size} tokens",
+    ]
+    if recorded.requests is not None:
+        parts.append(plural(len(recorded.requests["request_id"]), "request"))
+    parts.append(seconds(recorded.end_ns / 1e9))
+    if recorded.started_unix_ns is not None:
+        parts.append(f"from {clock_time(recorded.started_unix_ns)}")
+    return ", ".join(parts)
+
+
+def _provenance(recorded: Recorded) -> dict[str, str]:
+    out = {"recording": recorded.path.name, "sha256": recorded.sha256}
+    if recorded.vllm:
+        out["vLLM"] = recorded.vllm
+    if recorded.options:
+        out["recorder"] = ", ".join(f"{k}={v}" for k, v in recorded.options.items())
+    if recorded.settings:
+        known = {k: v for k, v in recorded.settings.items() if v is not None}
+        out["engine"] = ", ".join(f"{k}={v}" for k, v in known.items())
+    return out | {"kvpool": __version__}
+
+
+def state_table(recorded: Recorded) -> dict[str, NDArray[Any]]:
+    """The rows that hold a state, with the columns of both."""
+    at = recorded.state_rows
+    return {name: column[at] for name, column in recorded.rows.items()} | recorded.state_columns
+
+
+# ---- over time ----
+
+
+def _over_time(recorded: Recorded, s: dict[str, Any], moments: Sequence[Moment]) -> list[Part]:
+    if not usable_rows(recorded):
+        return [Paragraph(("The recording is too short for curves.",), "note")]
+    steps = recorded.steps
+    specs = [_usage_spec(recorded, s)]
+    if recorded.num_states:
+        specs += _state_specs(recorded, s)
+    specs += _row_specs(recorded, s)
+    preempted = steps.get("preemptions", np.zeros(len(steps["time_ns"]), dtype=np.int64))
+    grown = np.flatnonzero(np.diff(preempted, prepend=0) > 0)
+    marks = [Marked(m.time_ns, m.label) for m in moments]
+    return list(curves.curve_charts(steps, specs, marks, steps["time_ns"][grown], "time"))
+
+
+def _usage_spec(recorded: Recorded, s: dict[str, Any]) -> CurveSpec:
+    steps, usable = recorded.steps, max(recorded.usable_blocks, 1)
+    used = steps["used_blocks"] / usable
+    evictable = np.minimum(steps["cached_free_blocks"] / usable, 1 - used)
+    mean = as_share(s["usage"]["mean"])
+    if not recorded.num_states:
+        draw = curves.draw_line(used, style.BLUE, "share", bound=1.0)
+        return CurveSpec("usage", "KV cache usage", ("Mean ", mean, "."), draw, {"usage": used}, "usage")
+    says: Inline = ("Mean ", mean, "; light: free blocks whose content can still be hit, in the last state.")
+    data = {"usage": used, "evictable": evictable}
+    return CurveSpec("usage", "KV cache usage", says, curves.draw_usage(usable), data, "usage")
+
+
+def _state_specs(recorded: Recorded, s: dict[str, Any]) -> list[CurveSpec]:
+    steps = recorded.steps
+    inside = ratio(steps["wasted_slots"], steps["allocated_slots"])
+    outside = external_fragmentation(steps, free_in_state(recorded))
+    runs, mean_outside = s["free_runs"], as_share(s["external_fragmentation"]["mean"])
+    return [
+        CurveSpec(
+            "internal_fragmentation",
+            "Internal fragmentation",
+            ("Allocated slots without a token, mean ", as_share(s["internal_fragmentation"]["mean"]), "."),
+            curves.draw_line(inside, style.RED, "share"),
+            {"internal_fragmentation": inside},
+            "internal_fragmentation",
+        ),
+        CurveSpec(
+            "external_fragmentation",
+            "External fragmentation",
+            ("Free blocks outside the longest free run, mean ", mean_outside, "."),
+            curves.draw_line(outside, style.PURPLE, "share", bound=1.02),
+            {"external_fragmentation": outside},
+            "external_fragmentation",
+        ),
+        CurveSpec(
+            "free_runs",
+            "Free runs",
+            ("Mean ", as_count(runs["mean"], "runs"), ", most ", as_count(runs["max"], "runs"), "."),
+            curves.draw_line(steps["free_runs"], style.GREEN, "count"),
+            {"free_runs": steps["free_runs"]},
+            "free_runs",
+        ),
+    ]
+
+
+def _row_specs(recorded: Recorded, s: dict[str, Any]) -> list[CurveSpec]:
+    steps, cache = recorded.steps, s["prefix_cache"]
+    specs = []
+    if cache["first_lookup_tokens"]:
+        specs.append(
+            CurveSpec(
+                "hit_rate",
+                "Prefix cache: token hit rate at first lookup",
+                (as_share(cache["first_lookup_token_hit_rate"]), " in all."),
+                curves.draw_hit_rate,
+                {"hit_rate_since_start": curves.cumulative_rate(steps)},
+                "first_lookup_hit_rate",
+            )
+        )
+    lines = (("running", steps["num_running"], style.GREEN), ("waiting", steps["num_waiting"], style.ORANGE))
+    running, waiting = s["num_running"]["mean"], s["num_waiting"]["mean"]
+    specs.append(
+        CurveSpec(
+            "load",
+            "Requests in the engine",
+            (
+                "Mean ",
+                as_count(running, "requests"),
+                " running, ",
+                as_count(waiting, "requests"),
+                " waiting.",
+            ),
+            curves.draw_lines(lines),
+            {"running": steps["num_running"], "waiting": steps["num_waiting"]},
+        )
+    )
+    if s["preemptions"]["preemptions"]:
+        specs.append(
+            CurveSpec(
+                "preemptions",
+                "Preemptions in each 1/60 of the recording",
+                (as_plural(int(steps["preemptions"][-1]), "preemption"), " in all."),
+                curves.draw_windows("preemptions", style.RED),
+                {"preemptions_since_start": steps["preemptions"]},
+                "preemptions",
+                windows(steps["time_ns"], steps["preemptions"])[1],
+            )
+        )
+    return specs
+
+
+# ---- the pool ----
+
+
+def _look(recorded: Recorded, moments: Sequence[Moment]) -> LayoutReport:
+    """Patterns over states that are spread evenly, and the requests behind the worst moments."""
+    from sim.analysis.findings import WorstMoment
+    from sim.analysis.layout import BlockLayoutAnalyzer, causes_of
+
+    stride = max(1, -(-recorded.num_states // _MOST_LOOKED_AT))
+    chosen = set(range(0, recorded.num_states, stride))
+    of_state = {m.row: [x for x in moments if x.row == m.row] for m in moments}
+    wanted = sorted(chosen | set(of_state))
+    analyzer, found = BlockLayoutAnalyzer(), []
+    for i, snapshot in zip(wanted, recorded.snapshots(wanted), strict=True):
+        if i in chosen:
+            analyzer.add(snapshot)
+        for m in of_state.get(i, ()):
+            found.append(WorstMoment(m.metric, m.time_ns, m.value, causes_of(snapshot, m.metric)))
+    return analyzer.report(worst=found)
+
+
+def _pool(recorded: Recorded, moments: Sequence[Moment]) -> list[Part]:
+    if not recorded.num_states or recorded.end_ns <= 0:
+        return []
+    times = film_times(recorded.end_ns)
+    film = FilmMaker(recorded.num_blocks, len(times))
+    shown, codes = -1, None
+    for time in times.tolist():
+        i = recorded.state_before(time)
+        if codes is None or i != shown:
+            shown, codes = i, recorded.codes(i)
+        film.take(time, codes)
+    return pool_charts(
+        film.film(), moments, recorded.end_ns, "time to the right, each instant as the last state"
+    )
+
+
+# ---- cache and requests ----
+
+
+def _cache(recorded: Recorded, s: dict[str, Any]) -> list[Part]:
+    c = s["prefix_cache"]
+    parts: list[Part] = []
+    cards = []
+    for key, label, term in (
+        ("first_lookup", "Hit rate at first lookup", "first_lookup_hit_rate"),
+        ("resumed", "Hit rate when resumed", "resumed_hit_rate"),
+    ):
+        tokens = c["first_lookup_tokens" if key == "first_lookup" else "resumed_lookup_tokens"]
+        if tokens is not None:
+            note: Inline = (as_count(c[f"{key}_hit_tokens"], "tokens"), " of ", as_plural(tokens, "token"))
+            cards.append(Card(label, as_share(c[f"{key}_token_hit_rate"]), note, term))
+    history = recorded.history()
+    if history is not None:
+        history.advance()
+        rate = history.evicted_unused / history.evicted if history.evicted else None
+        note = (as_count(history.evicted_unused, "blocks"), " of ", as_plural(history.evicted, "block"))
+        cards.append(Card("Evicted without a hit", as_share(rate), note, "pollution"))
+        note = ("blocks handed out by get_new_blocks()",)
+        cards.append(Card("Allocated blocks", as_count(history.allocations, "blocks"), note))
+    if cards:
+        parts.append(Cards(tuple(cards)))
+    if history is not None:
+        from sim.report.findings import residency_parts
+
+        parts += residency_parts(history.residency())
+    return parts
+
+
+def _requests(recorded: Recorded) -> list[Part]:
+    r = recorded.requests
+    seen = recorded.seen_in_states
+    if r is None:
+        return _seen_requests(seen)
+    if not len(r["request_id"]):
+        return []
+    most = np.array([seen.get(str(name), [0, 0, 0, 0]) for name in r["request_id"]], dtype=np.int64)
+    known = (r["arrival_ns"] >= 0) & (r["finish_ns"] >= 0)
+    took = np.where(known, r["finish_ns"] - r["arrival_ns"], -1)
+    reasons: dict[int, list[str]] = {}
+    for values, why in (
+        (r["preemptions"], "most preemptions"),
+        (most[:, 0], "most blocks"),
+        (most[:, 1], "most waste"),
+        (most[:, 2], "most runs"),
+        (took, "longest"),
+        (np.where((r["status"] == "aborted") | (r["status"] == "error"), 1, 0), "ended from outside"),
+    ):
+        for i in worst(values):
+            reasons.setdefault(i, []).append(why)
+
+    def number(value: int, unit: str) -> Any:
+        return as_count(value if value >= 0 else None, unit)
+
+    rows = tuple(
+        (
+            str(r["request_id"][i]),
+            ", ".join(found),
+            as_seconds(int(r["arrival_ns"][i]) / 1e9 if r["arrival_ns"][i] >= 0 else None),
+            number(int(r["prompt_tokens"][i]), "tokens"),
+            number(int(r["output_tokens"][i]), "tokens"),
+            *_most(most[i].tolist()),
+            as_count(int(r["preemptions"][i])),
+            _ENDS.get(str(r["status"][i]), str(r["status"][i])),
+            as_span(int(took[i]) / 1e9 if took[i] >= 0 else None),
+        )
+        for i, found in reasons.items()
+    )
+    columns = (
+        Column("request", words=True),
+        Column("stands out by", words=True),
+        Column("arrival"),
+        Column("prompt"),
+        Column("output"),
+        *_MOST_COLUMNS,
+        Column("preempted", "preemptions"),
+        Column("end", words=True),
+        Column("took", "e2e"),
+    )
+    note = "Up to three requests by each reason; tokens unless the heading says otherwise."
+    return [Paragraph((note,), "note"), Table("worst_requests", columns, rows)]
+
+
+_ENDS = {"length": "ended by its length", "stop": "ended by a stop"}
+_MOST_COLUMNS = (
+    Column("most blocks", "in_states"),
+    Column("most waste", "in_states"),
+    Column("most runs", "in_states"),
+    Column("states", "in_states"),
+)
+
+
+def _most(values: list[int]) -> tuple[Any, ...]:
+    if not values[3]:
+        return (
+            as_count(None, "blocks"),
+            as_count(None, "slots"),
+            as_count(None, "runs"),
+            as_count(0, "states"),
+        )
+    units = ("blocks", "slots", "runs", "states")
+    return tuple(as_count(v, unit) for v, unit in zip(values, units, strict=True))
+
+
+def _seen_requests(seen: dict[str, list[int]]) -> list[Part]:
+    """The requests that the states show, for a file that knows no others."""
+    if not seen:
+        return []
+    names = list(seen)
+    most = np.array([seen[name] for name in names], dtype=np.int64)
+    reasons: dict[int, list[str]] = {}
+    for column, why in ((0, "most blocks"), (1, "most waste"), (2, "most runs")):
+        for i in worst(most[:, column]):
+            reasons.setdefault(i, []).append(why)
+    rows = tuple((names[i], ", ".join(found), *_most(most[i].tolist())) for i, found in reasons.items())
+    columns = (Column("request", words=True), Column("stands out by", words=True), *_MOST_COLUMNS)
+    return [Table("worst_requests", columns, rows)]
