@@ -177,7 +177,7 @@ class _Page:
         for name in model_names():
             m = find_model(name)
             if m is not None:
-                kv = m.kv_bytes_per_token(1, m.dtype_bytes)
+                kv = round(m.kv_bytes_per_token(1, m.dtype_bytes))
                 size = f"{m.num_params / 1e9:.2f} billion"
                 self.out.append(f"| `{name}` | {size} | {m.layers} | {kv:,} | {m.max_position:,} |")
         self.out.append("\n## Known GPUs\n")

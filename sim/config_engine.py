@@ -23,7 +23,7 @@ from sim.profiles import DEFAULT_RELEASE, Rules, rules_of
 SUPPORTED_VLLM = ("0.32",)
 SIMULATED_GROUP_TYPES = ("full",)
 
-GroupType = Literal["full", "sliding_window", "chunked_local", "mamba"]
+GroupType = Literal["full", "sliding_window", "chunked_local", "mamba", "cross_attention"]
 KVCacheDtype = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 
 
@@ -32,7 +32,8 @@ class KVCacheGroup:
     """One KV-cache group: layers that share block tables.
 
     Attributes:
-        type: "full", "sliding_window", "chunked_local" or "mamba".
+        type: "full" (multi-head latent attention too), "sliding_window", "chunked_local", "mamba" or
+            "cross_attention".
         block_size: tokens of one block of this group; None: the engine's block size.
         sliding_window: window in tokens (type sliding_window).
         attention_chunk_size: chunk in tokens (type chunked_local).
@@ -128,7 +129,6 @@ class SharedKeys(Strict):
     switches: SwitchKeys = key(
         SwitchKeys, "Single rules that differ from those of the release in `vllm`; see docs/fidelity.md."
     )
-    block_size: Positive = key(16, "Token slots of one KV block.", "tokens")
     max_num_scheduled_tokens: Positive | None = key(
         None,
         "Tokens that the scheduler gives out in one step; null: as `max_num_batched_tokens`.",
@@ -168,9 +168,6 @@ class SharedKeys(Strict):
     prefix_match_unit: Positive | None = key(
         None, "Granularity of a prefix hit; null: derived from the groups' block sizes.", "tokens"
     )
-    kv_cache_groups: Annotated[list[GroupConfig], Field(min_length=1)] = key(
-        lambda: [GroupConfig()], "KV-cache groups of the model, in vLLM's order."
-    )
     arrival_time: Literal["seq", "step"] = key(
         "seq",
         "Arrival stamp that orders requests of equal priority: unique in file order, or the step's index"
@@ -180,10 +177,6 @@ class SharedKeys(Strict):
         "skip",
         "In logical time: whether a step index with nothing queued or in flight runs a schedule call.",
     )
-
-    def groups(self) -> tuple[KVCacheGroup, ...]:
-        """The KV-cache groups as the core takes them."""
-        return tuple(KVCacheGroup(**g.model_dump()) for g in self.kv_cache_groups)
 
     def rules(self) -> Rules:
         """The rules of the release, with the switches that are changed."""
@@ -198,16 +191,25 @@ class SharedKeys(Strict):
         }
         return {name: value for name, value in defaults.items() if name not in self.model_fields_set}
 
+    def groups(self) -> tuple[KVCacheGroup, ...] | None:
+        """The KV-cache groups as the core takes them, or None if they are to come from the model."""
+        given: list[GroupConfig] | str = getattr(self, "kv_cache_groups", "auto")
+        return None if isinstance(given, str) else tuple(KVCacheGroup(**g.model_dump()) for g in given)
+
     def values(self) -> dict[str, Any]:
         """The keys of `EngineSettings` as they are in force; numbers that are left to vLLM stay `auto`."""
         found = {f.name: getattr(self, f.name) for f in fields(EngineSettings)}
-        found |= {"kv_cache_groups": self.groups(), "switches": self.switches.changed()}
+        found |= {"kv_cache_groups": self.groups() or (KVCacheGroup(),), "switches": self.switches.changed()}
         return found | self.release_defaults()
 
 
 class EngineKeys(SharedKeys):
     """The keys of an engine configuration file (config.json) and their defaults."""
 
+    block_size: Positive = key(16, "Token slots of one KV block.", "tokens")
+    kv_cache_groups: Annotated[list[GroupConfig], Field(min_length=1)] = key(
+        lambda: [GroupConfig()], "KV-cache groups of the model, in vLLM's order."
+    )
     num_gpu_blocks: Annotated[int, Field(ge=2, le=2**31 - 2)] = key(
         1024, "Blocks in the pool, INCLUDING the null block (block id 0), as vLLM counts them.", "blocks"
     )
@@ -229,6 +231,34 @@ Auto = Literal["auto"]
 class EngineConfig(SharedKeys):
     """The `engine:` section of a user's YAML: vLLM's arguments; `auto` leaves a number to vLLM's rules."""
 
+    block_size: Positive | Auto = key(
+        "auto",
+        "Token slots of one KV block. `auto`, as vLLM: what the attention backend of the GPU prefers, 16"
+        " (multi-head latent attention: 32 on Blackwell; 64 with an FP8 cache on Hopper). In models with"
+        " recurrent states vLLM raises it until a block is as large as a state, also where it is given.",
+        "tokens",
+    )
+    kv_cache_groups: Annotated[list[GroupConfig], Field(min_length=1)] | Auto = key(
+        "auto",
+        "KV-cache groups, in vLLM's order. `auto`: from the layers of `model`, as vLLM groups them; one"
+        " group of full attention if no `model` is given.",
+    )
+    disable_hybrid_kv_cache_manager: bool = key(
+        False, "Keep the blocks of all tokens in window and chunk layers too, as in full attention."
+    )
+    mamba_block_size: Positive | None = key(
+        None,
+        "Tokens that one block of states covers without prefix caching; null: `max_model_len`.",
+        "tokens",
+    )
+    mamba_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = key(
+        "auto", "Type of the convolution part of recurrent states; `auto`: as `dtype`."
+    )
+    mamba_ssm_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = key(
+        "auto",
+        "Type of the recurrent part of states; `auto`: as the model's config says, or `mamba_cache_dtype`.",
+    )
+    enforce_eager: bool = key(False, "Capture no CUDA graphs: their memory is left out of the estimate.")
     num_gpu_blocks: Annotated[int, Field(ge=2, le=2**31 - 2)] | Auto = key(
         "auto",
         "Blocks in the pool, INCLUDING the null block (block id 0), as vLLM counts them. `auto`: from"
@@ -255,6 +285,9 @@ class EngineConfig(SharedKeys):
         None, "`fp8`: the layers' weights take one byte each and are multiplied at the GPU's FP8 rate."
     )
     kv_cache_dtype: KVCacheDtype = key("auto", "Type of the cached keys and values; `auto`: as `dtype`.")
+    performance_mode: Literal["balanced", "interactivity", "throughput"] = key(
+        "balanced", "`throughput` doubles the default batch limits, as in vLLM."
+    )
     usage_context: Literal["server", "offline"] = key(
         "server", "Whose defaults of the batch limits apply: the API server's or the offline `LLM` class's."
     )
@@ -430,6 +463,7 @@ def check_pool(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Pr
 
 
 __all__ = [
+    "Auto",
     "EngineConfig",
     "EngineJson",
     "EngineKeys",

@@ -62,6 +62,9 @@ def _explain(error: ValidationError, model: type[BaseModel], data: Any, prefix: 
         by_path.setdefault(problem.path, []).append(problem)
     out: list[Problem] = []
     for path, found in by_path.items():
+        if any(len(other) > len(path) and other[: len(path)] == path for other in by_path):
+            # A list where a word would do too: what is wrong is inside the list.
+            continue
         if len(found) == 1:
             out.append(found[0])
             continue

@@ -47,6 +47,12 @@ class RooflineStep(Strict):
     link_utilization: Efficiency = key(
         0.7, "Share of the GPU-to-GPU bandwidth that is reached.", "fraction of the data sheet's rate"
     )
+    typical_context: Positive = key(
+        4096,
+        "Context at which window and chunk layers are charged: each context token costs them at most"
+        " window / typical_context of what it costs a layer of full attention.",
+        "tokens",
+    )
 
 
 class TableStep(Strict):

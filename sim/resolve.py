@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.config import Loaded
-from sim.config_engine import EngineConfig, EngineSettings, check_pool, check_settings
+from sim.config_engine import EngineSettings, check_settings
 from sim.config_step_time import (
     AffineStep,
     ConstantStep,
@@ -20,13 +20,11 @@ from sim.config_step_time import (
 from sim.config_workload import AnyClient
 from sim.config_yaml import Problem, to_input_errors
 from sim.errors import raise_all
-from sim.gpus import GIB, Gpu, find_gpu
+from sim.gpus import Gpu, find_gpu
 from sim.models import ModelShape, find_model, is_path, load_model
-from sim.sizing import PoolSize, block_bytes, estimate, from_memory, kv_dtype_bytes
+from sim.resolve_engine import batch_limits, engine_settings, pool_problems
+from sim.sizing import PoolSize, element_bytes
 from sim.step_time import StepTime, affine, constant, roofline
-
-BIG_GPU = 70 * GIB
-HUGE_GPU = 160 * GIB
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def resolve(loaded: Loaded) -> Resolved:
     gpu = find_gpu(config.gpu) if isinstance(config.gpu, str) else config.gpu
     # what is not given takes the release's own default
     engine = config.engine.model_copy(update=config.engine.release_defaults())
-    settings, pool = _engine(engine, model, gpu, problems)
+    settings, pool = engine_settings(engine, model, gpu, problems)
     if settings is None or pool is None:
         raise_all(to_input_errors(problems, document))
         raise AssertionError("an engine that can't be resolved has problems")
@@ -101,7 +99,7 @@ def resolve(loaded: Loaded) -> Resolved:
                 "the scheduler can't give out more tokens than a batch holds",
             )
         )
-    problems += _pool_problems(config.engine, settings, pool)
+    problems += pool_problems(config.engine, settings, pool)
     step_time = _step_time(loaded, model, gpu, problems)
     raise_all(to_input_errors(problems, document))
     if step_time is None:
@@ -168,132 +166,6 @@ def _model(loaded: Loaded) -> ModelShape | None:
 _LOOKED = "it was looked for beside the config and in the working folder"
 
 
-def _engine(
-    e: EngineConfig, model: ModelShape | None, gpu: Gpu | None, problems: list[Problem]
-) -> tuple[EngineSettings | None, PoolSize | None]:
-    max_model_len = e.max_model_len
-    if max_model_len == "auto":
-        max_model_len = model.max_position if model else 4096
-    seqs, tokens = batch_limits(e, gpu, max_model_len)
-    if model is not None:
-        _check_parallel(e, model, problems)
-    pool = _pool(e, model, gpu, tokens, seqs, problems)
-    if pool is None:
-        return None, None
-    values = e.values() | {
-        "max_model_len": max_model_len,
-        "max_num_seqs": seqs,
-        "max_num_batched_tokens": tokens,
-        "num_gpu_blocks": pool.num_gpu_blocks,
-    }
-    return EngineSettings(**values), pool
-
-
-def batch_limits(e: EngineConfig, gpu: Gpu | None, max_model_len: int) -> tuple[int, int]:
-    """max_num_seqs and max_num_batched_tokens, by vLLM 0.32.0's defaults where they are `auto`.
-
-    As EngineArgs.get_batch_defaults and _set_default_max_num_seqs_and_batched_tokens_args: by the GPU's
-    memory and name, capped by max_num_seqs * max_model_len; a default max_num_seqs is at most the tokens.
-    """
-    offline = e.usage_context == "offline"
-    if gpu is None:
-        seqs_default, tokens_default = 64, 2048
-    elif gpu.memory_bytes >= HUGE_GPU:
-        seqs_default, tokens_default = 1024, 16384
-    elif gpu.memory_bytes >= BIG_GPU and "a100" not in gpu.name.lower():
-        seqs_default, tokens_default = 1024, 16384 if offline else 8192
-    else:
-        seqs_default, tokens_default = 256, 8192 if offline else 2048
-    seqs = seqs_default if e.max_num_seqs == "auto" else e.max_num_seqs
-    if e.max_num_batched_tokens == "auto":
-        tokens = tokens_default
-        if not e.enable_chunked_prefill:
-            tokens = max(tokens, max_model_len)
-        tokens = min(tokens, seqs * max_model_len)
-    else:
-        tokens = e.max_num_batched_tokens
-    if e.max_num_seqs == "auto":
-        seqs = min(seqs, tokens)
-    return seqs, tokens
-
-
-def _check_parallel(e: EngineConfig, model: ModelShape, problems: list[Problem]) -> None:
-    tp = e.tensor_parallel_size
-    uneven = model.kv_heads % tp if model.kv_heads >= tp else tp % model.kv_heads
-    if model.heads % tp or uneven:
-        problems.append(
-            Problem(
-                ("engine", "tensor_parallel_size"),
-                f"{model.name} has {model.heads} heads and {model.kv_heads} key-value heads:"
-                f" they can't be split over {tp} GPUs",
-                "use a divisor of both",
-            )
-        )
-
-
-def _pool(
-    e: EngineConfig,
-    model: ModelShape | None,
-    gpu: Gpu | None,
-    tokens: int,
-    seqs: int,
-    problems: list[Problem],
-) -> PoolSize | None:
-    tp = e.tensor_parallel_size
-    kv_bytes = 0
-    if model is not None:
-        kv_bytes = kv_dtype_bytes(e.kv_cache_dtype, model.dtype)
-    if e.num_gpu_blocks != "auto":
-        page = block_bytes(model, e.block_size, tp, kv_bytes) if model else None
-        return PoolSize(e.num_gpu_blocks, page and page * e.num_gpu_blocks, page, "given", {})
-    if model is None or (gpu is None and e.kv_cache_memory_bytes is None):
-        if e.kv_cache_memory_bytes is not None:
-            message, hint = "kv_cache_memory_bytes needs a model", "give `model`, or engine.num_gpu_blocks"
-            problems.append(Problem(("engine", "kv_cache_memory_bytes"), message, hint))
-        else:
-            missing = " and ".join(k for k, v in (("model", model), ("gpu", gpu)) if v is None)
-            message = f"engine.num_gpu_blocks is auto, but {missing} is not given"
-            hint = "give engine.num_gpu_blocks, or model and gpu to estimate it from"
-            problems.append(Problem(("engine", "num_gpu_blocks"), message, hint))
-        return None
-    if e.kv_cache_memory_bytes is not None:
-        return from_memory(e.kv_cache_memory_bytes, model, e.block_size, tp, kv_bytes)
-    assert gpu is not None
-    pool = estimate(
-        model,
-        gpu,
-        block_size=e.block_size,
-        tensor_parallel=tp,
-        kv_bytes=kv_bytes,
-        utilization=e.gpu_memory_utilization,
-        quantization=e.quantization,
-        max_num_batched_tokens=tokens,
-        max_num_seqs=seqs,
-    )
-    if pool.num_gpu_blocks < 2:
-        parts = ", ".join(f"{k} {v / GIB:.1f} GiB" for k, v in pool.parts.items())
-        problems.append(
-            Problem(
-                ("model",),
-                f"{model.name} leaves no room for a KV cache on {gpu.name} with tensor_parallel_size {tp}",
-                f"{parts}: use more or larger GPUs, or quantization fp8",
-            )
-        )
-        return None
-    return pool
-
-
-def _pool_problems(e: EngineConfig, settings: EngineSettings, pool: PoolSize) -> list[Problem]:
-    found = check_pool(settings, ("engine",))
-    if not found or e.num_gpu_blocks != "auto":
-        return found
-    # The size of the pool follows from the memory: what the user can lower is the length.
-    p = found[0]
-    fits = (settings.num_gpu_blocks - 1) * settings.block_size
-    where = ("engine", "kv_cache_memory_bytes" if pool.how == "kv_cache_memory_bytes" else "max_model_len")
-    return [Problem(where, p.message, f"lower engine.max_model_len to {fits}, or give the pool more memory")]
-
-
 def _step_time(
     loaded: Loaded, model: ModelShape | None, gpu: Gpu | None, problems: list[Problem]
 ) -> StepTime | None:
@@ -315,8 +187,9 @@ def _step_time(
             model,
             gpu,
             tensor_parallel=e.tensor_parallel_size,
-            kv_dtype_bytes=kv_dtype_bytes(e.kv_cache_dtype, model.dtype),
-            quantization=e.quantization,
+            kv_dtype_bytes=element_bytes(e.kv_cache_dtype, model.dtype),
+            quantization=e.quantization or model.quantization,
+            typical_context=r.typical_context,
             mfu=r.mfu,
             mbu=r.mbu,
             overhead_ns=r.overhead,
@@ -349,7 +222,15 @@ def _resolved_config(loaded: Loaded, s: EngineSettings) -> dict[str, Any]:
     engine = out["engine"]
     engine |= config.engine.release_defaults()
     engine["switches"] = dict(s.switches)
-    for name in ("num_gpu_blocks", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+    for name in (
+        "block_size",
+        "num_gpu_blocks",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_model_len",
+        "enable_prefix_caching",
+        "enable_chunked_prefill",
+    ):
         engine[name] = getattr(s, name)
     engine["kv_cache_memory_bytes"] = None
     if out["step_time"] is None:

@@ -104,18 +104,25 @@ def roofline(
     overhead_ns: float = 5e5,
     allreduce_latency_ns: float = 1e4,
     link_utilization: float = 0.7,
+    typical_context: int = 4096,
 ) -> StepTime:
     """The slower of compute and memory traffic on one of `tensor_parallel` equal GPUs, and an overhead.
 
     With F the data sheet's FLOP/s times `mfu`, W its bytes/s times `mbu`, and all sizes per GPU:
 
-        c1  2 * layer parameters / F: matrix products of one token (FP8 rate if quantized)
+        c1  2 * layer parameters / F: matrix products of one token (FP8 rate if quantized); of experts only
+            those
+            that a token goes to
         c2  4 * heads * head_dim * layers / F: one query-key pair (scores and their product with V)
         c3  2 * hidden * vocab / F: logits of one sampled sequence
-        c4  (layer weights + output projection) / W: read once a step
+        c4  (layer weights + output projection) / W: read once a step, all experts of them
         c5  bytes of K and V of one token in all layers / W: reading one token of context
         c6  (K and V of one token + layers * (8*hidden + 4*intermediate) activations) / W: one computed token
         c0  overhead
+
+    Layers with a window or chunk count in c2 and c5 by min(1, window / typical_context). Recurrent states
+    are left
+    out: they are small beside the weights.
 
     Tensor parallelism adds two all-reduces a layer: their latency to c0, and the ring's traffic of one token,
     2*(TP-1)/TP * hidden * dtype bytes / (link bandwidth * link_utilization), to c1 and c6 alike.
@@ -123,14 +130,19 @@ def roofline(
     The default efficiencies are typical of bf16 kernels on large batches, not a calibration: a table fitted
     from recorded steps (`kind: table`) is the way to a model of one's own machine.
     """
-    tp = tensor_parallel
+    from sim.models.shape import QUANTIZED_BYTES, read_share
+
+    tp, p = tensor_parallel, model.params
     fp8 = quantization == "fp8"
     flops = gpu.bf16_flops * mfu
     linear_flops = (gpu.fp8_flops if fp8 and gpu.fp8_flops else gpu.bf16_flops) * mfu
     bandwidth = gpu.memory_bandwidth * mbu
-    kv_token = model.kv_bytes_per_token(tp, kv_dtype_bytes)
+    kv_token = model.kv_bytes_per_token(tp, kv_dtype_bytes, typical_context)
+    pairs = sum(c.pair_flops * read_share(c, typical_context) for c in model.cache_layers)
     activations = model.layers * (8 * model.hidden + 4 * model.intermediate / tp) * model.dtype_bytes
-    weights = model.linear_params * (1 if fp8 else model.dtype_bytes) + model.head_params * model.dtype_bytes
+    expert_bytes = QUANTIZED_BYTES[quantization] if quantization else model.dtype_bytes
+    layer_bytes = 1 if fp8 else model.dtype_bytes
+    weights = (p.linear + p.kv_linear) * layer_bytes + p.experts * expert_bytes + p.head * model.dtype_bytes
     allreduce, latency = 0.0, 0.0
     if tp > 1:
         ring = 2 * (tp - 1) / tp * model.hidden * model.dtype_bytes
@@ -141,9 +153,9 @@ def roofline(
         ROOFLINE,
         [
             overhead_ns + latency,
-            ns * (2 * model.linear_params / tp / linear_flops + allreduce),
-            ns * 4 * model.heads * model.head_dim * model.layers / tp / flops,
-            ns * 2 * model.head_params / tp / flops,
+            ns * (2 * p.active / tp / linear_flops + allreduce),
+            ns * pairs / tp / flops,
+            ns * 2 * p.head / tp / flops,
             ns * weights / tp / bandwidth,
             ns * kv_token / bandwidth,
             ns * ((kv_token + activations) / bandwidth + allreduce),

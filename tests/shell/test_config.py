@@ -78,7 +78,7 @@ output:
         "a.yaml:1:1: unknown key 'modle'",
         "a.yaml:2:8: unknown model 'llama-3.1-9b'",
         "a.yaml:3:6: unknown gpu 'h10'",
-        "a.yaml:5:15: 'engine.block_size' must be a whole number, got '16'",
+        "a.yaml:5:15: 'engine.block_size' must be a whole number or auto, got '16'",
         "a.yaml:6:3: unknown key 'engine.blok_size'",
         "a.yaml:7:19: 'engine.num_gpu_blocks' must be a whole number or auto, got 'maybe'",
         "a.yaml:8:14: 'engine.watermark' must be less than 1, got 2",

@@ -186,10 +186,11 @@ def test_catalogues() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_experts": 8}, "mixture-of-experts models are not supported"),
-        ({"kv_lora_rank": 512}, "multi-head latent attention is not supported"),
-        ({"sliding_window": 4096}, "sliding-window attention is not simulated yet"),
-        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of type 'linear_attention'"),
+        ({"model_type": "glm", "num_experts": 8}, "a model of type 'glm' with experts is not known"),
+        ({"model_type": "glm", "kv_lora_rank": 512}, "with multi-head latent attention is not known"),
+        ({"layer_types": ["full_attention"]}, "'layer_types' must be a list of 32 texts"),
+        ({"layer_types": ["linear_attention"] * 32}, "layers of type 'linear_attention'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization 'awq' is not known"),
         ({"hidden_size": "4096"}, "'hidden_size' must be a whole number from 1"),
         ({"num_hidden_layers": None}, "'num_hidden_layers' must be a whole number from 1: it is missing"),
         ({"num_key_value_heads": 5}, "32 heads can't share 5 key-value heads"),

@@ -1,0 +1,285 @@
+"""The engine's settings and the size of its pool, from a checked config, a model and a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sim.config_engine import EngineConfig, EngineSettings, KVCacheGroup, check_pool
+from sim.config_yaml import Problem
+from sim.gpus import GIB, Gpu
+from sim.models import ModelShape
+from sim.sizing.budget import estimated_parts, left_over
+from sim.sizing.layers import DEFAULT_BLOCK_SIZE, CacheArgs, CacheLayout, cache_layout
+from sim.sizing.plan import Limits, PoolPlan, plan_pool
+from sim.sizing.pool import PoolSize, core_groups
+from sim.sizing.specs import CannotGroup
+
+BIG_GPU = 70 * GIB
+HUGE_GPU = 160 * GIB
+DEFAULT_LENGTH = 4096
+
+
+def engine_settings(
+    e: EngineConfig, model: ModelShape | None, gpu: Gpu | None, problems: list[Problem]
+) -> tuple[EngineSettings | None, PoolSize | None]:
+    """Every `auto` of the `engine:` section; None where `problems` say why there is no pool."""
+    max_model_len = e.max_model_len
+    if max_model_len == "auto":
+        max_model_len = model.max_position if model else DEFAULT_LENGTH
+    e = with_model_defaults(e, model)
+    seqs, tokens = batch_limits(e, gpu, max_model_len)
+    if model is not None:
+        check_parallel(e, model, problems)
+        if problems:
+            return None, None
+    pool = pool_size(e, model, gpu, max_model_len, tokens, seqs, problems)
+    if pool is None:
+        return None, None
+    block_size = pool.layout.block_size if pool.layout else _given_block_size(e)
+    values: dict[str, Any] = e.values() | {
+        "block_size": block_size,
+        "max_model_len": max_model_len,
+        "max_num_seqs": seqs,
+        "max_num_batched_tokens": tokens,
+        "num_gpu_blocks": pool.num_gpu_blocks,
+        "kv_cache_groups": _groups(e, pool, block_size),
+    }
+    return EngineSettings(**values), pool
+
+
+def _given_block_size(e: EngineConfig) -> int:
+    return DEFAULT_BLOCK_SIZE if e.block_size == "auto" else e.block_size
+
+
+def _groups(e: EngineConfig, pool: PoolSize, block_size: int) -> tuple[KVCacheGroup, ...]:
+    given = e.groups()
+    if given is not None:
+        return given
+    return core_groups(pool.plan, block_size) if pool.plan else (KVCacheGroup(),)
+
+
+def with_model_defaults(e: EngineConfig, model: ModelShape | None) -> EngineConfig:
+    """What vLLM turns off for a model unless the user says otherwise.
+
+    Prefix caching for models without attention and for encoder-decoder models, chunked prefill for the latter
+    (ModelConfig.is_prefix_caching_supported, is_chunked_prefill_supported).
+    """
+    if model is None:
+        return e
+    off: dict[str, bool] = {}
+    if model.is_attention_free or model.is_encoder_decoder:
+        off["enable_prefix_caching"] = False
+    if model.is_encoder_decoder:
+        off["enable_chunked_prefill"] = False
+    off = {k: v for k, v in off.items() if k not in e.model_fields_set}
+    return e.model_copy(update=off) if off else e
+
+
+def batch_limits(e: EngineConfig, gpu: Gpu | None, max_model_len: int) -> tuple[int, int]:
+    """max_num_seqs and max_num_batched_tokens, by vLLM 0.32.0's defaults where they are `auto`.
+
+    As EngineArgs.get_batch_defaults and _set_default_max_num_seqs_and_batched_tokens_args: by the GPU's
+    memory and name, capped by max_num_seqs * max_model_len; a default max_num_seqs is at most the tokens.
+    """
+    offline = e.usage_context == "offline"
+    if gpu is None:
+        seqs_default, tokens_default = 64, 2048
+    elif gpu.memory_bytes >= HUGE_GPU:
+        seqs_default, tokens_default = 1024, 16384
+    elif gpu.memory_bytes >= BIG_GPU and "a100" not in gpu.name.lower():
+        seqs_default, tokens_default = 1024, 16384 if offline else 8192
+    else:
+        seqs_default, tokens_default = 256, 8192 if offline else 2048
+    if e.performance_mode == "throughput":
+        seqs_default, tokens_default = 2 * seqs_default, 2 * tokens_default
+    seqs = seqs_default if e.max_num_seqs == "auto" else e.max_num_seqs
+    if e.max_num_batched_tokens == "auto":
+        tokens = tokens_default
+        if not e.enable_chunked_prefill:
+            tokens = max(tokens, max_model_len)
+        tokens = min(tokens, seqs * max_model_len)
+    else:
+        tokens = e.max_num_batched_tokens
+    if e.max_num_seqs == "auto":
+        seqs = min(seqs, tokens)
+    return seqs, tokens
+
+
+def check_parallel(e: EngineConfig, model: ModelShape, problems: list[Problem]) -> None:
+    """Heads and states must divide over the GPUs."""
+    tp = e.tensor_parallel_size
+    if not model.heads:
+        uneven = any(part.split % tp for c in model.cache_layers for part in c.state)
+        what = "the model's states"
+    else:
+        kv = model.kv_heads
+        uneven = bool(model.heads % tp or (kv % tp if kv >= tp else tp % kv))
+        uneven = uneven or any(part.split % tp for c in model.cache_layers for part in c.state)
+        what = f"{model.heads} heads and {kv} key-value heads"
+    if uneven:
+        problems.append(
+            Problem(
+                ("engine", "tensor_parallel_size"),
+                f"{model.name} has {what}: they can't be split over {tp} GPUs",
+                "use a divisor of both",
+            )
+        )
+
+
+def cache_args(e: EngineConfig, model: ModelShape, gpu: Gpu | None, max_model_len: int) -> CacheArgs:
+    """The arguments that shape the layers' caches."""
+    return CacheArgs(
+        block_size=None if e.block_size == "auto" else e.block_size,
+        tensor_parallel=e.tensor_parallel_size,
+        kv_cache_dtype=e.kv_cache_dtype,
+        dtype=model.dtype,
+        enable_prefix_caching=e.enable_prefix_caching,
+        max_model_len=max_model_len,
+        capability=gpu.capability if gpu else 90,
+        mamba_block_size=e.mamba_block_size,
+        mamba_cache_dtype=e.mamba_cache_dtype,
+        mamba_ssm_cache_dtype=e.mamba_ssm_cache_dtype,
+    )
+
+
+def limits_of(e: EngineConfig, model: ModelShape, max_model_len: int, tokens: int) -> Limits:
+    """What decides the blocks of one request."""
+    rules = e.rules()
+    batches = 2 if e.async_scheduling and rules.admission_cap == "in_flight" else 1
+    encoder = tokens if model.is_encoder_decoder else 0
+    return Limits(max_model_len, tokens * batches, encoder, rules.null_in_check == "on")
+
+
+def pool_size(
+    e: EngineConfig,
+    model: ModelShape | None,
+    gpu: Gpu | None,
+    max_model_len: int,
+    tokens: int,
+    seqs: int,
+    problems: list[Problem],
+) -> PoolSize | None:
+    """The pool: of the given size, from the given memory, or estimated."""
+    if model is None:
+        return _without_model(e, gpu, problems)
+    if e.num_gpu_blocks == "auto" and e.kv_cache_memory_bytes is None and gpu is None:
+        _missing(model, gpu, problems)
+        return None
+    layout = cache_layout(model, cache_args(e, model, gpu, max_model_len))
+    limits = limits_of(e, model, max_model_len, tokens)
+    hybrid, rules = not e.disable_hybrid_kv_cache_manager, e.rules()
+
+    def planned(available: int, override: int | None = None) -> PoolPlan:
+        return plan_pool(
+            layout.specs,
+            available,
+            limits,
+            hybrid_manager=hybrid,
+            num_gpu_blocks_override=override,
+            pad_up_to=float(rules.group_ratio),
+        )
+
+    try:
+        if e.num_gpu_blocks != "auto":
+            plan = planned(0, e.num_gpu_blocks)
+            return _sized(plan, layout, "given", {})
+        if e.kv_cache_memory_bytes is not None:
+            return _sized(planned(e.kv_cache_memory_bytes), layout, "kv_cache_memory_bytes", {})
+        assert gpu is not None
+        parts = estimated_parts(
+            model,
+            gpu,
+            tensor_parallel=e.tensor_parallel_size,
+            utilization=e.gpu_memory_utilization,
+            quantization=e.quantization,
+            max_num_batched_tokens=tokens,
+            max_num_seqs=seqs,
+            cuda_graphs=rules.graph_estimate == "on" and not e.enforce_eager,
+        )
+        plan = planned(left_over(parts))
+    except CannotGroup as why:
+        problems.append(
+            Problem(("model",), f"{model.name}: vLLM can't put its layers into one pool: {why}", None)
+        )
+        return None
+    if plan.num_blocks < 2 and plan.groups:
+        shown = ", ".join(f"{k} {v / GIB:.1f} GiB" for k, v in parts.items())
+        problems.append(
+            Problem(
+                ("model",),
+                f"{model.name} leaves no room for a KV cache on {gpu.name} with tensor_parallel_size"
+                f" {e.tensor_parallel_size}",
+                f"{shown}: use more or larger GPUs, or quantization fp8",
+            )
+        )
+        return None
+    return _sized(plan, layout, "estimated", parts)
+
+
+def _sized(plan: PoolPlan, layout: CacheLayout, how: str, parts: dict[str, int]) -> PoolSize:
+    return PoolSize(plan.num_blocks, plan.available_bytes, plan.block_bytes, how, parts, plan, layout)
+
+
+def _without_model(e: EngineConfig, gpu: Gpu | None, problems: list[Problem]) -> PoolSize | None:
+    if e.num_gpu_blocks != "auto":
+        return PoolSize(e.num_gpu_blocks, None, None, "given", {})
+    if e.kv_cache_memory_bytes is not None:
+        message, hint = "kv_cache_memory_bytes needs a model", "give `model`, or engine.num_gpu_blocks"
+        problems.append(Problem(("engine", "kv_cache_memory_bytes"), message, hint))
+    else:
+        _missing(None, gpu, problems)
+    return None
+
+
+def _missing(model: ModelShape | None, gpu: Gpu | None, problems: list[Problem]) -> None:
+    missing = " and ".join(k for k, v in (("model", model), ("gpu", gpu)) if v is None)
+    message = f"engine.num_gpu_blocks is auto, but {missing} is not given"
+    hint = "give engine.num_gpu_blocks, or model and gpu to estimate it from"
+    problems.append(Problem(("engine", "num_gpu_blocks"), message, hint))
+
+
+def pool_problems(e: EngineConfig, settings: EngineSettings, pool: PoolSize) -> list[Problem]:
+    """vLLM's start-up check: a request of max_model_len must fit beside the null block."""
+    if e.num_gpu_blocks != "auto" or pool.plan is None:
+        return (
+            check_pool(settings, ("engine",))
+            if pool.plan is None or len(pool.plan.groups) < 2
+            else _check(pool)
+        )
+    return _check(pool, "kv_cache_memory_bytes" if pool.how == "kv_cache_memory_bytes" else "max_model_len")
+
+
+def _check(pool: PoolSize, where: str = "num_gpu_blocks") -> list[Problem]:
+    plan = pool.plan
+    if plan is None or plan.starts:
+        return []
+    needed = sum(plan.request_blocks) + 1
+    longest = plan.longest
+    remedy = f"lower engine.max_model_len to {longest}" if longest else "give the pool more memory"
+    more = f"raise num_gpu_blocks to {needed}" if where == "num_gpu_blocks" else "give the pool more memory"
+    return [
+        Problem(
+            ("engine", where),
+            f"a pool of {plan.num_blocks} blocks is smaller than one request of max_model_len"
+            f" ({plan.limits.max_model_len} tokens need {needed} blocks{_per_group(plan.request_blocks)},"
+            f" the null"
+            " block included)",
+            f"{remedy}, or {more}" if longest else more,
+        )
+    ]
+
+
+def _per_group(blocks: Sequence[int]) -> str:
+    return f" in {len(blocks)} groups" if len(blocks) > 1 else ""
+
+
+__all__ = [
+    "batch_limits",
+    "cache_args",
+    "engine_settings",
+    "limits_of",
+    "pool_problems",
+    "pool_size",
+    "with_model_defaults",
+]

@@ -1,0 +1,42 @@
+"""From a model and a GPU to a pool of KV blocks, as vLLM 0.32.0 computes it at start-up.
+
+`layers` makes the spec of each layer, `groups` puts layers into KV-cache groups, `plan` turns bytes into
+blocks,
+tokens and concurrency: these are exact, and compared with vLLM's own planner by `python -m validation
+    sizing`.
+`budget` estimates what else lies in the memory. `report` and `picture` show it all (`python -m sim size`).
+"""
+
+from sim.sizing.budget import (
+    activation_bytes,
+    estimated_parts,
+    left_over,
+    requested_bytes,
+    weight_bytes,
+)
+from sim.sizing.groups import Group, group_layers
+from sim.sizing.layers import CacheArgs, CacheLayout, cache_layout, element_bytes
+from sim.sizing.plan import Limits, PoolPlan, plan_pool
+from sim.sizing.pool import PoolSize, core_groups
+from sim.sizing.specs import CannotGroup, LayerSpec
+
+__all__ = [
+    "CacheArgs",
+    "CacheLayout",
+    "CannotGroup",
+    "Group",
+    "LayerSpec",
+    "Limits",
+    "PoolPlan",
+    "PoolSize",
+    "activation_bytes",
+    "cache_layout",
+    "core_groups",
+    "element_bytes",
+    "estimated_parts",
+    "group_layers",
+    "left_over",
+    "plan_pool",
+    "requested_bytes",
+    "weight_bytes",
+]

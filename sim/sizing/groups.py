@@ -1,0 +1,196 @@
+"""Layers into KV-cache groups, as vLLM 0.32.0 puts them (kv_cache_utils.get_kv_cache_groups).
+
+All groups draw their blocks from one pool, so one block must have the same number of bytes in each: pages are
+made equal (blocks of more tokens, or padding), and the groups get the same number of layers, as far as that
+goes.
+Layouts whose blocks lie outermost in memory (an explicit VLLM_KV_CACHE_LAYOUT such as BLHNC) pack pages of
+unequal
+size instead; that is not covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sim.sizing.specs import CannotGroup, LayerSpec, can_merge, cdiv, merge, same_slots
+
+#: Below this ratio of the largest to the smallest number of layers, all groups are as large as the largest.
+PAD_UP_TO = 1.5
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that share block tables.
+
+    Attributes:
+        layers: their places in the model's list of layer specs.
+        spec: what the block manager sees: the layers' merged spec, or the first one's if they differ in
+            shape.
+        members: spec of each layer, in the order of `layers`.
+    """
+
+    layers: tuple[int, ...]
+    spec: LayerSpec
+    members: tuple[LayerSpec, ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in all layers of the group."""
+        return sum(m.page_bytes for m in self.members)
+
+    @property
+    def content_bytes(self) -> int:
+        """The same without the padding inside pages."""
+        return sum(m.content_bytes for m in self.members)
+
+    def blocks_per_request(self, max_model_len: int, in_flight_tokens: int, encoder_tokens: int = 0) -> int:
+        """Blocks that a request of `max_model_len` tokens holds at most; see `LayerSpec`."""
+        return max(
+            m.blocks_per_request(max_model_len, in_flight_tokens, encoder_tokens) for m in self.members
+        )
+
+
+def group_layers(
+    specs: Sequence[LayerSpec], hybrid_manager: bool = True, pad_up_to: float = PAD_UP_TO
+) -> tuple[Group, ...]:
+    """The groups of a model, in vLLM's order.
+
+    Args:
+        specs: of all layers with a KV cache, in the order in which the model makes them.
+        hybrid_manager: False: window and chunk layers keep all tokens, like full attention
+            (`--disable-hybrid-kv-cache-manager`).
+        pad_up_to: ratio of layer counts; 1.25 before vLLM 0.18.
+
+    Raises:
+        CannotGroup: vLLM refuses these layers too.
+    """
+    specs = list(specs)
+    if not hybrid_manager:
+        specs = _keep_all_tokens(specs)
+    if not specs:
+        return ()
+    everything = range(len(specs))
+    # Full attention with two windows raises ValueError in vLLM, and so ends the start-up.
+    if specs[0].kind == "full" and all(s.kind == "full" for s in specs):
+        windows = {s.sliding_window for s in specs} - {None}
+        chunks = {s.attention_chunk_size for s in specs} - {None}
+        if len(windows) > 1 or len(chunks) > 1:
+            raise CannotGroup("all layers are kept as full attention, and their windows differ")
+    if can_merge(specs):
+        return (Group(tuple(everything), merge(specs), (merge(specs),) * len(specs)),)
+    if same_slots(specs):
+        return (Group(tuple(everything), specs[0], tuple(specs)),)
+    try:
+        unified = unify_pages(specs)
+    except CannotGroup:
+        fallback = _full_fallback(specs)
+        if fallback is None:
+            raise
+        return fallback
+    return _split(unified, pad_up_to)
+
+
+def unify_pages(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
+    """The specs with pages of one size, the largest that occurs (unify_kv_cache_spec_page_size).
+
+    A smaller page gets more tokens a block if it divides the largest; a state, or a page that does not
+    divide it, is padded. MLA pages can't be padded.
+    """
+    largest = max(s.page_bytes for s in specs)
+    out: list[LayerSpec] = []
+    for s in specs:
+        if s.page_bytes == largest:
+            out.append(s)
+        elif s.kind == "mamba":
+            out.append(replace(s, page_size_padded=largest))
+        elif largest % s.page_bytes == 0:
+            grown = replace(s, block_size=s.block_size * (largest // s.page_bytes))
+            if grown.page_bytes != largest:
+                raise CannotGroup("a padded page can't take more tokens")
+            out.append(grown)
+        elif s.kind != "mla":
+            out.append(replace(s, page_size_padded=largest))
+        else:
+            raise CannotGroup(
+                f"MLA pages of {s.page_bytes} bytes don't divide the largest page, {largest} bytes, and"
+                f" can't be"
+                " padded"
+            )
+    return out
+
+
+def _split(specs: Sequence[LayerSpec], pad_up_to: float) -> tuple[Group, ...]:
+    """Equal layers into buckets, buckets into groups of one number of layers."""
+    buckets: list[tuple[list[LayerSpec], list[int]]] = []
+    by_spec: dict[LayerSpec, list[int]] = {}
+    for i, s in enumerate(specs):
+        by_spec.setdefault(s, []).append(i)
+    for s, layers in by_spec.items():
+        for kinds, members in buckets:
+            if s.kind == kinds[0].kind and can_merge([*kinds, s]):
+                members.extend(layers)
+                kinds.append(s)
+                break
+        else:
+            buckets.append(([s], list(layers)))
+    counts = [len(layers) for _, layers in buckets]
+    size = max(counts) if max(counts) < min(counts) * pad_up_to else min(counts)
+    groups: list[Group] = []
+    for _, layers in buckets:
+        # Every n-th layer, so that pipeline stages get layers of every group.
+        n = cdiv(len(layers), size)
+        for first in range(n):
+            chosen = tuple(layers[first::n])
+            spec = merge([specs[i] for i in chosen])
+            groups.append(Group(chosen, spec, (spec,) * len(chosen)))
+    return tuple(groups)
+
+
+def _keep_all_tokens(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
+    """Window and chunk layers as full attention, beside layers that are so (unify_hybrid_kv_cache_specs).
+
+    States are looked at by themselves: vLLM parts layers by whether they are split over context-parallel
+    ranks, and states are not.
+    """
+    out = list(specs)
+    for is_state in (True, False):
+        chosen = [i for i, s in enumerate(specs) if (s.kind == "mamba") == is_state]
+        for i, s in zip(chosen, _promote([specs[i] for i in chosen]), strict=True):
+            out[i] = s
+    return out
+
+
+def _promote(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
+    """_promote_local_kv_cache_specs."""
+    out = list(specs)
+    if not out or can_merge(out) or same_slots(out):
+        return out
+    local = ("sliding_window", "chunked_local")
+    sizes = {s.block_size for s in out if s.is_full}
+    if sizes and any(s.kind in local for s in out):
+        one_size = next(iter(sizes)) if len(sizes) == 1 else None
+        for i, s in enumerate(out):
+            if s.kind in local:
+                size = one_size or s.block_size
+                padded = s.page_size_padded
+                if padded is not None:
+                    padded = max(padded, s.content_bytes * size // s.block_size)
+                out[i] = replace(s, kind="full", block_size=size, page_size_padded=padded)
+    if not (can_merge(out) or same_slots(out)):
+        raise CannotGroup("with the hybrid KV-cache manager off, the layers can't be brought to one kind")
+    return out
+
+
+def _full_fallback(specs: Sequence[LayerSpec]) -> tuple[Group, ...] | None:
+    """MLA beside windows whose pages can't be made equal: all as full attention in one group."""
+    kinds = {s.kind for s in specs}
+    if "chunked_local" in kinds or not {"mla", "sliding_window"} <= kinds:
+        return None
+    try:
+        promoted = _promote(specs)
+    except CannotGroup:
+        return None
+    if not same_slots(promoted):
+        return None
+    return (Group(tuple(range(len(promoted))), promoted[0], tuple(promoted)),)

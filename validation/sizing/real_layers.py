@@ -1,0 +1,215 @@
+"""The KV-cache specs of a model's layers from vLLM's own model classes, built on the meta device: no
+weights, no GPU.
+
+vLLM's CPU platform stands in for CUDA. What it decides otherwise than the CUDA platform is put back here:
+block sizes of
+the attention kernels, the type of recurrent states, prefix caching and chunked prefill by default. vllm and
+torch are
+imported inside functions only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: The text model inside a model that also sees images: its class alone is built.
+_TEXT_CLASSES = {"gemma3": "Gemma3ForCausalLM", "llama4": "Llama4ForCausalLM"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One model under one set of arguments; the fields are arguments of vLLM."""
+
+    model: str
+    tensor_parallel_size: int = 1
+    block_size: int | None = None
+    kv_cache_dtype: str = "auto"
+    enable_prefix_caching: bool | None = None
+    max_model_len: int | None = None
+    max_num_batched_tokens: int = 8192
+    async_scheduling: bool = True
+    disable_hybrid_kv_cache_manager: bool = False
+    capability: int = 90
+    num_gpu_blocks_override: int | None = None
+    available_bytes: int = 20 * 2**30
+
+
+@dataclass
+class RealLayers:
+    """vLLM's answer: specs by layer name, its configuration, and bytes of the parameters on one GPU.
+
+    Attributes:
+        config: VllmConfig, after all adjustments.
+        specs: layer name -> KVCacheSpec.
+        parameters, parameter_bytes: of the tensors on one rank; elements, bytes.
+    """
+
+    config: Any
+    specs: dict[str, Any] = field(default_factory=dict)
+    parameters: int = 0
+    parameter_bytes: int = 0
+
+
+def hf_config(path: Path) -> dict[str, Any]:
+    """A shipped config as the file that vLLM reads: without our notes, without quantization, the text"
+    " model only."""
+    data = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if not k.startswith("_")}
+    data.pop("quantization_config", None)
+    model_type = data.get("model_type")
+    if isinstance(data.get("text_config"), dict) and model_type in _TEXT_CLASSES:
+        text = data["text_config"]
+        return {**text, "architectures": [_TEXT_CLASSES[model_type]], "torch_dtype": data["torch_dtype"]}
+    return data
+
+
+def real_layers(q: Question, config_file: Path, folder: Path, kernel_blocks: list[Any]) -> RealLayers:
+    """Build the model on the meta device and ask each of its layers.
+
+    Args:
+        q: the arguments.
+        config_file: the shipped config.json.
+        folder: an existing empty folder, which becomes the model.
+        kernel_blocks: block sizes of the attention kernels on the GPU in question, as `supported_sizes`
+            makes them.
+    """
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.platforms.interface import Platform
+    from vllm.utils.torch_utils import set_default_torch_dtype
+    from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec
+
+    config = _config(q, config_file, folder)
+    _start(config)
+    with (
+        set_current_vllm_config(config),
+        _ranks(config, q.tensor_parallel_size),
+        _kernel_blocks(kernel_blocks),
+    ):
+        with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
+            model = initialize_model(vllm_config=config)
+        # The CPU platform has an adjustment of its own; this is that of CUDA.
+        Platform.update_block_size_for_backend.__func__(Platform, config)
+        specs = get_kv_cache_spec(config)
+    sizes = [(p.numel(), p.element_size()) for p in model.parameters()]
+    return RealLayers(config, specs, sum(n for n, _ in sizes), sum(n * b for n, b in sizes))
+
+
+def _config(q: Question, config_file: Path, folder: Path) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    (folder / "config.json").write_text(json.dumps(hf_config(config_file)))
+    args: dict[str, Any] = {}
+    if q.max_model_len is not None:
+        args["max_model_len"] = q.max_model_len
+    caching = q.enable_prefix_caching
+    if caching is None:
+        # vLLM's CPU platform turns it off for MLA; its default on CUDA is a property of the model.
+        caching = _caches_by_default(folder)
+    config = EngineArgs(
+        model=str(folder),
+        tokenizer=str(folder),
+        skip_tokenizer_init=True,
+        load_format="dummy",
+        enforce_eager=True,
+        block_size=q.block_size or 16,
+        enable_prefix_caching=caching,
+        max_num_batched_tokens=q.max_num_batched_tokens,
+        max_num_seqs=min(256, q.max_num_batched_tokens),
+        disable_hybrid_kv_cache_manager=q.disable_hybrid_kv_cache_manager or None,
+        num_gpu_blocks_override=q.num_gpu_blocks_override,
+        **args,
+    ).create_engine_config()
+    cache = config.cache_config
+    cache.user_specified_block_size = q.block_size is not None
+    cache.block_size = q.block_size or 16
+    cache.cache_dtype = q.kv_cache_dtype
+    cache.enable_prefix_caching = caching
+    cache.mamba_ssm_cache_dtype = "auto"
+    cache.kv_cache_layout = "LBNHC"
+    config.scheduler_config.async_scheduling = q.async_scheduling
+    config.scheduler_config.max_num_batched_tokens = q.max_num_batched_tokens
+    config.scheduler_config.disable_hybrid_kv_cache_manager = q.disable_hybrid_kv_cache_manager
+    return config
+
+
+def _caches_by_default(folder: Path) -> bool:
+    from vllm.config import ModelConfig
+
+    model = ModelConfig(model=str(folder), tokenizer=str(folder), skip_tokenizer_init=True)
+    return bool(model.is_prefix_caching_supported)
+
+
+def _start(config: Any) -> None:
+    """vLLM's process groups, of one process, once."""
+    import socket
+
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel, parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        return
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with set_current_vllm_config(config):
+        init_distributed_environment(1, 0, f"tcp://127.0.0.1:{port}", 0, "gloo")
+        initialize_model_parallel(1, 1)
+    # Models with experts ask for this group, which vLLM makes for them only.
+    parallel_state._EP = parallel_state._TP
+
+
+@contextmanager
+def _ranks(config: Any, size: int) -> Iterator[None]:
+    """Pretend to be the first of `size` tensor-parallel ranks: layers are made, and never talk to one"
+    " another."""
+    from vllm.distributed import parallel_state
+
+    group = parallel_state._TP
+    before, group.world_size = group.world_size, size
+    config.parallel_config.tensor_parallel_size = size
+    try:
+        yield
+    finally:
+        group.world_size = before
+
+
+def supported_sizes(sizes: tuple[int, ...], multiples: bool) -> list[Any]:
+    """Block sizes of kernels in vLLM's terms."""
+    from vllm.v1.attention.backend import MultipleOf
+
+    return [MultipleOf(sizes[0])] if multiples else list(sizes)
+
+
+@contextmanager
+def _kernel_blocks(sizes: list[Any]) -> Iterator[None]:
+    """The CPU's attention backends with the block sizes of a GPU's kernels."""
+    from vllm.v1.attention.backend import AttentionBackend
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    changed: list[tuple[type, Any, Any]] = []
+    for member in ("CPU_ATTN", "CPU_MLA"):
+        if member in AttentionBackendEnum.__members__:
+            cls = AttentionBackendEnum[member].get_class()
+            for name, new in (
+                ("get_supported_kernel_block_sizes", staticmethod(lambda kv_cache_spec=None: sizes)),
+                ("get_preferred_block_size", AttentionBackend.__dict__["get_preferred_block_size"]),
+                ("supports_block_size", AttentionBackend.__dict__["supports_block_size"]),
+            ):
+                changed.append((cls, name, cls.__dict__.get(name)))
+                setattr(cls, name, new)
+    try:
+        yield
+    finally:
+        for cls, name, old in reversed(changed):
+            if old is None:
+                delattr(cls, name)
+            else:
+                setattr(cls, name, old)
