@@ -55,6 +55,10 @@ docs-check: $(STAMP)  ## fail when docs/config.md is not what the code says
 	$(PY) -m sim docs config | diff -u docs/config.md - \
 	  || { echo 'docs/config.md is out of date: run `make docs` and commit it' >&2; exit 1; }
 
+.PHONY: check
+check: $(STAMP)  ## run the configs of configs/baselines again and compare their curves (docs/baselines.md)
+	$(PY) -m sim check $(CHECK_ARGS)
+
 .PHONY: bench
 bench: $(STAMP)  ## benchmarks, then the table of speeds and ratios
 	$(PY) -m pytest tests/benchmarks -m bench $(PYTEST_ARGS)

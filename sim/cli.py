@@ -60,6 +60,8 @@ _seed = click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed, 
 
 #: Commands of other modules, which import nothing heavier than click at their top: name -> module:object.
 _LAZY = {
+    "baseline": "sim.regression.cli:baseline",
+    "check": "sim.regression.cli:check",
     "compare": "sim.report.commands:compare",
     "curve": "sim.curve.cli:curve",
     "descriptors": "sim.advice.cli:descriptors",
@@ -80,8 +82,9 @@ class _Commands(click.Group):
         if name in _LAZY and name not in self.commands:
             module, attribute = _LAZY[name].split(":")
             command: click.Command = getattr(importlib.import_module(module), attribute)
-            if command.callback is not None:
-                command.callback = _exits(command.callback)
+            for part in (command, *getattr(command, "commands", {}).values()):
+                if part.callback is not None:
+                    part.callback = _exits(part.callback)
             self.add_command(command, name)
         return super().get_command(ctx, name)
 

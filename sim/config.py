@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from sim.config_baseline import BaselineSection
 from sim.config_engine import EngineConfig
 from sim.config_explain import validate_model
 from sim.config_step_time import StepTimeConfig
@@ -79,6 +80,9 @@ class RunConfig(Strict):
     workload: WorkloadSpec = key(..., "What arrives.")
     run: RunSection = key(RunSection, "When to stop, and the warm-up.")
     output: OutputSection = key(OutputSection, "What is recorded, written and drawn.")
+    baseline: BaselineSection | None = key(
+        None, "Rows and tolerances of the curves that `baseline update` stores and `check` compares."
+    )
 
     @field_validator("model")
     @classmethod

@@ -141,7 +141,7 @@ def portable_path(path: str, folder: Path) -> str:
 
 def content_id(config: dict[str, Any], workload_sha256: str) -> str:
     """Hex SHA-256 of everything that determines the results: the resolved config and the requests."""
-    kept = {k: v for k, v in config.items() if k not in ("name", "description")}
+    kept = {k: v for k, v in config.items() if k not in ("name", "description", "baseline")}
     kept["output"] = {k: v for k, v in config["output"].items() if k != "plots"}
     text = json.dumps([kept, workload_sha256], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

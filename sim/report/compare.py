@@ -33,7 +33,7 @@ from sim.report.units import plural, seconds
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BAND = "A line is the mean over a side's seeds, its band reaches from the least to the most."
 #: Keys of a config that say nothing about what is simulated.
-_NOT_COMPARED = ("name", "description", "seed", "output")
+_NOT_COMPARED = ("name", "description", "seed", "output", "baseline")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Curves of fragmentation, hits and load, stored as text and compared in CI."""
