@@ -116,19 +116,21 @@ def fuzz(minutes: float, seed: int, target: str, regressions: Path, groups: str)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the recordings.")
 @click.option("--seeds", type=int, default=300, show_default=True, help="Random cases to choose from.")
 @click.option("--keep", type=int, default=25, show_default=True, help="Recordings to keep.")
+@click.option("--groups", type=click.Choice(GROUP_FAMILIES), default="full", help="As in `fuzz`.")
+@click.option("--min-requests", type=int, default=0, help="Leave out cases with fewer requests.")
 @reports_input_errors
-def corpus(out: Path, seeds: int, keep: int) -> None:
+def corpus(out: Path, seeds: int, keep: int, groups: str, min_requests: int) -> None:
     """Record random cases on a real vLLM scheduler and keep the most distinctive short ones.
 
     Cases of an earlier run in the same folder are left alone; delete them first to replace them.
     """
     from validation.corpus import choose, write_case
-    from validation.fuzz_cases import random_case
+    from validation.fuzz_groups import random_group_case
     from validation.record import record
 
-    cases = (random_case(seed) for seed in range(seeds))
+    cases = (random_group_case(seed, groups) for seed in range(seeds))
     recorded = ((case, record("scheduler", case.settings, case.requests)) for case in cases)
-    for case, recording in choose(recorded, keep):
+    for case, recording in choose(recorded, keep, min_requests=min_requests):
         click.echo(f"{write_case(out, case, recording.log)}: {len(recording.log['step'])} rows")
 
 

@@ -85,10 +85,11 @@ def features(case: Case, log: Columns) -> set[str]:
         "retention none": s.prefix_cache_retention_interval is None,
         "idle run": s.idle_steps == "run",
     }
+    settings |= _group_features(case)
     requests = case.requests
     last = {name: log[name][-1] for name in ("prefix_hits", "preempted_hits", "preempted_requests")}
     gaps = [b - a for a, b in zip(log["step"], log["step"][1:], strict=False)]
-    hashed = zip(log["num_cached_blocks"], log["num_cached_hashes"], strict=True)
+    hashed = list(zip(log["num_cached_blocks"], log["num_cached_hashes"], strict=True))
     events = {
         "end token": any(r.stops_by_end_token for r in requests),
         "salt": any(r.cache_salt for r in requests),
@@ -102,6 +103,7 @@ def features(case: Case, log: Columns) -> set[str]:
         "hits after preemption": last["preempted_hits"] > 0,
         "resumed": last["preempted_requests"] > 0,
         "duplicates": any(blocks > hashes for blocks, hashes in hashed),
+        "several keys a block": any(hashes > blocks for blocks, hashes in hashed),
         "full pool": 0 in log["num_free_blocks"],
         "gap": max(gaps, default=0) > 1,
         "empty batch": any(n == 0 for n in log["num_scheduled_reqs"]),
@@ -111,8 +113,31 @@ def features(case: Case, log: Columns) -> set[str]:
     return shown | pairs
 
 
+def _group_features(case: Case) -> dict[str, bool]:
+    s = case.settings
+    types = [group.type for group in s.kv_cache_groups]
+    sizes = {group.block_size or s.block_size for group in s.kv_cache_groups}
+    windows = {g.sliding_window for g in s.kv_cache_groups if g.type == "sliding_window"}
+    return {
+        "one group": len(types) == 1,
+        "three groups": len(types) > 2,
+        "full first": types[0] == "full" and len(types) > 1,
+        "full later": "full" in types[1:],
+        "window": bool(windows),
+        "two windows": len(windows) > 1,
+        "window of one token": 1 in windows,
+        "chunked": "chunked_local" in types,
+        "mamba": "mamba" in types,
+        "three types": len(set(types)) > 2,
+        "three block sizes": len(sizes) > 2,
+        "unequal block sizes": len(sizes) > 1,
+        "hash unit": s.prefix_match_unit is not None,
+        "retention interval": bool(s.prefix_cache_retention_interval),
+    }
+
+
 def choose(
-    recorded: Iterable[tuple[Case, Recording]], keep: int, max_rows: int = 400
+    recorded: Iterable[tuple[Case, Recording]], keep: int, max_rows: int = 400, min_requests: int = 0
 ) -> Iterator[tuple[Case, Recording]]:
     """The `keep` short cases that together show the most, most first; of equals the shorter, the earlier.
 
@@ -122,6 +147,7 @@ def choose(
         (case, recording, features(case, recording.log))
         for case, recording in recorded
         if recording.stuck is None and steplog.num_rows(recording.log) <= max_rows
+        if len(case.requests) >= min_requests
     ]
     seen: set[str] = set()
     for _ in range(min(keep, len(left))):

@@ -1,6 +1,6 @@
 """Numbered invariants of the control plane, each recomputed from the state alone.
 
-They hold after every ``schedule`` and ``update_from_output`` of a full-attention engine; those of the pool
+They hold after every ``schedule`` and ``update_from_output``, whatever the KV-cache groups; those of the pool
 hold after every pool operation. A violation is a defect of the code, never of the input.
 """
 
@@ -85,21 +85,27 @@ def inv_3(pool: BlockPool) -> Iterator[str]:
 
 
 def inv_4(pool: BlockPool) -> Iterator[str]:
-    """INV-4: the prefix map and the keys of the blocks say the same; no key of the map is without a block."""
-    mapped: dict[int, object] = {}
+    """INV-4: the prefix map and the keys of the blocks say the same; no key of the map is without a block.
+
+    All keys of a block are of one group; a block without a primary key has none.
+    """
+    mapped: dict[int, list[object]] = {}
     for key in pool.cached_block_hash_to_block:
         blocks = pool.cached_block_hash_to_block.blocks_of(key)
         if not blocks:
             yield f"key {key} has no block"
         for block in blocks:
-            if block.block_id in mapped:
-                yield f"{block} is in the map under {mapped[block.block_id]} and {key}"
-            mapped[block.block_id] = key
+            mapped.setdefault(block.block_id, []).append(key)
     for block in pool.blocks:
-        if block.block_hash != mapped.get(block.block_id):
-            yield f"{block} is in the map under {mapped.get(block.block_id)}"
+        keys = pool.keys_of(block)
+        if sorted(keys) != sorted(mapped.get(block.block_id, [])):  # type: ignore[type-var]
+            yield f"{block} has keys {keys}, the map {mapped.get(block.block_id)}"
+        if len(set(keys)) != len(keys) or len({group for _, group in keys}) > 1:
+            yield f"{block} has keys {keys}"
         if (block.block_hash is None) != (block.block_hash_num_tokens is None):
             yield f"{block} covers {block.block_hash_num_tokens} tokens"
+        if block.block_hash is None and keys:
+            yield f"{block} has only further keys {keys}"
 
 
 def inv_5(pool: BlockPool) -> Iterator[str]:
@@ -121,16 +127,23 @@ def inv_6(state: State) -> Iterator[str]:
 
 
 def inv_7(state: State) -> Iterator[str]:
-    """INV-7: a table holds no block twice, and no null block."""
+    """INV-7: a table holds no block twice; null blocks are where its type of attention does not look.
+
+    Windows and chunks: at the beginning. States: anywhere. Others: nowhere.
+    """
     for group in state.scheduler.kv_cache_manager.managers:
         for request_id, table in group.req_to_blocks.items():
             ids = [b.block_id for b in table]
+            if group.group.type in ("sliding_window", "chunked_local"):
+                ids = ids[next((i for i, n in enumerate(ids) if n), len(ids)) :]
+            elif not group.holds_tokens:
+                ids = [n for n in ids if n]
             if len(set(ids)) != len(ids) or 0 in ids:
-                yield f"table of {request_id!r}: {ids}"
+                yield f"table of {request_id!r}: {[b.block_id for b in table]}"
 
 
 def inv_8(state: State) -> Iterator[str]:
-    """INV-8: a running request's table has exactly the blocks that its computed tokens need."""
+    """INV-8: a running request's table has exactly the positions that its computed tokens need."""
     for request in state.scheduler.running:
         for group in state.scheduler.kv_cache_manager.managers:
             length = len(group.req_to_blocks.get(request.request_id, ()))
@@ -168,23 +181,32 @@ def inv_10(state: State) -> Iterator[str]:
 
 
 def inv_11(state: State) -> Iterator[str]:
-    """INV-11: the counted leading blocks of a running request carry its own keys, the others none.
+    """INV-11: blocks of a running request carry keys of its own text only, and all that must be cached are.
 
-    Counted are the blocks that its computed tokens of known identity fill. A token that is known only since
-    the last update (async scheduling) may count at the request's next schedule.
+    Counted as cached are the blocks that its computed tokens of known identity fill, up to where a hit can
+    end. A token that is known only since the last update (async scheduling) may count at the request's next
+    schedule. Of the counted blocks those of full attention carry the key of the whole block; other types may
+    leave some out. No other block carries the key of a whole block.
     """
     manager = state.scheduler.kv_cache_manager
     for request in state.scheduler.running:
         most = min(request.num_computed_tokens, request.num_tokens) if manager.enable_caching else 0
         least = request.num_computed_tokens - request.num_output_placeholders if most else 0
         for group in manager.managers:
+            size, unit = group.block_size, manager.hash_block_size
             counted = group.num_cached_block.get(request.request_id, 0)
-            if not least // group.block_size <= counted <= most // group.block_size:
-                yield f"{request} counts {counted} cached blocks of {group.block_size} tokens"
+            low, high = (manager.coordinator.num_cacheable_tokens(n, group) // size for n in (least, most))
+            if not low <= counted <= high:
+                yield f"{request} counts {counted} cached blocks of {size} tokens, not {low} to {high}"
             for i, block in enumerate(group.req_to_blocks.get(request.request_id, ())):
-                key = (request.block_hashes[i], group.kv_cache_group_id) if i < counted else None
-                if block.block_hash != key:
-                    yield f"{request} block {i}: {block}, expected key {key}"
+                ends = range(i * size + unit, (i + 1) * size + 1, unit) if manager.enable_caching else ()
+                own = {n: h for n, h in zip(ends, request.block_hashes[i * size // unit :], strict=False)}
+                keys = [key[0] for key in manager.block_pool.keys_of(block)]
+                if not set(keys) <= set(own.values()):
+                    yield f"{request} block {i}: {block} has keys {keys}, of its text are {own}"
+                whole = own.get((i + 1) * size) in keys and bool(keys)
+                if whole if i >= counted else group.group.type == "full" and not whole:
+                    yield f"{request} block {i} of {counted} counted: {block}"
 
 
 def inv_12(state: State) -> Iterator[str]:
@@ -278,6 +300,16 @@ def inv_17(state: State) -> Iterator[str]:
             yield f"admissions in a step that preempted {batch.preempted}"
 
 
+def inv_28(state: State) -> Iterator[str]:
+    """INV-28: a request holds no more blocks of a window or chunk than the admission cap reserves for it."""
+    for group in state.scheduler.kv_cache_manager.managers:
+        cap = group.admission_cap()
+        for request_id, table in group.req_to_blocks.items():
+            held = sum(not b.is_null for b in table)
+            if cap is not None and held > cap:
+                yield f"{request_id!r} holds {held} blocks in group {group.kv_cache_group_id}, at most {cap}"
+
+
 POOL_INVARIANTS: dict[str, PoolCheck] = {
     f"INV-{i}": check for i, check in enumerate((inv_1, inv_2, inv_3, inv_4, inv_5), 1)
 }
@@ -287,3 +319,5 @@ STATE_INVARIANTS: dict[str, StateCheck] = {
         (inv_6, inv_7, inv_8, inv_9, inv_10, inv_11, inv_12, inv_13, inv_14, inv_15, inv_16, inv_17), 6
     )
 }
+# INV-18 to INV-27 are about what only the jitted core keeps.
+STATE_INVARIANTS["INV-28"] = inv_28

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sim.reference import Engine, KVCacheBlock, Scheduler, SchedulerOutput, Sett
 from sim.reference.engine import Phase
 from sim.reference.invariants import POOL_INVARIANTS, STATE_INVARIANTS, InvariantError, verify
 from tests.reference.random_cases import random_case
+from validation.fuzz_groups import FAMILIES, random_group_case
 
 
 def verify_call(engine: Engine, phase: Phase, step: int, batch: SchedulerOutput, finished: list[str]) -> None:
@@ -30,6 +32,14 @@ def verify_call(engine: Engine, phase: Phase, step: int, batch: SchedulerOutput,
 def test_invariants_hold_after_every_call(seed: int, with_aborts: bool) -> None:
     case = random_case(seed, with_aborts)
     Engine(Settings.from_dict(case.settings), case.workload, verify_call, case.aborts).run(5_000)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_invariants_hold_with_groups_of_every_type(family: str) -> None:
+    for seed in range(4):
+        case = random_group_case(seed, family)
+        lines = [request.to_json() for request in case.requests]
+        Engine(Settings.from_dict(asdict(case.settings)), lines, verify_call).run(300)
 
 
 def busy_engine() -> Engine:
@@ -142,6 +152,20 @@ def spoil_batch(engine: Engine) -> None:
     batch.num_scheduled_tokens[next(iter(batch.num_scheduled_tokens))] = 0
 
 
+def spoil_room(engine: Engine) -> None:
+    setattr(engine.scheduler.kv_cache_manager.managers[0], "admission_cap", lambda: 1)  # noqa: B010
+
+
+def spoil_further_key(engine: Engine) -> None:
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    pool.secondary_keys[held_block(engine).block_id] = {(-7, 0): None}
+
+
+def spoil_with_null(engine: Engine) -> None:
+    table = tables(engine)[engine.scheduler.running[0].request_id]
+    table[0] = engine.scheduler.kv_cache_manager.block_pool.null_block
+
+
 SPOILERS: dict[str, Callable[[Engine], None]] = {
     "INV-1": spoil_count,
     "INV-2": spoil_negative,
@@ -160,20 +184,22 @@ SPOILERS: dict[str, Callable[[Engine], None]] = {
     "INV-15": spoil_statistics,
     "INV-16": spoil_order,
     "INV-17": spoil_batch,
+    "INV-28": spoil_room,
 }
+MORE_SPOILERS = [("INV-4", spoil_further_key), ("INV-7", spoil_with_null)]
 
 
-@pytest.mark.parametrize("name", SPOILERS)
-def test_a_spoiled_state_is_noticed(name: str) -> None:
+@pytest.mark.parametrize(("name", "spoil"), [*SPOILERS.items(), *MORE_SPOILERS])
+def test_a_spoiled_state_is_noticed(name: str, spoil: Callable[[Engine], None]) -> None:
     engine = busy_engine()
-    SPOILERS[name](engine)
+    spoil(engine)
     with pytest.raises(InvariantError, match=rf"(?m)^{name}: "):
         verify(engine)
 
 
 def test_every_invariant_is_numbered_documented_and_has_a_spoiler() -> None:
     checks: dict[str, Any] = {**POOL_INVARIANTS, **STATE_INVARIANTS}
-    assert list(checks) == [f"INV-{i}" for i in range(1, len(checks) + 1)] == list(SPOILERS)
+    assert list(checks) == [*(f"INV-{i}" for i in range(1, 18)), "INV-28"] == list(SPOILERS)
     for name, check in checks.items():
         assert check.__doc__.startswith(f"{name}: ")
 
