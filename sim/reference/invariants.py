@@ -200,7 +200,7 @@ def inv_11(state: State) -> Iterator[str]:
                 yield f"{request} counts {counted} cached blocks of {size} tokens, not {low} to {high}"
             for i, block in enumerate(group.req_to_blocks.get(request.request_id, ())):
                 ends = range(i * size + unit, (i + 1) * size + 1, unit) if manager.enable_caching else ()
-                own = {n: h for n, h in zip(ends, request.block_hashes[i * size // unit :], strict=False)}
+                own = dict(zip(ends, request.block_hashes[i * size // unit :], strict=False))
                 keys = [key[0] for key in manager.block_pool.keys_of(block)]
                 if not set(keys) <= set(own.values()):
                     yield f"{request} block {i}: {block} has keys {keys}, of its text are {own}"
