@@ -179,9 +179,10 @@ def _children(requests: s.Record, parent: np.ndarray) -> None:
         requests.first_child[p] = i
 
 
-def _requests(e: EngineSettings, w: Workload, capacity: int) -> s.Record:
+def request_records(e: EngineSettings, w: Workload, capacity: int, queues: int = 1) -> s.Record:
+    """The workload's requests, room for ``capacity`` in all, and the sentinels of so many waiting queues."""
     n = len(w)
-    rq = _array(s.REQUEST, capacity + 2)
+    rq = _array(s.REQUEST, capacity + 2 * queues)
     for name in ("arrival", "order_time", "status", "slot", "batch_pos", "heap_pos", "parent"):
         rq[name] = -1
     for name in ("first_scheduled", "first_token", "finish"):
@@ -208,7 +209,24 @@ def _requests(e: EngineSettings, w: Workload, capacity: int) -> s.Record:
     return rq
 
 
-def _pieces(w: Workload, capacity: int, num_pieces: int) -> tuple[np.ndarray, s.Record]:
+@dataclass(frozen=True)
+class SharedRequests:
+    """Requests that several engines serve together; arrivals and releases are somebody else's.
+
+    Attributes:
+        requests: REQUEST[capacity + 2 * engines], of `request_records`.
+        seg_ptr, pieces: their prompts.
+        position: of the engine among them, which gives it its sentinels.
+    """
+
+    requests: s.Record
+    seg_ptr: np.ndarray
+    pieces: s.Record
+    position: int
+
+
+def prompt_pieces(w: Workload, capacity: int, num_pieces: int) -> tuple[np.ndarray, s.Record]:
+    """The pieces of the prompts: int64[capacity + 1] offsets and PIECE[num_pieces], with room for more."""
     seg_ptr = np.full(capacity + 1, w.seg_ptr[-1] if len(w) else 0, dtype=np.int64)
     seg_ptr[: w.seg_ptr.size] = w.seg_ptr
     pieces = _array(s.PIECE, num_pieces)
@@ -219,12 +237,17 @@ def _pieces(w: Workload, capacity: int, num_pieces: int) -> tuple[np.ndarray, s.
     return seg_ptr, pieces
 
 
-def _queues(w: Workload, capacity: int, slots: int) -> s.Queues:
+def arrival_order(w: Workload) -> np.ndarray:
+    """int32: the requests whose arrival is known, by (arrival, index)."""
     known = np.flatnonzero(w.arrival >= 0)
+    return known[np.argsort(w.arrival[known], kind="stable")].astype(np.int32)
+
+
+def _queues(order: np.ndarray, capacity: int, slots: int, sentinel: int) -> s.Queues:
     return s.Queues(
         lists=_array(s.LISTS, slots),
-        wait_heap=np.zeros(capacity, dtype=np.int32),
-        order=known[np.argsort(w.arrival[known], kind="stable")].astype(np.int32),
+        wait_heap=np.zeros(sentinel, dtype=np.int32),
+        order=order,
         arrival_heap=np.zeros(capacity, dtype=np.int32),
         ended_watched=np.zeros(capacity, dtype=np.int32),
         entries=_array(s.BATCH_ENTRY, (3, slots)),
@@ -252,11 +275,13 @@ def allocate(
     extra_requests: int = 0,
     extra_pieces: int = 0,
     longest: int = 0,
+    shared: SharedRequests | None = None,
 ) -> s.State:
     """Allocate and initialise the state of an engine that will serve the workload.
 
     ``extra_requests`` and ``extra_pieces`` leave room for requests that are added during a coupled run, whose
-    sequences are at most ``longest`` tokens. The workload's arrays are copied, never changed.
+    sequences are at most ``longest`` tokens. The workload's arrays are copied, never changed. With ``shared``
+    the engine has no arrivals of its own and knows the requests by the shared records.
     """
     params = _params(engine, workload, log)
     num_groups = len(engine.kv_cache_groups)
@@ -273,17 +298,21 @@ def allocate(
     longest = min(longest + 2, engine.max_model_len)
     table_width = max(1, -(-longest // int(groups.block_size.min())))
     hash_units = max(1, -(-longest // engine.block_size))
+    own = 0 if shared else len(workload)
     ctl = _record(
-        s.CONTROL,
-        {
-            "num_requests": len(workload),
-            "closed_end": len(workload),
-            "next_sample": log.sample_period_ns,
-        },
+        s.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns}
     )
     count = _record(s.COUNTERS, {})
-    requests = _requests(engine, workload, capacity)
-    seg_ptr, pieces = _pieces(workload, capacity, max(1, workload.seg_id.size + extra_pieces))
+    if shared:
+        params.closed_loop = 0
+        requests, seg_ptr, pieces = shared.requests, shared.seg_ptr, shared.pieces
+        order, sentinel = np.zeros(0, dtype=np.int32), capacity + 2 * shared.position
+    else:
+        requests = request_records(engine, workload, capacity)
+        seg_ptr, pieces = prompt_pieces(
+            workload, capacity, max(1, workload.seg_id.size + extra_pieces)
+        )
+        order, sentinel = arrival_order(workload), capacity
     kv = s.KVCache(
         params=params,
         ctl=ctl,
@@ -306,7 +335,7 @@ def allocate(
         count=count,
         kv=kv,
         requests=requests,
-        queues=_queues(workload, capacity, slots),
+        queues=_queues(order, capacity, slots, sentinel),
         step_time=s.StepTime(**step_time._asdict()),
         logs=_logs(),
     )

@@ -5,7 +5,7 @@ arrays.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from sim.capacity import LogOptions, allocate
 from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import run_until, sample_now, settle, weigh_now
-from sim.core.state import COUNTERS, POOL_META, State
+from sim.core.state import COUNTERS, POOL_META, Record, State
 from sim.step_time import StepTime
 from workloads.requests import Workload
 
@@ -195,14 +195,18 @@ class Simulation:
         )
 
     def _requests(self) -> Columns:
-        rq = self.state.requests[: self.state.ctl.num_requests]
-        arrived = np.flatnonzero(rq.status != c.S_NOT_ARRIVED)
-        columns: Columns = {"index": arrived.astype(np.int64)}
-        for name, field in _REQUEST_COLUMNS.items():
-            columns[name] = rq[field][arrived].astype(np.int64)
-        generated = rq.num_tokens[arrived].astype(np.int64) - rq.prompt_len[arrived]
-        columns["output_tokens"] = np.maximum(generated, 0)
-        return columns
+        return request_columns(self.state.requests[: self.state.ctl.num_requests])
+
+
+def request_columns(requests: Record) -> Columns:
+    """One entry a request that has arrived, int64 arrays of one length; ``requests`` is REQUEST[n]."""
+    arrived = np.flatnonzero(requests.status != c.S_NOT_ARRIVED)
+    columns: Columns = {"index": arrived.astype(np.int64)}
+    for name, field in _REQUEST_COLUMNS.items():
+        columns[name] = requests[field][arrived].astype(np.int64)
+    generated = requests.num_tokens[arrived].astype(np.int64) - requests.prompt_len[arrived]
+    columns["output_tokens"] = np.maximum(generated, 0)
+    return columns
 
 
 def _bin_value(metric: int, index: int) -> float:
@@ -222,21 +226,43 @@ def time_weighted(state: State) -> dict[str, dict[str, float]]:
     """
     logs, since = state.logs, int(state.ctl.last_time)
     if since == state.ctl.now:
-        return _time_weighted(state)
+        return _time_weighted(logs.weighted, logs.histogram)
     weighted, histogram = logs.weighted.copy(), logs.histogram.copy()
     weigh_now(state)
-    out = _time_weighted(state)
+    out = _time_weighted(logs.weighted, logs.histogram)
     logs.weighted[:], logs.histogram[:] = weighted, histogram
     state.ctl.last_time = since
     return out
 
 
-def _time_weighted(state: State) -> dict[str, dict[str, float]]:
+def merged_time_weighted(states: Sequence[State]) -> dict[str, dict[str, float]]:
+    """As `time_weighted`, over several engines: each one's time counts once, the maximum is of all."""
+    if len(states) == 1:
+        return time_weighted(states[0])
+    copies = []
+    for state in states:
+        weighted, histogram = state.logs.weighted.copy(), state.logs.histogram.copy()
+        since = int(state.ctl.last_time)
+        weigh_now(state)
+        copies.append((state.logs.weighted.copy(), state.logs.histogram.copy()))
+        state.logs.weighted[:], state.logs.histogram[:] = weighted, histogram
+        state.ctl.last_time = since
+    weighted = copies[0][0].copy()
+    histogram = np.sum([h for _, h in copies], axis=0)
+    for m in range(len(c.TW_METRICS)):
+        weighted[m].total = sum(float(w[m].total) for w, _ in copies)
+        # the first replica that reached it, should several have
+        peak, at, _ = min((-float(w[m].peak), int(w[m].peak_at), i) for i, (w, _) in enumerate(copies))
+        weighted[m].peak, weighted[m].peak_at = -peak, at
+    return _time_weighted(weighted, histogram)
+
+
+def _time_weighted(all_weighted: Record, histograms: np.ndarray) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {}
     for m, name in enumerate(c.TW_METRICS):
-        histogram = state.logs.histogram[m]
+        histogram = histograms[m]
         total = int(histogram.sum())
-        weighted = state.logs.weighted[m]
+        weighted = all_weighted[m]
         if total == 0:
             out[name] = {"mean": 0.0, "p50": 0.0, "p90": 0.0, "p99": 0.0, "max": 0.0, "max_at_ns": -1}
             continue

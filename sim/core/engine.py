@@ -169,6 +169,14 @@ def _is_idle(st: State) -> bool:
 
 
 @leaf
+def next_time(st: State) -> int:
+    """When the next phase of an engine on the real clock happens; NEVER while nothing is known to come."""
+    if st.ctl.phase == c.P_SCHEDULE and _is_idle(st):
+        return max(st.ctl.now, next_arrival(st))
+    return _phase_time(st)
+
+
+@leaf
 def _logical_end(st: State) -> bool:
     """The recorded loop ends when no request is left or to come and no batch is in flight."""
     unfinished = st.ctl.num_running + st.ctl.num_waiting

@@ -78,6 +78,16 @@ def next_arrival(st: State) -> int:
     return NEVER
 
 
+@inner
+def pop_arrival(st: State) -> int:
+    """Take the next known arrival off the list; there must be one."""
+    if _next_is_heap(st):
+        return _arrival_heap_pop(st)
+    r = st.queues.order[st.ctl.order_pos]
+    st.ctl.order_pos += 1
+    return r
+
+
 @leaf
 def _release(st: State, r: int, now: int) -> None:
     st.requests.arrival[r] = now + st.requests.think_ns[r]
@@ -115,11 +125,7 @@ def ingest_arrivals(st: State, now: int) -> None:
     vLLM's front end refuses a prompt of max_model_len tokens or more before the scheduler sees it.
     """
     while next_arrival(st) <= now:
-        if _next_is_heap(st):
-            r = _arrival_heap_pop(st)
-        else:
-            r = st.queues.order[st.ctl.order_pos]
-            st.ctl.order_pos += 1
+        r = pop_arrival(st)
         if st.requests.status[r] != c.S_NOT_ARRIVED:
             continue  # aborted before it came
         st.ctl.stuck = 0

@@ -1,0 +1,198 @@
+"""A run of a fleet: the loop driven to its end, the replicas' logs drained, the results as arrays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.config_engine import EngineSettings
+from sim.core import codes as c
+from sim.core.engine import settle
+from sim.core.fleet import run_fleet
+from sim.fleet.capacity import FleetSettings, FleetState, allocate_fleet
+from sim.simulate import (
+    Columns,
+    LogOptions,
+    Progress,
+    RunResult,
+    Simulation,
+    merged_time_weighted,
+    request_columns,
+)
+from sim.step_time import StepTime
+from workloads.requests import Workload
+
+_FOREVER = 1 << 62
+_CALL_SECONDS = 0.1
+_FIRST_CALL_EVENTS = 2000
+#: Columns of the step log that are not a sum over the replicas.
+_NOT_SUMMED = ("time_ns", "step_duration_ns")
+
+
+@dataclass
+class FleetResult(RunResult):
+    """What a run of a fleet gave: the fleet as a whole, and each replica.
+
+    The inherited attributes describe the fleet: `steps` has a row for every time at which a replica has one,
+    with sums over the replicas (`step_duration_ns`: the longest); `requests` and `events` say in a column
+    `replica` where each one happened; `totals` are sums, `now_ns` apart; `time_weighted` is weighted over
+    replicas and time.
+
+    Attributes:
+        replicas: each replica's own result; its `requests` are those that were sent to it.
+        routed: requests sent to each replica.
+    """
+
+    replicas: tuple[RunResult, ...] = ()
+    routed: tuple[int, ...] = ()
+
+    @property
+    def replica_steps(self) -> Columns:
+        """The step logs of all replicas below each other, with a column `replica` in front."""
+        return _stacked([r.steps for r in self.replicas])
+
+
+class FleetSimulation:
+    """Replicas of one engine, the router in front of them, and their workload; `run` may be called again."""
+
+    def __init__(
+        self,
+        engine: EngineSettings,
+        workload: Workload,
+        step_time: StepTime,
+        log: LogOptions | None,
+        settings: FleetSettings,
+        seed: int = 0,
+    ) -> None:
+        self.workload = workload
+        self.log = log or LogOptions()
+        self.settings = settings
+        self.state: FleetState = allocate_fleet(engine, workload, step_time, self.log, settings, seed)
+        self._replicas = [
+            Simulation(engine, workload, step_time, self.log, state=state) for state in self.state.states
+        ]
+        self._exit_reason = "interrupted"
+        self._wall = 0.0
+
+    def run(
+        self,
+        until_ns: int | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        progress_interval_s: float = 0.2,
+    ) -> str:
+        """Run to the end of the workload, or up to `until_ns` of simulated time; as `Simulation.run`."""
+        end = _FOREVER if until_ns is None else until_ns
+        self._exit_reason = "interrupted"
+        started = time.perf_counter() - self._wall
+        reported = started + self._wall
+        events = _FIRST_CALL_EVENTS
+        while True:
+            before = time.perf_counter()
+            reason = run_fleet(self.state.fleet, end, events)
+            after = time.perf_counter()
+            self._wall = after - started
+            if reason in (c.X_LOG_FULL, c.X_EVENTS_FULL):
+                self._replicas[int(self.state.fleet.ctl.full_replica)].drain(reason)
+            else:
+                for replica in self._replicas:
+                    replica.drain(reason)
+            if reason in (c.X_DONE, c.X_TIME):
+                break
+            if reason == c.X_MAX_STEPS:
+                scale = _CALL_SECONDS / max(after - before, 1e-6)
+                events = max(100, int(events * min(2.0, scale)))
+            if progress and after - reported >= progress_interval_s:
+                progress(self.progress())
+                reported = after
+        self._exit_reason = "finished" if reason == c.X_DONE else "until"
+        if until_ns is not None and reason == c.X_TIME:
+            self._settle(max(until_ns, self._now()))
+        if progress:
+            progress(self.progress())
+        return self._exit_reason
+
+    def progress(self) -> Progress:
+        """How far the run is."""
+        ended = sum(int(st.ctl.num_ended) for st in self.state.states)
+        steps = sum(int(st.ctl.step) for st in self.state.states)
+        return Progress(self._now(), ended, len(self.workload), steps, self._wall)
+
+    def result(self) -> FleetResult:
+        """What the run has given so far; every replica's state lasts to the fleet's last event."""
+        self._settle(self._now())
+        fleet = self.state.fleet
+        n = len(self.workload)
+        everyone = request_columns(fleet.requests[:n])
+        replica = fleet.replica_of[everyone["index"]].astype(np.int64)
+        everyone["replica"] = replica
+        parts = []
+        for k, simulation in enumerate(self._replicas):
+            part = simulation.result()
+            part.requests = {name: column[replica == k] for name, column in everyone.items()}
+            part.exit_reason = self._exit_reason
+            parts.append(part)
+        totals = {name: sum(part.totals[name] for part in parts) for name in parts[0].totals}
+        totals["now_ns"] = self._now()
+        return FleetResult(
+            steps=summed_steps([part.steps for part in parts], self._usable()),
+            requests=everyone,
+            events=_stacked([part.events for part in parts if part.events is not None]) or None,
+            totals=totals,
+            time_weighted=merged_time_weighted(self.state.states),
+            exit_reason=self._exit_reason,
+            replicas=tuple(parts),
+            routed=tuple(fleet.replicas.routed.tolist()),
+        )
+
+    def _usable(self) -> int:
+        return int(self.state.states[0].params.num_blocks) - 1
+
+    def _now(self) -> int:
+        return max(int(self.state.fleet.ctl.now), *(int(st.ctl.now) for st in self.state.states))
+
+    def _settle(self, at: int) -> None:
+        for replica, state in zip(self._replicas, self.state.states, strict=True):
+            if state.ctl.now < at:
+                while settle(state, at) == c.X_LOG_FULL:
+                    replica.drain(c.X_LOG_FULL)
+
+
+def _stacked(parts: Sequence[Mapping[str, NDArray[np.int64]]]) -> Columns:
+    """Columns of all replicas below each other, in order of replica; {} for none."""
+    if not parts:
+        return {}
+    first = next(iter(parts[0]))
+    lengths = [len(part[first]) for part in parts]
+    out: Columns = {"replica": np.repeat(np.arange(len(parts), dtype=np.int64), lengths)}
+    for name in parts[0]:
+        out[name] = np.concatenate([part[name] for part in parts])
+    return out
+
+
+def summed_steps(parts: Sequence[Columns], usable: int) -> Columns:
+    """The fleet's step log: at each time at which a replica has a row, the sums over their last rows.
+
+    Args:
+        parts: of each replica.
+        usable: blocks of one pool, all free before its first row.
+    """
+    if len(parts) == 1:
+        return dict(parts[0])
+    times = np.unique(np.concatenate([part["time_ns"] for part in parts]))
+    # a row that follows another at the same instant (every step) replaces it
+    last = [np.searchsorted(part["time_ns"], times, side="right") - 1 for part in parts]
+    out: Columns = {"time_ns": times}
+    for name in parts[0]:
+        if name == "time_ns":
+            continue
+        empty = usable if name in ("num_free_blocks", "largest_free_run") else int(name == "free_runs")
+        values = [
+            np.where(at >= 0, part[name][np.maximum(at, 0)], empty) if len(part[name]) else np.full_like(at, empty)
+            for part, at in zip(parts, last, strict=True)
+        ]
+        out[name] = np.max(values, axis=0) if name in _NOT_SUMMED else np.sum(values, axis=0)
+    return out
