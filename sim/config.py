@@ -24,6 +24,7 @@ from sim.config_yaml import (
     to_input_errors,
 )
 from sim.errors import did_you_mean, raise_all
+from sim.fleet.config import MAX_REPLICAS, RouterKey
 from sim.gpus import Gpu, find_gpu, gpu_names
 from sim.models import find_model, is_path, model_names
 
@@ -76,6 +77,14 @@ class RunConfig(Strict):
     engine: EngineConfig = key(EngineConfig, "vLLM's arguments.")
     step_time: StepTimeConfig | None = key(
         None, "How long an engine step takes; null: `roofline`, which needs `model` and `gpu`."
+    )
+    replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = key(
+        1, "Engines like this one, each with its own pool, on one clock behind a router.", "engines"
+    )
+    router: RouterKey | None = key(
+        None,
+        "How requests are sent to the replicas: a section, or the name of its kind; null: `round_robin`. Without"
+        " meaning for one replica.",
     )
     workload: WorkloadSpec = key(..., "What arrives.")
     run: RunSection = key(RunSection, "When to stop, and the warm-up.")

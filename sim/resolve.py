@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sim.config import Loaded
+from sim.config import Loaded, RunConfig
 from sim.config_engine import EngineSettings, check_settings
 from sim.config_step_time import (
     AffineStep,
@@ -20,6 +20,7 @@ from sim.config_step_time import (
 from sim.config_workload import AnyClient
 from sim.config_yaml import Problem, to_input_errors
 from sim.errors import raise_all
+from sim.fleet.config import FleetSettings, RoundRobin
 from sim.gpus import Gpu, find_gpu
 from sim.models import ModelShape, find_model, is_path, load_model
 from sim.resolve_engine import batch_limits, engine_settings, pool_problems
@@ -44,6 +45,7 @@ class Resolved:
         config: the resolved config as plain data: running it gives the same run.
         folder: where relative paths of the workload are looked for first.
         spec: the workload section.
+        fleet: replicas and router; None: one engine.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Resolved:
     config: dict[str, Any]
     folder: Path
     spec: AnyClient
+    fleet: FleetSettings | None = None
 
     @property
     def block_bytes_total(self) -> int | None:
@@ -122,7 +125,14 @@ def resolve(loaded: Loaded) -> Resolved:
         config=_resolved_config(loaded, settings),
         folder=loaded.folder,
         spec=config.workload,
+        fleet=_fleet(config),
     )
+
+
+def _fleet(config: RunConfig) -> FleetSettings | None:
+    if config.replicas == 1:
+        return None
+    return FleetSettings(config.replicas, config.router or RoundRobin())
 
 
 def find_file(path: str, folder: Path) -> Path:
@@ -233,6 +243,11 @@ def _resolved_config(loaded: Loaded, s: EngineSettings) -> dict[str, Any]:
     ):
         engine[name] = getattr(s, name)
     engine["kv_cache_memory_bytes"] = None
+    if config.replicas == 1:
+        # one engine is the same run with and without these keys
+        del out["replicas"], out["router"]
+    elif out["router"] is None:
+        out["router"] = RoundRobin().model_dump(mode="json")
     if out["step_time"] is None:
         out["step_time"] = RooflineStep().model_dump(mode="json")
     if config.model is not None and is_path(config.model):

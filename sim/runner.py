@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from sim.config import Loaded, load_config
 from sim.config_workload import to_workload
 from sim.config_yaml import KeyPath, Problem, to_input_errors
 from sim.errors import InputError
+from sim.fleet.columns import FLEET_EVENTS, FLEET_REQUESTS, FLEET_STEPS, REPLICA_STEPS
 from sim.progress import reporter
 from sim.report.units import count, plural, seconds, size
 from sim.resolve import Resolved, content_id, resolve
@@ -25,7 +26,8 @@ from sim.summary import summarize
 from workloads.units import format_duration
 
 if TYPE_CHECKING:
-    from sim.simulate import RunResult
+    from sim.fleet.simulate import FleetResult, FleetSimulation
+    from sim.simulate import LogOptions, RunResult, Simulation
     from workloads.requests import Workload
 
 AUTO_ROWS = 2000
@@ -86,13 +88,14 @@ def run(config: str, options: RunOptions) -> Outcome:
     content = content_id(resolved.config, digest)
     folder = run_folder(options.out, resolved.name, content)
     check_target(folder)
+    _check_clock(loaded, resolved, workload)
     say(f"{resolved.name}: {plural(len(workload), 'request')}, {_pool_text(resolved)}")
 
     from sim.core.jit import core_digest, is_cached
 
     if not is_cached():
         say("compiling the engine once for this machine (some 20 s); later runs start at once")
-    from sim.simulate import LogOptions, Simulation
+    from sim.simulate import LogOptions
 
     log = LogOptions(
         sample_period_ns=period,
@@ -101,7 +104,7 @@ def run(config: str, options: RunOptions) -> Outcome:
         warmup_ns=resolved.warmup_ns,
     )
     prepared = time.perf_counter()
-    simulation = Simulation(resolved.engine, workload, resolved.step_time, log)
+    simulation = simulation_of(resolved, workload, log)
     interrupted = False
     with reporter(sys.stderr, resolved.until_ns, options.quiet) as progress:
         try:
@@ -129,6 +132,10 @@ def run(config: str, options: RunOptions) -> Outcome:
             from sim.report.plots import draw
 
             files |= draw(summary, result.steps, result.requests, resolved.warmup_ns)
+            if resolved.fleet is not None:
+                from sim.report.fleet_plots import draw_fleet
+
+                files |= draw_fleet(summary, cast("FleetResult", result).replica_steps)
         walls["write_s"] = time.perf_counter() - before
         provenance = _provenance(
             resolved, workload, options, config, core_digest(), digest, content, walls, started
@@ -141,6 +148,19 @@ def run(config: str, options: RunOptions) -> Outcome:
     return Outcome(summary, note, folder, interrupted, write)
 
 
+def simulation_of(resolved: Resolved, workload: Workload, log: LogOptions) -> Simulation | FleetSimulation:
+    """The simulation of a config: one engine, or a fleet of them."""
+    if resolved.fleet is None:
+        from sim.simulate import Simulation
+
+        return Simulation(resolved.engine, workload, resolved.step_time, log)
+    from sim.fleet.simulate import FleetSimulation
+
+    return FleetSimulation(
+        resolved.engine, workload, resolved.step_time, log, resolved.fleet, resolved.seed
+    )
+
+
 def check(config: str, overrides: Sequence[str] = (), seed: int | None = None) -> tuple[Resolved, Workload]:
     """Everything that `run` checks before it starts: config, files, workload.
 
@@ -149,7 +169,9 @@ def check(config: str, overrides: Sequence[str] = (), seed: int | None = None) -
     """
     loaded = load_config(config, overrides, seed)
     resolved = resolve(loaded)
-    return resolved, _workload(loaded, resolved)
+    workload = _workload(loaded, resolved)
+    _check_clock(loaded, resolved, workload)
+    return resolved, workload
 
 
 def _workload(loaded: Loaded, resolved: Resolved) -> Workload:
@@ -170,6 +192,13 @@ def _workload(loaded: Loaded, resolved: Resolved) -> Workload:
         message = e.message if e.file is None else f"{e.file}: {e.message}"
         problem = Problem(path, message, e.hint)
         raise to_input_errors([problem], loaded.document)[0] from None
+
+
+def _check_clock(loaded: Loaded, resolved: Resolved, workload: Workload) -> None:
+    if resolved.fleet is not None and workload.clock != "time":
+        message = "the workload counts engine steps, and a fleet has no common step"
+        problem = Problem(("replicas",), message, "use a workload in seconds, or replicas: 1")
+        raise to_input_errors([problem], loaded.document)[0]
 
 
 def _talker(quiet: bool) -> Callable[[str], None]:
@@ -208,7 +237,7 @@ def _pool_text(resolved: Resolved) -> str:
     text = f"{count(e.num_gpu_blocks)} blocks of {e.block_size} tokens"
     if resolved.block_bytes_total is not None:
         text += f" ({size(resolved.block_bytes_total * e.num_gpu_blocks)})"
-    return text
+    return text if resolved.fleet is None else f"{resolved.fleet.replicas} replicas, each {text}"
 
 
 def _files(
@@ -222,9 +251,15 @@ def _files(
         "steps.parquet": lambda: to_parquet(result.steps, STEPS, meta),
         "requests.parquet": lambda: to_parquet(result.requests, REQUESTS, meta),
     }
+    if resolved.fleet is not None:
+        replica_steps: Mapping[str, np.ndarray] = cast("FleetResult", result).replica_steps
+        files["steps.parquet"] = lambda: to_parquet(result.steps, FLEET_STEPS, meta)
+        files["replica_steps.parquet"] = lambda: to_parquet(replica_steps, REPLICA_STEPS, meta)
+        files["requests.parquet"] = lambda: to_parquet(result.requests, FLEET_REQUESTS, meta)
     if result.events is not None:
         events: Mapping[str, np.ndarray] = result.events
-        files["events.parquet"] = lambda: to_parquet(events, EVENTS, meta)
+        known = EVENTS if resolved.fleet is None else FLEET_EVENTS
+        files["events.parquet"] = lambda: to_parquet(events, known, meta)
     return files
 
 

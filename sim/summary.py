@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sim.columns import STATUS_NAMES
 
 if TYPE_CHECKING:
+    from sim.fleet.simulate import FleetResult
     from sim.resolve import Resolved
     from sim.simulate import RunResult
 
@@ -132,6 +133,10 @@ def summarize(
     out["unservable"] = _named(requests, 5, engine.block_size)
     out["rejected"] = _named(requests, 4, engine.block_size)
     out["definitions"] = DEFINITIONS
+    if resolved.fleet is not None:
+        from sim.fleet.summary import add_fleet
+
+        add_fleet(out, resolved, cast("FleetResult", result))
     return plain(out)
 
 

@@ -45,13 +45,13 @@ def simulate(config: str, overrides: tuple[str, ...], changes: tuple[str, ...], 
             _WORKLOADS.pop(next(iter(_WORKLOADS)))
         _WORKLOADS[key] = workload
 
-    from sim.runner import auto_period
-    from sim.simulate import LogOptions, Simulation
+    from sim.runner import auto_period, simulation_of
+    from sim.simulate import LogOptions
     from sim.summary import summarize
 
     period = resolved.sample_period_ns or auto_period(workload)
     log = LogOptions(sample_period_ns=period, warmup_ns=resolved.warmup_ns)
-    simulation = Simulation(resolved.engine, workload, resolved.step_time, log)
+    simulation = simulation_of(resolved, workload, log)
     simulation.run(resolved.until_ns)
     return values_of(summarize(resolved, simulation.result(), len(workload), "", ""))
 

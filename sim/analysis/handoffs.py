@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError
+from sim.fleet.single import refuse_fleet
 
 if TYPE_CHECKING:
     from sim.resolve import Resolved
@@ -144,11 +145,14 @@ def check_source(
 
     folder = Path(source)
     if not folder.is_dir():
-        return check(source, overrides, seed)
+        resolved, workload = check(source, overrides, seed)
+        refuse_fleet(resolved, source)
+        return resolved, workload
     if not (folder / "provenance.json").is_file() or not (folder / "config.yaml").is_file():
         hint = "a run folder is what `python -m sim run` writes; or name a config file"
         raise InputError("this is not the folder of a run", source, hint=hint)
     resolved, workload = check(str(folder / "config.yaml"), overrides, seed)
+    refuse_fleet(resolved, source)
     if not overrides and seed is None:
         was = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["workload"]["sha256"]
         if was != workload.content_hash():

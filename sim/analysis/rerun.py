@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sim.analysis.snapshot import FragmentationSnapshot
 from sim.errors import InputError
+from sim.fleet.single import refuse_fleet
 
 if TYPE_CHECKING:
     from sim.core.state import State
@@ -56,6 +57,7 @@ class Rerun:
         self.resolved: Resolved
         self.workload: Workload
         self.resolved, self.workload = runner.check(str(config))
+        refuse_fleet(self.resolved, str(folder))
         if self.workload.content_hash() != self._provenance.get("workload", {}).get("sha256"):
             raise InputError(
                 "the requests that its config describes now are not those of the run: a trace file or the"

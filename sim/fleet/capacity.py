@@ -26,7 +26,7 @@ from sim.core.block_hash import hash_multipliers
 from sim.core.lifecycle import NEVER
 from sim.core.native import address_of, engine_address
 from sim.core.state import State
-from sim.fleet.config import LeastLoaded, PrefixAffinity, Random, RoundRobin, Router, SessionAffinity
+from sim.fleet.config import FleetSettings, LeastLoaded, PrefixAffinity, Random, RoundRobin, Router, SessionAffinity
 from sim.step_time import StepTime
 from workloads.requests import Workload
 
@@ -40,14 +40,6 @@ _RULES = {
 #: Without anything that an end releases a window could be endless; so long it is at most, for progress and Ctrl-C.
 _LONGEST_WINDOW_NS = 1_000_000_000
 _MIN_UNIT = 64
-
-
-@dataclass(frozen=True)
-class FleetSettings:
-    """How many replicas, and the router in front of them."""
-
-    replicas: int
-    router: Router
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -97,3 +98,11 @@ Router = Annotated[
     RoundRobin | Random | LeastLoaded | SessionAffinity | PrefixAffinity, Field(discriminator="kind")
 ]
 RouterKey = Annotated[Router, BeforeValidator(_section)]
+
+
+@dataclass(frozen=True)
+class FleetSettings:
+    """How many replicas, and the router in front of them."""
+
+    replicas: int
+    router: Router

@@ -13,7 +13,8 @@ from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import settle
 from sim.core.fleet import run_fleet
-from sim.fleet.capacity import FleetSettings, FleetState, allocate_fleet
+from sim.fleet.capacity import FleetState, allocate_fleet
+from sim.fleet.config import FleetSettings
 from sim.simulate import (
     Columns,
     LogOptions,
@@ -45,10 +46,16 @@ class FleetResult(RunResult):
     Attributes:
         replicas: each replica's own result; its `requests` are those that were sent to it.
         routed: requests sent to each replica.
+        conversations: those of two requests or more; of these, those that one replica served alone; the sum of
+            the numbers of replicas that served one.
+        cached: distinct hashes that the replicas' prefix caches hold at the end, and all of them with their
+            copies.
     """
 
     replicas: tuple[RunResult, ...] = ()
     routed: tuple[int, ...] = ()
+    conversations: tuple[int, int, int] = (0, 0, 0)
+    cached: tuple[int, int] = (0, 0)
 
     @property
     def replica_steps(self) -> Columns:
@@ -146,7 +153,23 @@ class FleetSimulation:
             exit_reason=self._exit_reason,
             replicas=tuple(parts),
             routed=tuple(fleet.replicas.routed.tolist()),
+            conversations=self._conversations(everyone),
+            cached=self._cached(),
         )
+
+    def _conversations(self, requests: Columns) -> tuple[int, int, int]:
+        if not len(requests["index"]):
+            return 0, 0, 0
+        session = self.state.fleet.session[requests["index"]].astype(np.int64)
+        several = np.bincount(session)[session] > 1
+        pairs = np.unique(session[several] * len(self._replicas) + requests["replica"][several])
+        served_by = np.unique(pairs // len(self._replicas), return_counts=True)[1]
+        return len(served_by), int((served_by == 1).sum()), int(served_by.sum())
+
+    def _cached(self) -> tuple[int, int]:
+        tables = [state.kv.pool.table[0::2] for state in self.state.states]
+        keys = np.concatenate([table[table != 0] for table in tables])
+        return len(np.unique(keys)), len(keys)
 
     def _usable(self) -> int:
         return int(self.state.states[0].params.num_blocks) - 1

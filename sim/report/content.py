@@ -26,6 +26,8 @@ from sim.report.document import (
     as_share,
     plain_text,
 )
+from sim.report.fleet import DEFINITIONS as FLEET_DEFINITIONS
+from sim.report.fleet import fleet_parts
 from sim.report.folder import RunFolder
 from sim.report.moments import Moment, external, find_moments, moments_table
 from sim.report.request_tables import waste_histogram, worst_requests
@@ -61,6 +63,7 @@ def build_report(run: RunFolder, analysis: Analysis | None = None) -> Document:
     moments = find_moments(run.steps, run.summary["engine"]["usable_blocks"], run.warmup_ns)
     sections = [
         Section("answer", "The answer", tuple(answer(run))),
+        Section("fleet", "The fleet", tuple(fleet_parts(run))),
         Section("time", "Over time", tuple(_over_time(run, moments))),
         Section("moments", "Worst moments", tuple(moments_table(run.steps, moments, a.layout))),
         Section("pool", "The pool", tuple(_pool(run, a, moments))),
@@ -81,7 +84,7 @@ def build_report(run: RunFolder, analysis: Analysis | None = None) -> Document:
         f"{run.summary['name']}: where the KV memory goes",
         _subtitle(run),
         tuple(sections),
-        used_definitions(sections, DEFINITIONS),
+        used_definitions(sections, DEFINITIONS | FLEET_DEFINITIONS),
         provenance(run),
     )
 

@@ -132,6 +132,15 @@ def _unreadable(file: Path, e: Exception) -> InputError:
     return InputError(f"this file of the run can't be read: {why}", str(file), hint="run it again")
 
 
+def read_rows(file: Path) -> dict[str, NDArray[Any]]:
+    """Columns of a Parquet file of a run.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    return _parquet(file)
+
+
 def _parquet(file: Path) -> dict[str, NDArray[Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -6,8 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sim.fleet.summary import DEFINITIONS as FLEET_DEFINITIONS
 from sim.report.units import count, seconds, share, size
-from sim.summary import DEFINITIONS
+from sim.summary import DEFINITIONS as RUN_DEFINITIONS
+
+
+def _ratio(x: float | None) -> str:
+    return "-" if x is None else f"{x:.3g}"
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Metric:
     @property
     def show(self) -> Callable[[float], str]:
         """How the number is written."""
-        return {"fraction": share, "s": seconds, "bytes": size}.get(self.unit, count)
+        return {"fraction": share, "s": seconds, "bytes": size, "ratio": _ratio}.get(self.unit, count)
 
     def _points(self, d: float) -> str:
         p = 100 * abs(d)
@@ -60,6 +65,9 @@ class Metric:
         if self.unit == "fraction":
             return f"{sign}{self._points(d)} points"
         return sign + self.show(abs(d))
+
+
+DEFINITIONS = RUN_DEFINITIONS | FLEET_DEFINITIONS
 
 
 def _metric(
@@ -149,6 +157,11 @@ METRICS: tuple[Metric, ...] = (
     _metric("whole request, p99", "latency.e2e_s.p99", "s", -1),
     _metric("requests per second", "throughput.requests_per_s", "requests/s", 1, True),
     _metric("output tokens per second", "throughput.output_tokens_per_s", "tokens/s", 1),
+    _metric("fleet: imbalance of requests", "fleet.imbalance.requests", "ratio", -1),
+    _metric("fleet: imbalance of computed tokens", "fleet.imbalance.computed_tokens", "ratio", -1, True),
+    _metric("fleet: spread of the load", "fleet.load_spread", "fraction", -1),
+    _metric("fleet: copies of a cached block", "fleet.copies_per_cached_block", "ratio", -1),
+    _metric("fleet: conversations on one replica", "fleet.stayed", "fraction", 0),
     _metric(
         "length of the run", "simulated_s", "s", 0, False, "from its start to its end, simulated or recorded"
     ),

@@ -40,9 +40,15 @@ def lines(summary: Mapping[str, Any], pool_note: str = "") -> list[Row]:
     add(("", _metric("internal waste", waste)))
     add(("", _metric("external fragm.", outside)))
     add(("", _metric("free runs", s["free_runs"], plain=True)))
-    add(("", _metric("running", s["num_running"], plain=True)))
-    add(("", _metric("waiting", s["num_waiting"], plain=True)))
+    each = " a replica" if "fleet" in s else ""
+    add(("", _metric(f"running{each}", s["num_running"], plain=True)))
+    add(("", _metric(f"waiting{each}", s["num_waiting"], plain=True)))
     add(("", ""))
+    if "fleet" in s:
+        from sim.report.fleet_text import fleet_lines
+
+        out += [("", _field(label, text)) for label, text in fleet_lines(s["fleet"])]
+        add(("", ""))
     add(("", _field("wasted memory", _wasted(s["waste"]))))
     add(("", _field("prefix cache", _cache(s["prefix_cache"]))))
     add(("", _field("preemptions", _preemptions(s["preemptions"]))))

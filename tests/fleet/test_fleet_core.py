@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim import capacity
-from sim.fleet.capacity import FleetSettings
-from sim.fleet.config import LeastLoaded, PrefixAffinity, Random, RoundRobin, Router, SessionAffinity
+from sim.fleet.config import (
+    FleetSettings,
+    LeastLoaded,
+    PrefixAffinity,
+    Random,
+    RoundRobin,
+    Router,
+    SessionAffinity,
+)
 from sim.fleet.simulate import FleetResult, FleetSimulation
 from sim.simulate import Simulation
 from tests.core.cases import Case, draw_case, snapshot

@@ -17,7 +17,8 @@ from sim.core.engine import run_until, settle
 from sim.core.lifecycle import NEVER
 from sim.core.state import State
 from sim.fleet import config
-from sim.fleet.capacity import FleetSettings, FleetState, allocate_fleet, sessions
+from sim.fleet.capacity import FleetState, allocate_fleet, sessions
+from sim.fleet.config import FleetSettings
 from sim.reference import routing
 from tests.core.cases import Case
 

@@ -10,6 +10,7 @@ from sim.config import Loaded, load_config
 from sim.config_engine import EngineSettings
 from sim.config_workload import to_workload
 from sim.errors import InputError
+from sim.fleet.single import refuse_fleet
 from sim.resolve import Resolved, resolve
 from validation.logical import LogicalRequest
 from workloads.requests import Workload
@@ -64,6 +65,7 @@ def load_plan(
     loaded = load_config(config, overrides, seed)
     more = [*overrides, *_extra(loaded, vocabulary)]
     resolved = resolve(load_config(config, more, seed))
+    refuse_fleet(resolved, str(config))
     workload = to_workload(resolved.spec, resolved.seed, resolved.folder)
     if workload.clock != "time":
         raise InputError(
