@@ -299,9 +299,7 @@ def allocate(
     table_width = max(1, -(-longest // int(groups.block_size.min())))
     hash_units = max(1, -(-longest // engine.block_size))
     own = 0 if shared else len(workload)
-    ctl = _record(
-        s.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns}
-    )
+    ctl = _record(s.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns})
     count = _record(s.COUNTERS, {})
     if shared:
         params.closed_loop = 0
@@ -309,9 +307,7 @@ def allocate(
         order, sentinel = np.zeros(0, dtype=np.int32), capacity + 2 * shared.position
     else:
         requests = request_records(engine, workload, capacity)
-        seg_ptr, pieces = prompt_pieces(
-            workload, capacity, max(1, workload.seg_id.size + extra_pieces)
-        )
+        seg_ptr, pieces = prompt_pieces(workload, capacity, max(1, workload.seg_id.size + extra_pieces))
         order, sentinel = arrival_order(workload), capacity
     kv = s.KVCache(
         params=params,

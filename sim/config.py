@@ -83,8 +83,8 @@ class RunConfig(Strict):
     )
     router: RouterKey | None = key(
         None,
-        "How requests are sent to the replicas: a section, or the name of its kind; null: `round_robin`. Without"
-        " meaning for one replica.",
+        "How requests are sent to the replicas: a section, or the name of its kind; null: `round_robin`."
+        " Without meaning for one replica.",
     )
     workload: WorkloadSpec = key(..., "What arrives.")
     run: RunSection = key(RunSection, "When to stop, and the warm-up.")

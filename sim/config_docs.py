@@ -75,7 +75,7 @@ class _Page:
         for name in ("run", "output"):
             self.out.append(f"## `{name}`\n")
             self._table(self.defs[_ref(self.root["properties"][name])], f"{name}.")
-        for name in ("step_time", "workload"):
+        for name in ("step_time", "router", "workload"):
             self._kinds(name, self.root["properties"][name])
         done: set[str] = set()
         while left := [t for t in self.shared if t not in done]:
@@ -147,7 +147,8 @@ class _Page:
                 yield self._share(_title([model]), [model])
         elif "oneOf" in prop:
             models = _union(prop)
-            own = any(models == _union(self.root["properties"][n]) for n in ("step_time", "workload"))
+            named = ("step_time", "router", "workload")
+            own = any(models == _union(self.root["properties"][n]) for n in named)
             yield "section with a `kind`" if own else self._share(_title(models) or "Client", models)
         elif "anyOf" in prop:
             for member in prop["anyOf"]:

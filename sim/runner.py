@@ -156,9 +156,7 @@ def simulation_of(resolved: Resolved, workload: Workload, log: LogOptions) -> Si
         return Simulation(resolved.engine, workload, resolved.step_time, log)
     from sim.fleet.simulate import FleetSimulation
 
-    return FleetSimulation(
-        resolved.engine, workload, resolved.step_time, log, resolved.fleet, resolved.seed
-    )
+    return FleetSimulation(resolved.engine, workload, resolved.step_time, log, resolved.fleet, resolved.seed)
 
 
 def check(config: str, overrides: Sequence[str] = (), seed: int | None = None) -> tuple[Resolved, Workload]:

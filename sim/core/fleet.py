@@ -1,14 +1,14 @@
 """The loop over a fleet: arrivals are routed, and each replica runs on the one clock.
 
-Events are ordered by (time, kind, sequence): at one instant the router looks at the replicas, then routes what
-has arrived in order of index, then the replicas make their phases in order of their number. A request that an
-end releases (the next turn of a session, the next of a closed loop) goes through the router again.
+Events are ordered by (time, kind, sequence): at one instant the router looks at the replicas, then routes
+what has arrived in order of index, then the replicas make their phases in order of their number. A request
+that an end releases (the next turn of a session, the next of a closed loop) goes through the router again.
 
 Replicas meet only at the router, so they need not keep step. Nothing is released sooner than ``lookahead_ns``
 after an end, hence all that arrives in a window of that length is known when it begins: the window is routed
 and each replica runs through it alone. A rule that looks at the replicas bounds the window by its next look.
-Where an end may release something at once, or the order of ends matters, phases are made one replica at a time
-in order. How the run is cut into calls, or time into windows, never changes its result.
+Where an end may release something at once, or the order of ends matters, phases are made one replica at a
+time in order. How the run is cut into calls, or time into windows, never changes its result.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def _release_after(f: Fleet, r: int, now: int) -> None:
 
 @inner
 def _advance(f: Fleet, k: int, t_end: int) -> int:
-    """Run replica k's phases before ``t_end``; returns an ExitReason, ENDED when an end has released something
-    and the order of events matters.
+    """Run replica k's phases before ``t_end``; returns an ExitReason, ENDED when an end has released
+    something and the order of events matters.
     """
     address = f.replicas.address[k]
     st = struct_at(f.first, address)
@@ -91,7 +91,7 @@ def _route_next(f: Fleet) -> None:
 
 @inner
 def _run_window(f: Fleet) -> int:
-    """Advance every replica to the window's end; returns DONE, or the reason of a replica whose log is full."""
+    """Advance every replica to the window's end; DONE, or the reason of a replica whose log is full."""
     end = f.ctl.window_end
     for k in range(f.params.num_replicas):
         if f.replicas.next_time[k] < end:
@@ -133,8 +133,8 @@ def run_fleet(f: Fleet, t_end: int, max_events: int) -> int:
     """Run the fleet up to ``t_end`` (ns, exclusive) or until one of the exit reasons holds.
 
     ``max_events`` bounds the routed requests and the advances of replicas in this call, roughly. Returns an
-    ExitReason: DONE, TIME, MAX_STEPS, or LOG_FULL or EVENTS_FULL for replica ``ctl.full_replica``. Modifies the
-    fleet and its replicas in place; a later call goes on where this one stopped.
+    ExitReason: DONE, TIME, MAX_STEPS, or LOG_FULL or EVENTS_FULL for replica ``ctl.full_replica``. Modifies
+    the fleet and its replicas in place; a later call goes on where this one stopped.
     """
     budget = max_events
     looks = f.params.uses_view and f.params.interval_ns > 0

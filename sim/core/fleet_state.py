@@ -1,8 +1,8 @@
 """State of a fleet: replicas of one engine on a shared clock, and the router in front of them.
 
-Each replica is a ``State`` of its own, with its own pool, queues and logs. The requests, and the pieces of their
-prompts, are one array that all replicas and the router share: a request belongs to the replica that it was
-routed to. N replicas, R requests, D sessions, H hash units of the longest prompt, E entries of the index.
+Each replica is a ``State`` of its own, with its own pool, queues and logs. The requests, and the pieces of
+their prompts, are one array that all replicas and the router share: a request belongs to the replica that it
+was routed to. N replicas, R requests, D sessions, H hash units of the longest prompt, E entries of the index.
 """
 
 from __future__ import annotations
@@ -133,4 +133,3 @@ class Fleet(Struct):
     seg_ptr: I64  # (R + 1,) pieces of a prompt
     pieces: Record  # PIECE[M]
     tokens: I32  # (K,) pool of explicit token ids
-

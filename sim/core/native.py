@@ -1,8 +1,8 @@
 """Jitted code that reaches other structs, and the engine, by their addresses.
 
 A loop over many engines takes them as an array of addresses. ``struct_at`` is the struct at one of them, and
-``call_engine`` calls the machine code of ``engine.run_until``, which is compiled already: the loop's own module
-does not hold the engine a second time, so it compiles in a second or two.
+``call_engine`` calls the machine code of ``engine.run_until``, which is compiled already: the loop's own
+module does not hold the engine a second time, so it compiles in a second or two.
 
 With NUMBA_DISABLE_JIT an address is looked up among the structs whose addresses were asked for.
 """
@@ -64,7 +64,7 @@ def _lower_struct_at(_typing: Any, like: Any, _address: Any) -> Any:
 def _lower_call_engine(
     _typing: Any, _code: Any, like: Any, _address: Any, _t_end: Any, _max_steps: Any
 ) -> Any:
-    """Typing and code of ``call_engine(code, like, address, t_end, max_steps)``: ``run_until`` of the state."""
+    """Typing and code of ``call_engine(code, like, address, t_end, max_steps)``: ``run_until``."""
     if not isinstance(like, StructType):
         return None
     taken = (like, types.int64, types.int64)

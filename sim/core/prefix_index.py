@@ -1,8 +1,8 @@
 """The router's guess of who caches which prefix (llm-d router, plug-in approx-prefix-cache-producer).
 
-For each replica a list, by last use, of the hashes of the prompts that it was sent; the list is as long as the
-replica's pool has blocks, and the hash that was used longest ago falls out. It is a guess: the replica evicts
-by its own rules, and outputs are not in the index.
+For each replica a list, by last use, of the hashes of the prompts that it was sent; the list is as long as
+the replica's pool has blocks, and the hash that was used longest ago falls out. It is a guess: the replica
+evicts by its own rules, and outputs are not in the index.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def hash_prompt(f: Fleet, r: int) -> int:
         while offset < length:
             if n >= f.params.max_units:
                 return n
-            take = min(length - offset, unit - position)
+            take: int = min(length - offset, unit - position)
             content += content_sum(
                 f.tokens, f.index.mult, seg, f.pieces.start[piece] + offset, take, position, vocab
             )

@@ -1,7 +1,7 @@
 """Every array of a fleet, sized and allocated before the run.
 
-The requests and their prompts are allocated once, for all replicas; what a replica has for itself (pool, block
-tables, queues, logs) costs memory only where its run really goes.
+The requests and their prompts are allocated once, for all replicas; what a replica has for itself (pool,
+block tables, queues, logs) costs memory only where its run really goes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from sim.core.block_hash import hash_multipliers
 from sim.core.lifecycle import NEVER
 from sim.core.native import address_of, engine_address
 from sim.core.state import State
-from sim.fleet.config import FleetSettings, LeastLoaded, PrefixAffinity, Random, RoundRobin, Router, SessionAffinity
+from sim.fleet.config import (
+    FleetSettings,
+    LeastLoaded,
+    PrefixAffinity,
+    Random,
+    RoundRobin,
+    Router,
+    SessionAffinity,
+)
 from sim.step_time import StepTime
 from workloads.requests import Workload
 
@@ -37,7 +45,7 @@ _RULES = {
     SessionAffinity: fs.ROUTE_SESSION,
     PrefixAffinity: fs.ROUTE_PREFIX,
 }
-#: Without anything that an end releases a window could be endless; so long it is at most, for progress and Ctrl-C.
+#: Where ends release nothing a window could be endless; it is at most so long, for progress and Ctrl-C.
 _LONGEST_WINDOW_NS = 1_000_000_000
 _MIN_UNIT = 64
 
@@ -121,7 +129,7 @@ def _fleet_params(
             "rule": _RULES[type(router)],
             "score": score,
             "first_by_load": int(isinstance(router, SessionAffinity) and by_load),
-            "interval_ns": router.stats_interval if uses_view else 0,
+            "interval_ns": int(getattr(router, "stats_interval", 0)) if uses_view else 0,
             "uses_view": int(uses_view),
             "uses_in_flight": int(by_load and score == fs.SCORE_IN_FLIGHT),
             "ordered_ends": int(workload.closed_loop),
@@ -190,9 +198,7 @@ def allocate_fleet(
         first=states[0],
         replicas=view,
         requests=requests,
-        queues=fs.Arrivals(
-            order=arrival_order(workload), arrival_heap=np.zeros(max(1, n), dtype=np.int32)
-        ),
+        queues=fs.Arrivals(order=arrival_order(workload), arrival_heap=np.zeros(max(1, n), dtype=np.int32)),
         index=index,
         replica_of=np.full(max(1, n), -1, dtype=np.int32),
         first_child=first_child,

@@ -33,36 +33,34 @@ class LeastLoaded(Strict):
     kind: Literal["least_loaded"] = key("least_loaded", "The least loaded replica.")
     score: Literal["in_flight", "waiting_x4"] = key(
         "in_flight",
-        "What is least. `in_flight` (vLLM 0.32): the larger of the requests sent and not ended, and of waiting +"
-        " running; plus waiting * 6 * (KV usage - 0.5) where requests wait and usage is above one half."
+        "What is least. `in_flight` (vLLM 0.32): the larger of two counts, requests sent and not ended, and"
+        " waiting + running; plus waiting * 6 * (KV usage - 0.5) where requests wait and usage is above one half."
         " `waiting_x4` (vLLM 0.9 and some releases after it): 4 * waiting + running.",
     )
     stats_interval: Duration = key(
         "100ms",
-        "Time between two looks at waiting, running and usage; 0: at every request. Between two looks the router"
-        " adds what it sends to what waits.",
+        "Time between two looks at waiting, running and usage; 0: at every request. Between two looks the"
+        " router adds what it sends to what waits.",
         "duration",
     )
 
 
 class SessionAffinity(Strict):
-    """All requests of a conversation go to one replica; a request without a conversation is one of its own."""
+    """A conversation's requests go to one replica; a request without one is a conversation of its own."""
 
     kind: Literal["session_affinity"] = key("session_affinity", "A conversation stays where it began.")
     first: Literal["hash", "least_loaded"] = key(
         "hash",
         "Where a conversation begins. `hash`: by a hash of its id, whatever the load (production-stack's"
-        " `session`). `least_loaded`: as the router of that kind says (a session cookie behind a load balancer,"
-        " llm-d's session affinity).",
+        " `session`). `least_loaded`: as the router of that kind says (a session cookie behind a load"
+        " balancer, llm-d's session affinity).",
     )
-    stats_interval: Duration = key(
-        "100ms", "For `first: least_loaded`: as there.", "duration"
-    )
+    stats_interval: Duration = key("100ms", "For `first: least_loaded`: as there.", "duration")
 
 
 class PrefixAffinity(Strict):
-    """The highest weighted sum of three scores from 0 to 1, as in the llm-d router (and the endpoint picker of
-    the Gateway API inference extension): prefix, queue, free KV cache; a random one of equals.
+    """The highest weighted sum of three scores from 0 to 1, as in the llm-d router (and the endpoint picker
+    of the Gateway API inference extension): prefix, queue, free KV cache; a random one of equals.
     """
 
     kind: Literal["prefix_affinity"] = key("prefix_affinity", "Where the prompt's beginning is cached.")

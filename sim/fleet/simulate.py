@@ -46,8 +46,8 @@ class FleetResult(RunResult):
     Attributes:
         replicas: each replica's own result; its `requests` are those that were sent to it.
         routed: requests sent to each replica.
-        conversations: those of two requests or more; of these, those that one replica served alone; the sum of
-            the numbers of replicas that served one.
+        conversations: those of two requests or more; of these, those that one replica served alone; the sum
+            of the numbers of replicas that served one.
         cached: distinct hashes that the replicas' prefix caches hold at the end, and all of them with their
             copies.
     """
@@ -213,9 +213,7 @@ def summed_steps(parts: Sequence[Columns], usable: int) -> Columns:
         if name == "time_ns":
             continue
         empty = usable if name in ("num_free_blocks", "largest_free_run") else int(name == "free_runs")
-        values = [
-            np.where(at >= 0, part[name][np.maximum(at, 0)], empty) if len(part[name]) else np.full_like(at, empty)
-            for part, at in zip(parts, last, strict=True)
-        ]
+        # before a replica's first row the index is -1, which is the pool as it begins
+        values = [np.append(part[name], empty)[at] for part, at in zip(parts, last, strict=True)]
         out[name] = np.max(values, axis=0) if name in _NOT_SUMMED else np.sum(values, axis=0)
     return out

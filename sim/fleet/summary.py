@@ -1,8 +1,8 @@
 """The fleet's part of a summary: what the routing did, replica by replica.
 
-The rest of the summary describes the fleet as a whole: the pool is that of all replicas together, counters are
-sums, requests and latencies are those of everybody. What is weighted over time (usage, fragmentation, running,
-waiting, free runs) is that of one replica, weighted over replicas and time.
+The rest of the summary describes the fleet as a whole: the pool is that of all replicas together, counters
+are sums, requests and latencies are those of everybody. What is weighted over time (usage, fragmentation,
+running, waiting, free runs) is that of one replica, weighted over replicas and time.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from sim.simulate import RunResult
 
 DEFINITIONS = {
-    "fleet": "several engines behind a router; usage, fragmentation, free runs, running and waiting are those of"
-    " one replica, weighted over replicas and time; pool, counters and requests are those of all together",
+    "fleet": "several engines behind a router; usage, fragmentation, free runs, running and waiting are those"
+    " of one replica, weighted over replicas and time; pool, counters and requests are those of all together",
     "imbalance": "the largest of the replicas' values / their mean (1: perfectly even)",
     "computed_tokens": "the largest of the replicas' computed tokens / their mean",
-    "load_spread": "standard deviation over the replicas of running + waiting requests / their mean, averaged over"
-    " the rows of steps.parquet after the warm-up in which there is any request",
-    "copies_per_cached_block": "hashes in all prefix caches together / distinct hashes, at the end of the run",
+    "load_spread": "standard deviation over the replicas of running + waiting requests / their mean, averaged"
+    " over the rows of steps.parquet after the warm-up in which there is any request",
+    "copies_per_cached_block": "hashes in all prefix caches / distinct hashes, at the end of the run",
     "stayed": "conversations of two requests or more that one replica served alone / all such conversations",
     "replicas_per_conversation": "mean number of replicas that served a conversation of two requests or more",
 }

@@ -1,18 +1,19 @@
 """Routers in front of a fleet, in plain Python: the rules that ``sim.core.routing`` has compiled.
 
-A router sees a request (its prompt's tokens, its conversation) and, of each replica, what `Seen` holds. What it
-follows:
+A router sees a request (its prompt's tokens, its conversation) and, of each replica, what `Seen` holds. What
+it follows:
 
 - `RoundRobin`: production-stack, `RoundRobinRouter`: requests in turn over the endpoints in fixed order.
-- `LeastLoaded`: vLLM 0.32.0, `DPLBAsyncMPClient.get_core_engine_for_request` with one API server; counts arrive
-  from `DPCoordinatorProc` every 100 ms, and what is sent meanwhile is added to what waits. With
-  ``waiting_x4``: the score of the releases before the in-flight count, 4 * waiting + running, ties to the first.
+- `LeastLoaded`: vLLM 0.32.0, `DPLBAsyncMPClient.get_core_engine_for_request` with one API server; counts
+  arrive from `DPCoordinatorProc` every 100 ms, and what is sent meanwhile is added to what waits. With
+  ``waiting_x4``: the score of the releases before the in-flight count, 4 * waiting + running, ties to the
+  first.
 - `SessionAffinity`: production-stack, `SessionRouter` (by hash), and session affinity that remembers where a
-  session began (llm-d router, `session-affinity` filter). Our hash is not a consistent-hash ring: the replicas
-  never change, so a ring would only be a less even hash.
+  session began (llm-d router, `session-affinity` filter). Our hash is not a consistent-hash ring: the
+  replicas never change, so a ring would only be a less even hash.
 - `PrefixAffinity`: llm-d router (and the endpoint picker of the Gateway API inference extension): the scorers
-  `prefix-cache-scorer` on `approx-prefix-cache-producer`, `queue-scorer` and `kv-cache-utilization-scorer` with
-  the default weights 3, 2, 2, and `max-score-picker`, which takes a random one of equals.
+  `prefix-cache-scorer` on `approx-prefix-cache-producer`, `queue-scorer` and `kv-cache-utilization-scorer`
+  with the weights 3, 2, 2 of the default profile, and `max-score-picker`: a random one of equals.
 - `Random`: llm-d router, `random-picker`.
 """
 
@@ -181,7 +182,7 @@ class PrefixAffinity:
                 held.popitem(last=False)
         return best
 
-    def _prefixes(self, prompt: Prompt) -> list[Hashable]:
+    def _prefixes(self, prompt: Prompt) -> Sequence[Hashable]:
         ends = range(self.unit, len(prompt.tokens) + self.unit, self.unit)
         return [(prompt.salt, tuple(prompt.tokens[:end])) for end in ends][: self.max_units]
 

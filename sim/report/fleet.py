@@ -46,7 +46,9 @@ def fleet_parts(run: RunFolder) -> list[Part]:
         return []
     said = [f"{label}: {text}." for label, text in fleet_lines(fleet)]
     parts: list[Part] = [
-        Paragraph((f"Requests were routed by {router_text(fleet['router'])} to {fleet['replicas']} replicas.",)),
+        Paragraph(
+            (f"Requests were routed by {router_text(fleet['router'])} to {fleet['replicas']} replicas.",)
+        ),
         *(Paragraph((line[0].upper() + line[1:],), "note") for line in said[1:]),
         _table(fleet),
     ]

@@ -1,4 +1,4 @@
-"""The picture of a fleet: usage, load and waste of every replica over time, hit rates and requests beside them."""
+"""The picture of a fleet: usage, load and fragmentation of every replica over time; hit rates, requests."""
 
 from __future__ import annotations
 
@@ -96,14 +96,16 @@ def fleet_figure(summary: Mapping[str, Any], rows: Rows) -> Figure | None:
 
     figure = Figure(figsize=(8.2, 10.4))
     axes = figure.subplots(5, 1, gridspec_kw={"hspace": 0.62, "height_ratios": (1.25, 1.25, 1.25, 1, 1)})
-    figure.subplots_adjust(left=0.085, right=0.975, top=0.895, bottom=0.05)
+    figure.subplots_adjust(left=0.085, right=0.955, top=0.895, bottom=0.05)
     percent = FuncFormatter(lambda v, _: f"{100 * v:.3g} %")
-    for ax, (title, kind, values) in zip(axes, panels(rows, fleet["usable_blocks_per_replica"]), strict=False):
+    for ax, (title, kind, values) in zip(
+        axes, panels(rows, fleet["usable_blocks_per_replica"]), strict=False
+    ):
         grid, end = grid_over_time(rows, values, n)
         image = heat(ax, grid, end, kind)
         ax.set_title(title, color="black", pad=4)
         bar = figure.colorbar(image, ax=ax, pad=0.015, fraction=0.04, aspect=12)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         if kind == "share":
             bar.ax.yaxis.set_major_formatter(percent)
         else:
@@ -122,16 +124,16 @@ def fleet_figure(summary: Mapping[str, Any], rows: Rows) -> Figure | None:
     )
     ax = axes[4]
     ax.bar(at, [p["requests"] for p in parts], 0.8, color=style.GREEN, linewidth=0)
-    ax.axhline(
-        sum(p["requests"] for p in parts) / n, color=style.BLACK, linewidth=0.8, linestyle=(0, (3, 3))
-    )
+    ax.axhline(sum(p["requests"] for p in parts) / n, color=style.BLACK, linewidth=0.8, linestyle=(0, (3, 3)))
     ax.set_title("Requests, by replica (line: mean)", color="black", pad=4)
     ax.set_xlabel("replica", labelpad=2)
     for ax in axes[3:]:
         ax.set_xlim(-0.6, n - 0.4)
         ax.xaxis.set_major_locator(MaxNLocator(16, integer=True))
         ax.grid(False, axis="x")
-    figure.text(0.02, 0.978, f"{summary['name']}: the fleet", fontsize=13, fontweight="bold", va="center")
+    figure.text(
+        0.02, 0.978, f"{summary['name']}, replica by replica", fontsize=13, fontweight="bold", va="center"
+    )
     even = fleet["imbalance"]["computed_tokens"]
     text = (
         f"{n} replicas of {count(fleet['usable_blocks_per_replica'])} blocks, {router_text(fleet['router'])};"

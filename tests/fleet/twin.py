@@ -33,7 +33,9 @@ def twin_router(settings: FleetSettings, case: Case, seed: int) -> routing.AnyRo
     if isinstance(router, config.LeastLoaded):
         return routing.LeastLoaded(router.score)
     if isinstance(router, config.SessionAffinity):
-        return routing.SessionAffinity(seed, routing.LeastLoaded() if router.first == "least_loaded" else None)
+        return routing.SessionAffinity(
+            seed, routing.LeastLoaded() if router.first == "least_loaded" else None
+        )
     unit = max(64, case.engine.block_size) if router.unit_tokens == "auto" else router.unit_tokens
     capacity = case.engine.num_gpu_blocks if router.index_capacity == "auto" else router.index_capacity
     max_units = max(1, router.max_prefix_tokens // unit)
