@@ -33,8 +33,8 @@ class LeastLoaded(Strict):
     kind: Literal["least_loaded"] = key("least_loaded", "The least loaded replica.")
     score: Literal["in_flight", "waiting_x4"] = key(
         "in_flight",
-        "What is least. `in_flight` (vLLM 0.32): the larger of two counts, requests sent and not ended, and"
-        " waiting + running; plus waiting * 6 * (KV usage - 0.5) where requests wait and usage is above one half."
+        "What is least. `in_flight` (vLLM 0.32): the larger of requests sent and not ended, and"
+        " waiting + running; plus waiting * 6 * (KV usage - 0.5) where requests wait and usage is above half."
         " `waiting_x4` (vLLM 0.9 and some releases after it): 4 * waiting + running.",
     )
     stats_interval: Duration = key(
