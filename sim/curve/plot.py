@@ -83,17 +83,8 @@ def _lines(ax: Axes, result: Result) -> None:
     knee = curve.knee()
     if knee:
         at = float(curve.hit_rates([knee])[0])
-        ax.plot([knee], [at], "o", color=style.RED, markersize=5.5, zorder=6)
-        ax.annotate(
-            f"knee: {count(knee)} blocks, {share(at)}",
-            (knee, at),
-            xytext=(7, -14) if knee < np.sqrt(x[0] * x[-1]) else (-2, -15),
-            ha="left" if knee < np.sqrt(x[0] * x[-1]) else "right",
-            textcoords="offset points",
-            fontsize=8.5,
-            color=style.RED,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
-        )
+        label = f"knee: {count(knee)} blocks, {share(at)}"
+        ax.plot([knee], [at], "o", color=style.RED, markersize=5.5, zorder=6, label=label)
 
 
 def _axes(ax: Axes, result: Result) -> None:
@@ -126,7 +117,7 @@ def _axes(ax: Axes, result: Result) -> None:
         color="#444444",
         va="center",
     )
-    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.1), borderaxespad=0.0, ncols=1)
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.075), borderaxespad=0.0, ncols=1)
 
 
 def _marks(ax: Axes, result: Result) -> None:

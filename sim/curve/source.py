@@ -23,6 +23,7 @@ gpu: "{gpu}"
 engine: {{max_model_len: 2048}}
 workload: {{kind: batch, num_requests: 1}}
 """
+_HYBRID = "no pool of {model} is marked: layers of several kinds share its blocks, which is not one LRU cache"
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,12 @@ def _read_trace(path: str, asked: Asked) -> Source:
     return Source(name, workload, int(used), "lru")
 
 
+def _one_full_group(resolved: Resolved) -> bool:
+    """Whether the pool serves one group of full-attention layers, so that its size is that of one cache."""
+    groups = resolved.engine.kv_cache_groups
+    return len(groups) == 1 and groups[0].type == "full"
+
+
 def _pool(resolved: Resolved, model: str, block_size: int) -> Pool:
     engine = resolved.engine
     tensor_parallel = int(resolved.config["engine"]["tensor_parallel_size"])
@@ -177,6 +184,8 @@ def pools(
     notes: list[str] = []
     if source.config is not None and model is None and not gpus:
         resolved = resolve(load_config(source.config, asked.overrides, asked.seed))
+        if not _one_full_group(resolved):
+            return [], [_HYBRID.format(model=source.model or source.name)]
         return [_pool(resolved, source.model or source.name, block_size)], notes
     model = model or source.model
     if model is None:
@@ -198,12 +207,16 @@ def pools(
             try:
                 resolved = resolve(load_config(path, overrides))
             except InputError as e:
+                if "kv_cache_groups" in e.message:
+                    return [], [*notes, _HYBRID.format(model=model)]
                 if "leaves no room" not in e.message:
                     names = {"model": "--model", "gpu": "--gpu"}
                     option = next((o for k, o in names.items() if f"unknown {k}" in e.message), "--gpu")
                     raise InputError(e.message, option, hint=e.hint) from e
                 notes.append(e.message)
                 continue
+            if not _one_full_group(resolved):
+                return [], [*notes, _HYBRID.format(model=model)]
             found.append(_pool(resolved, model, block_size))
     found.sort(key=lambda pool: (pool.blocks, pool.label))
     return found, notes

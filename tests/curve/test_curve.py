@@ -307,6 +307,14 @@ def test_command_on_a_config(curve_of: Callable[..., Result]) -> None:
     assert any("leaves no room for a KV cache on l40s" in note for note in data["notes"])
 
 
+def test_models_with_groups_of_layers_are_not_marked(curve_of: Callable[..., Result]) -> None:
+    done = curve_of("t.jsonl", "--model", "gemma-2-9b", "--json")
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert data["pools"] == []
+    assert any("no pool of gemma-2-9b is marked" in note for note in data["notes"])
+
+
 def test_command_on_a_trace(curve_of: Callable[..., Result]) -> None:
     done = curve_of(
         "t.jsonl", "--sizes", "1,4,8,20", "--out", "c.csv", "--model", "qwen2.5-7b", "--gpu", "h100"
