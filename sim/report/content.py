@@ -27,7 +27,7 @@ from sim.report.document import (
     plain_text,
 )
 from sim.report.fleet import DEFINITIONS as FLEET_DEFINITIONS
-from sim.report.fleet import fleet_parts
+from sim.report.fleet import fleet_parts, sums_note
 from sim.report.folder import RunFolder
 from sim.report.moments import Moment, external, find_moments, moments_table
 from sim.report.request_tables import waste_histogram, worst_requests
@@ -244,7 +244,8 @@ def _over_time(run: RunFolder, moments: Sequence[Moment]) -> list[Part]:
     specs = [x for x in specs if x.key not in _ONLY_IF_ANY or steps[_ONLY_IF_ANY[x.key]][-1] > 0]
     grown = np.flatnonzero(np.diff(steps["preemptions"], prepend=0) > 0)
     marks = [Marked(m.time_ns, m.label) for m in moments]
-    return list(curves.curve_charts(steps, specs, marks, steps["time_ns"][grown]))
+    charts: list[Part] = list(curves.curve_charts(steps, specs, marks, steps["time_ns"][grown]))
+    return [*sums_note(run), *charts]
 
 
 def _pool(run: RunFolder, a: Analysis, moments: Sequence[Moment]) -> list[Part]:

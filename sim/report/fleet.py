@@ -59,6 +59,17 @@ def fleet_parts(run: RunFolder) -> list[Part]:
     return parts
 
 
+def sums_note(run: RunFolder) -> list[Part]:
+    """What the curves over time show of a fleet; [] for one engine."""
+    if "fleet" not in run.summary:
+        return []
+    text = (
+        "The curves are those of all replicas together: counts are sums, shares are of all their blocks."
+        " Means beside them are those of one replica."
+    )
+    return [Paragraph((text,), "note")]
+
+
 def _table(fleet: Any) -> Table:
     entries = fleet["per_replica"]
     caption = ""
