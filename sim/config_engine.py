@@ -7,7 +7,7 @@ of the pool and the batch limits may be left to the model and the GPU, as in vLL
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,9 +18,16 @@ from sim.config_switches import Release, SwitchKeys
 from sim.config_types import Bytes, Positive, Share, Strict, key
 from sim.config_yaml import Problem, read_json, to_input_errors
 from sim.errors import InputError, raise_all
-from sim.profiles import DEFAULT_RELEASE, Rules, rules_of
+from sim.profiles import (
+    DEFAULT_RELEASE,
+    FIRST_RELEASE,
+    LAST_RELEASE,
+    Rules,
+    missing_keys,
+    releases,
+    rules_of,
+)
 
-SUPPORTED_VLLM = ("0.32",)
 SIMULATED_GROUP_TYPES = ("full",)
 
 GroupType = Literal["full", "sliding_window", "chunked_local", "mamba", "cross_attention"]
@@ -89,6 +96,11 @@ class EngineSettings:
     def reserves_full_sequence(self) -> bool:
         """Whether an admission wants free blocks for all known tokens."""
         return self.scheduler_reserve_full_isl and self.rules.full_sequence_reserve == "on"
+
+    def without_later_keys(self) -> EngineSettings:
+        """These settings as the release can have them: keys that it does not know mean nothing."""
+        missing = missing_keys(self.vllm)
+        return replace(self, **{name: later.absent for name, later in missing.items()})
 
     @property
     def scheduled_tokens(self) -> int:
@@ -195,6 +207,18 @@ class SharedKeys(Strict):
         """The KV-cache groups as the core takes them, or None if they are to come from the model."""
         given: list[GroupConfig] | str = getattr(self, "kv_cache_groups", "auto")
         return None if isinstance(given, str) else tuple(KVCacheGroup(**g.model_dump()) for g in given)
+
+    def later_key_problems(self, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
+        """Keys that are given and that the release does not have, unless they say what it does anyway."""
+        return [
+            Problem(
+                (*prefix, name),
+                f"vLLM {self.vllm} has no {name}: it came with {later.since}",
+                f"leave it out, or use engine.vllm from '{later.since}' on",
+            )
+            for name, later in missing_keys(self.vllm).items()
+            if name in self.model_fields_set and getattr(self, name) != later.absent
+        ]
 
     def values(self) -> dict[str, Any]:
         """The keys of `EngineSettings` as they are in force; numbers that are left to vLLM stay `auto`."""
@@ -348,7 +372,8 @@ def load_engine_json(path: str | Path) -> EngineSettings:
         raise_all(to_input_errors(problems, document))
         raise AssertionError("a failed validation has problems")
     settings = parsed.settings()
-    raise_all(to_input_errors(check_settings(settings), document))
+    problems = parsed.later_key_problems() + check_settings(settings)
+    raise_all(to_input_errors(problems, document))
     return settings
 
 
@@ -398,14 +423,9 @@ def check_settings(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> lis
 def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
     """What a config may say but the core does not simulate yet: the one place to lift such a limit."""
     out: list[Problem] = []
-    if s.vllm not in SUPPORTED_VLLM or s.switches:
-        out.append(
-            Problem(
-                (*prefix, "vllm"),
-                f"the rules of vLLM {s.vllm} are not simulated yet",
-                f"simulated: {', '.join(SUPPORTED_VLLM)}",
-            )
-        )
+    if s.vllm not in releases():
+        known = f"known: '{FIRST_RELEASE}' to '{LAST_RELEASE}'"
+        out.append(Problem((*prefix, "vllm"), f"the rules of vLLM {s.vllm} are not known", known))
     if s.prefix_match_unit not in (None, s.block_size):
         out.append(
             Problem(
@@ -440,8 +460,8 @@ def require_simulated(s: EngineSettings) -> None:
 
 
 def blocks_of_longest_request(s: EngineSettings) -> int:
-    """Blocks vLLM >= 0.29 wants at start-up: those of one request of max_model_len, and the null block."""
-    return -(-s.max_model_len // s.block_size) + 1
+    """Blocks wanted at start-up: those of one request of max_model_len and, since 0.29, the null block."""
+    return -(-s.max_model_len // s.block_size) + (1 if s.rules.null_in_check == "on" else 0)
 
 
 def check_pool(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:

@@ -11,9 +11,9 @@ the rules from here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 DEFAULT_RELEASE = "0.32"
 
@@ -208,15 +208,29 @@ SWITCHES: tuple[Switch, ...] = (
     ),
 )
 
-#: Keys of the engine that a release does not know yet: name -> first release that has them.
-KEY_ONSETS = {
-    "scheduler_reserve_full_isl": "0.19",
-    "max_num_scheduled_tokens": "0.17",
-    "watermark": "0.24",
-    "prefix_cache_retention_interval": "0.23",
-    "prefix_match_unit": "0.26",
-    "max_num_active_seqs": "0.31",
-    "long_prefill_token_threshold_adaptive": "0.31",
+
+@dataclass(frozen=True)
+class LaterKey:
+    """A key of the engine that the oldest releases do not have.
+
+    Attributes:
+        since: first release that has it.
+        absent: the value that means what releases without it do.
+    """
+
+    since: str
+    absent: Any
+
+
+#: By name. The retention interval was an environment variable from 0.23 to 0.28.
+LATER_KEYS = {
+    "max_num_scheduled_tokens": LaterKey("0.17", None),
+    "scheduler_reserve_full_isl": LaterKey("0.19", False),
+    "prefix_cache_retention_interval": LaterKey("0.23", None),
+    "watermark": LaterKey("0.24", 0.0),
+    "prefix_match_unit": LaterKey("0.26", None),
+    "max_num_active_seqs": LaterKey("0.31", None),
+    "long_prefill_token_threshold_adaptive": LaterKey("0.31", False),
 }
 
 
@@ -289,9 +303,9 @@ def rules_of(release: str, changed: tuple[tuple[str, str], ...] = ()) -> Rules:
     return Rules(**values)  # type: ignore[arg-type]
 
 
-def missing_keys(release: str, given: Iterable[str]) -> list[str]:
-    """Those of the given engine keys that a release does not have."""
-    return [k for k in given if k in KEY_ONSETS and release_key(release) < release_key(KEY_ONSETS[k])]
+def missing_keys(release: str) -> dict[str, LaterKey]:
+    """The engine's keys that a release does not have."""
+    return {k: v for k, v in LATER_KEYS.items() if release_key(release) < release_key(v.since)}
 
 
 def changes_between(older: str, newer: str) -> list[tuple[Switch, Onset]]:

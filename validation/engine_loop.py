@@ -11,6 +11,7 @@ from sim.config_engine import EngineSettings
 from validation.live_state import SchedulerRecorder
 from validation.logical import LogicalRequest
 from validation.steplog import Recording
+from validation.vllm_release import waiting_requests
 
 
 class EngineLoop(ABC):
@@ -73,7 +74,7 @@ class EngineLoop(ABC):
     def _stuck(self, out_of_patience: bool) -> str | None:
         """Why nothing can ever happen again, or None. Asked when no arrivals are left."""
         scheduler, log = self.scheduler, self.recorder.log
-        waiting = [*scheduler.kv_holding_waiting, *scheduler.waiting]
+        waiting = waiting_requests(scheduler)
         if not waiting or any(batch.total_num_scheduled_tokens for batch in self.batches_in_flight()):
             return None
         head = waiting[0]

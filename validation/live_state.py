@@ -1,8 +1,7 @@
 """Rows of a step log from the live objects of a vLLM scheduler.
 
 `SchedulerRecorder` wraps the methods of one scheduler object; the scheduler of a driver without a model and
-that of a whole running engine are recorded by the same code. Written for vLLM 0.32.0: Scheduler,
-KVCacheManager, BlockPool.
+that of a whole running engine are recorded by the same code, in any release that `vllm_release` knows.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from validation.steplog import COLUMNS, Columns, empty_log
+from validation.vllm_release import waiting_requests
 
 
 def _crc_int32(values: Any, start: int = 0) -> int:
@@ -110,7 +110,7 @@ class SchedulerRecorder:
 
     def _engine_state(self) -> dict[str, Any]:
         s = self.scheduler
-        waiting = [*s.kv_holding_waiting, *s.waiting]
+        waiting = waiting_requests(s)
         counts = [
             a + b
             for a, b in zip(self._taken_stats, _counts(s.kv_cache_manager.prefix_cache_stats), strict=True)

@@ -1,8 +1,9 @@
-"""Target `scheduler`: the real Scheduler, KVCacheManager and BlockPool of vLLM 0.32.0 with no model.
+"""Target `scheduler`: the real Scheduler, KVCacheManager and BlockPool of a vLLM release with no model.
 
 Output tokens are known beforehand, and calls are made in the order of vLLM's engine core: EngineCore.step
-(schedule, update) or, with async scheduling, EngineCore.step_with_batch_queue with a queue of two. vllm is
-imported inside functions only.
+(schedule, update) or, with async scheduling, EngineCore.step_with_batch_queue with a queue of two. Up to 0.22
+the latter asks whether a batch that has just been started is done already, which depends on its luck; here,
+as on a GPU, it never is. vllm is imported inside functions only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.config_engine import EngineSettings
+from validation import vllm_release
 from validation.engine_loop import EngineLoop
 from validation.logical import LogicalRequest
 from validation.steplog import Recording
@@ -28,26 +30,14 @@ def make_scheduler(settings: EngineSettings) -> tuple[Any, Callable[..., Any] | 
     The function is None without prefix caching. Raises InputError for what vLLM refuses.
     """
     from vllm.utils.hashing import get_hash_fn_by_name
-    from vllm.v1.core.kv_cache_utils import (
-        get_request_block_hasher,
-        init_none_hash,
-        resolve_kv_cache_block_sizes,
-    )
-    from vllm.v1.structured_output import StructuredOutputManager
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 
     with tempfile.TemporaryDirectory(prefix="kvpool-model-") as folder:
         config = vllm_config(settings, Path(folder))
     groups = kv_cache_config(settings)
     with refusals("these KV-cache groups"):
-        block_size, hash_block_size = resolve_kv_cache_block_sizes(groups, config)
-        scheduler = config.scheduler_config.get_scheduler_cls()(
-            vllm_config=config,
-            kv_cache_config=groups,
-            structured_output_manager=StructuredOutputManager(config),
-            block_size=block_size,
-            hash_block_size=hash_block_size,
-            log_stats=True,
-        )
+        block_size, hash_block_size = vllm_release.block_sizes(groups, config)
+        scheduler = vllm_release.make_scheduler(config, groups, block_size, hash_block_size)
     if not settings.enable_prefix_caching:
         return scheduler, None
     hash_function = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
@@ -69,7 +59,7 @@ def arm_end_token(live: Any, request: LogicalRequest) -> None:
     The end token is an ordinary id of the vocabulary and may occur earlier in the output too.
     """
     if request.stops_by_end_token and live.num_output_tokens == len(request.output_token_ids) - 1:
-        live.sampling_params._eos_token_id = request.output_token_ids[-1]
+        vllm_release.set_end_token(live, request.output_token_ids[-1])
 
 
 class SchedulerLoop(EngineLoop):
@@ -79,6 +69,7 @@ class SchedulerLoop(EngineLoop):
         scheduler, self.hasher = make_scheduler(settings)
         super().__init__(settings, requests, scheduler)
         self.queue: deque[tuple[Any, frozenset[str]]] = deque()
+        self.queues_empty_batch = vllm_release.queues_empty_batch()
 
     def step(self) -> bool:
         """One step in the order of EngineCore.step_fn."""
@@ -90,13 +81,11 @@ class SchedulerLoop(EngineLoop):
 
     def add(self, request: LogicalRequest, arrival_time: float) -> None:
         """Add a request as EngineCore.add_request does."""
-        from vllm.v1.request import Request
-
         with refusals(f"request {request.request_id!r}"):
             if len(request.prompt_token_ids) >= self.settings.max_model_len:
                 raise ValueError(f"its {len(request.prompt_token_ids)} tokens reach max_model_len")
             self.scheduler.add_request(
-                Request(
+                vllm_release.make_request(
                     request_id=request.request_id,
                     prompt_token_ids=list(request.prompt_token_ids),
                     sampling_params=sampling_params(request),
@@ -109,9 +98,11 @@ class SchedulerLoop(EngineLoop):
             )
 
     def _schedule(self) -> tuple[Any, frozenset[str]]:
-        batch = self.scheduler.schedule()
         live = self.scheduler.requests
-        return batch, frozenset(r for r in batch.num_scheduled_tokens if not live[r].is_prefill_chunk)
+        before = vllm_release.placeholders(live.values())
+        batch = self.scheduler.schedule()
+        sampling = (r for r in batch.num_scheduled_tokens if vllm_release.samples(live[r], before))
+        return batch, frozenset(sampling)
 
     def _step(self) -> bool:
         return self._update(*self._schedule()) if self.has_work() else False
@@ -121,22 +112,17 @@ class SchedulerLoop(EngineLoop):
             entry = self._schedule()
             executed = entry[0].total_num_scheduled_tokens > 0
             self.queue.append(entry)
-            if len(self.queue) < BATCH_QUEUE_SIZE and (executed or self.scheduler.has_requests()):
+            waits = executed or (self.queues_empty_batch and self.scheduler.has_requests())
+            if len(self.queue) < BATCH_QUEUE_SIZE and waits:
                 return False
         elif not self.queue:
             return False
         return self._update(*self.queue.popleft())
 
     def _update(self, batch: Any, sampling: frozenset[str]) -> bool:
-        from vllm.v1.outputs import ModelRunnerOutput
-
         ids = list(batch.num_scheduled_tokens)
         sampled = [[self._next_token(r)] if r in sampling else [] for r in ids]
-        output = ModelRunnerOutput(
-            req_ids=ids,
-            req_id_to_index={r: i for i, r in enumerate(ids)},
-            sampled_token_ids=sampled,
-        )
+        output = vllm_release.runner_output(ids, sampled)
         any_token = any(sampled)
         self.scheduler.update_from_output(batch, output)
         return any_token
@@ -155,5 +141,5 @@ def record(settings: EngineSettings, requests: Sequence[LogicalRequest]) -> Reco
 
     Raises InputError for what vLLM refuses, or when it is not installed.
     """
-    require_vllm()
+    require_vllm(exactly=False)
     return SchedulerLoop(settings, requests).run()

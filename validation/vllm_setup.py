@@ -15,25 +15,32 @@ from typing import Any
 
 from sim.config_engine import EngineSettings, KVCacheGroup
 from sim.errors import InputError
+from validation import vllm_release
 
 VLLM_VERSION = "0.32.0"
 TINY_VOCABULARY = 4096
 
 
-def require_vllm() -> None:
-    """Raise InputError, with what to do, unless the vLLM that this is written for can be imported."""
+def require_vllm(exactly: bool = True) -> None:
+    """Raise InputError, with what to do, unless the vLLM that this is written for can be imported.
+
+    exactly: False where other releases do as well (the scheduler without an engine).
+    """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
-        import vllm
+        import vllm  # noqa: F401
     except ImportError as exc:
         raise InputError(
             f"vLLM can't be imported here: {exc}",
             hint="`make validate` builds an environment that has it; run this command with its Python",
         ) from exc
     logging.getLogger("vllm").setLevel(logging.ERROR)
-    found = str(vllm.__version__).split("+", maxsplit=1)[0]
-    if found != VLLM_VERSION:
+    found = vllm_release.installed()
+    if exactly and found != VLLM_VERSION:
         raise InputError(f"this recorder is written for vLLM {VLLM_VERSION}, found {found}")
+    if vllm_release.minor_of(found) < vllm_release.OLDEST:
+        oldest = ".".join(map(str, vllm_release.OLDEST))
+        raise InputError(f"the recorder knows releases from {oldest} on, found vLLM {found}")
 
 
 @contextmanager
@@ -43,7 +50,7 @@ def refusals(what: str) -> Iterator[None]:
         yield
     except (ValueError, AssertionError) as exc:
         text = " ".join(str(exc).split())[:500] or type(exc).__name__
-        raise InputError(f"vLLM {VLLM_VERSION} refuses {what}: {text}") from exc
+        raise InputError(f"vLLM {vllm_release.installed()} refuses {what}: {text}") from exc
 
 
 def tiny_llama_config(max_model_len: int) -> dict[str, Any]:
@@ -83,27 +90,27 @@ def vllm_config(settings: EngineSettings, folder: Path, device: str = "cpu") -> 
             dtype="float32" if device == "cpu" else "bfloat16",
             enforce_eager=True,
         )
-        scheduler = SchedulerConfig(
-            max_model_len=settings.max_model_len,
-            is_encoder_decoder=False,
-            max_num_seqs=settings.max_num_seqs,
-            max_num_batched_tokens=settings.max_num_batched_tokens,
-            max_num_scheduled_tokens=settings.max_num_scheduled_tokens,
-            max_num_active_seqs=settings.max_num_active_seqs,
-            enable_chunked_prefill=settings.enable_chunked_prefill,
-            long_prefill_token_threshold=settings.long_prefill_token_threshold,
-            long_prefill_token_threshold_adaptive=settings.long_prefill_token_threshold_adaptive,
-            policy=settings.policy,
-            scheduler_reserve_full_isl=settings.scheduler_reserve_full_isl,
-            watermark=settings.watermark,
-            async_scheduling=settings.async_scheduling,
-        )
-        cache = CacheConfig(
-            block_size=settings.block_size,
-            enable_prefix_caching=settings.enable_prefix_caching,
-            prefix_cache_retention_interval=settings.prefix_cache_retention_interval,
-            prefix_match_unit=settings.prefix_match_unit,
-        )
+        scheduler_values = {
+            "max_model_len": settings.max_model_len,
+            "is_encoder_decoder": False,
+            "max_num_seqs": settings.max_num_seqs,
+            "max_num_batched_tokens": settings.max_num_batched_tokens,
+            "max_num_scheduled_tokens": settings.max_num_scheduled_tokens,
+            "max_num_active_seqs": settings.max_num_active_seqs,
+            "enable_chunked_prefill": settings.enable_chunked_prefill,
+            "long_prefill_token_threshold": settings.long_prefill_token_threshold,
+            "long_prefill_token_threshold_adaptive": settings.long_prefill_token_threshold_adaptive,
+            "policy": settings.policy,
+            "scheduler_reserve_full_isl": settings.scheduler_reserve_full_isl,
+            "watermark": settings.watermark,
+            "async_scheduling": settings.async_scheduling,
+        }
+        # InitVar-s are no fields, and every release has these two
+        known = vllm_release.known_fields(SchedulerConfig, scheduler_values)
+        always = {name: scheduler_values[name] for name in ("max_model_len", "is_encoder_decoder")}
+        scheduler = SchedulerConfig(**(known | always))
+        cache_values = vllm_release.cache_config_values(settings)
+        cache = CacheConfig(**vllm_release.known_fields(CacheConfig, cache_values))
         config = VllmConfig(
             model_config=model,
             scheduler_config=scheduler,
@@ -113,7 +120,8 @@ def vllm_config(settings: EngineSettings, folder: Path, device: str = "cpu") -> 
     # The CPU platform turns async scheduling off and may choose another block size: neither concerns the
     # control plane, which runs here without a device.
     config.scheduler_config.async_scheduling = settings.async_scheduling
-    config.scheduler_config.max_num_scheduled_tokens = settings.max_num_scheduled_tokens
+    if hasattr(config.scheduler_config, "max_num_scheduled_tokens"):
+        config.scheduler_config.max_num_scheduled_tokens = settings.max_num_scheduled_tokens
     config.scheduler_config.max_num_batched_tokens = settings.max_num_batched_tokens
     config.cache_config.block_size = settings.block_size
     config.cache_config.enable_prefix_caching = settings.enable_prefix_caching
@@ -137,12 +145,13 @@ def kv_cache_config(settings: EngineSettings) -> Any:
         KVCacheGroupSpec([f"layer.{i}"], _group_spec(group, settings))
         for i, group in enumerate(settings.kv_cache_groups)
     ]
-    return KVCacheConfig(
-        num_blocks=settings.num_gpu_blocks,
-        kv_cache_tensors=[],
-        kv_cache_groups=groups,
-        prefix_cache_retention_interval=settings.prefix_cache_retention_interval,
-    )
+    values = {
+        "num_blocks": settings.num_gpu_blocks,
+        "kv_cache_tensors": [],
+        "kv_cache_groups": groups,
+        "prefix_cache_retention_interval": settings.prefix_cache_retention_interval,
+    }
+    return KVCacheConfig(**vllm_release.known_fields(KVCacheConfig, values))
 
 
 def _group_spec(group: KVCacheGroup, settings: EngineSettings) -> Any:

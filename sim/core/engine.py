@@ -131,8 +131,10 @@ def _schedule_phase(st: State) -> bool:
     st.ctl.num_in_flight = length + 1
     _note_stuck(st, batch, flushed)
     _note_hopeless(st)
-    executed = st.queues.batches.entries[batch] > 0
-    if st.ctl.num_in_flight < _depth(st) and (executed or has_requests(st)):
+    waits = st.queues.batches.entries[batch] > 0
+    if st.params.queue_empty_batch:  # >= 0.23
+        waits = waits or has_requests(st)
+    if st.ctl.num_in_flight < _depth(st) and waits:
         st.ctl.step += 1
     else:
         st.ctl.phase = c.P_UPDATE

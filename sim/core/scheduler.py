@@ -106,6 +106,18 @@ def _add_to_batch(st: State, slot: int, r: int, tokens: int) -> None:
     st.requests.batch_pos[r] = n
 
 
+@leaf
+def _moves_index(st: State, victim: int, victim_index: int, index: int) -> bool:
+    """Whether the running phase steps back after a victim was taken out of the list.
+
+    Up to 0.27 only if the victim was scheduled in this step: where one in front had been skipped, the request
+    that moves up to ``index`` misses the step.
+    """
+    if st.params.priority_mode == c.PRIORITY_OLD:
+        return st.requests.batch_pos[victim] >= 0
+    return victim_index < index
+
+
 @inner
 def _schedule_running(st: State, batch: int, budget: int, threshold: int) -> int:
     """Give tokens to running requests, preempting from the end when the pool is short; returns the budget
@@ -137,7 +149,7 @@ def _schedule_running(st: State, batch: int, budget: int, threshold: int) -> int
             victim_index = _pop_victim(st)
             victim = st.queues.lists.running[victim_index]
             _remove_running(st, victim_index)
-            if victim_index < index:
+            if _moves_index(st, victim, victim_index, index):
                 index -= 1
             if rq.batch_pos[victim] >= 0:
                 budget += _remove_from_batch(st, batch, victim)
@@ -146,6 +158,9 @@ def _schedule_running(st: State, batch: int, budget: int, threshold: int) -> int
                 scheduled = False
                 break
         if not scheduled:
+            if st.params.policy == c.POLICY_PRIORITY and st.params.priority_mode == c.PRIORITY_GO_ON:
+                # its own victim left the list: the next request stands at this index (>= 0.33)
+                continue
             break
         _add_to_batch(st, batch, r, n)
         budget -= n
@@ -179,19 +194,27 @@ def _record_failure(st: State, r: int, slot: int, n: int, num_hits: int, outcome
 
 
 @inner
+def _record_lookup(st: State, r: int, hits: int) -> None:
+    """Statistics of a look-up (``record_prefix_cache_stats``): of those admitted, or (<= 0.26) of each."""
+    if st.params.enable_caching == 0:
+        return
+    if st.requests.preemptions[r] > 0:
+        st.count.preempted_requests += 1
+        st.count.preempted_queries += st.requests.num_tokens[r]
+        st.count.preempted_hits += hits
+    else:
+        st.count.prefix_requests += 1
+        st.count.prefix_queries += st.requests.num_tokens[r]
+        st.count.prefix_hits += hits
+
+
+@inner
 def _record_admission(st: State, r: int, hits: int, now: int) -> None:
-    """Statistics of a successful look-up (``record_prefix_cache_stats``), and of the request."""
+    """What is kept of the request's look-up, and statistics where they count admissions."""
     rq = st.requests
     resumed = rq.preemptions[r] > 0
-    if st.params.enable_caching:
-        if resumed:
-            st.count.preempted_requests += 1
-            st.count.preempted_queries += rq.num_tokens[r]
-            st.count.preempted_hits += hits
-        else:
-            st.count.prefix_requests += 1
-            st.count.prefix_queries += rq.num_tokens[r]
-            st.count.prefix_hits += hits
+    if st.params.stats_at_lookup == 0:
+        _record_lookup(st, r, hits)
     if resumed:
         rq.resumed_hits[r] += hits
         again = max(rq.lost[r] - hits, 0)
@@ -214,6 +237,8 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
         slot = _take_slot_as_head(st, r)
         num_hits = kv.get_computed_blocks(st.kv, r, slot)
         hit_tokens = num_hits * st.kv.groups.block_size[0]
+        if st.params.stats_at_lookup:
+            _record_lookup(st, r, hit_tokens)
         n = rq.num_tokens[r] - hit_tokens
         if 0 < threshold < n:
             n = threshold

@@ -104,6 +104,7 @@ class BlockPool:
         hash_block_size: tokens per hash in ``HashedTokens.block_hashes``.
         enable_kv_cache_events: whether to collect events (``take_events``).
         metrics_collector: optional observer of residency.
+        free_order: rule of ``free_blocks``, a value of the switch in ``sim.profiles``.
 
     Attributes:
         secondary_keys: further keys by block id, for parts of a block; vLLM keeps a set, whose order (of
@@ -117,6 +118,7 @@ class BlockPool:
         hash_block_size: int,
         enable_kv_cache_events: bool = False,
         metrics_collector: KVCacheMetricsCollector | None = None,
+        free_order: str = "split",
     ) -> None:
         assert isinstance(num_gpu_blocks, int)
         assert num_gpu_blocks > 0
@@ -132,6 +134,7 @@ class BlockPool:
         self.enable_kv_cache_events = enable_kv_cache_events
         self.kv_event_queue: list[KVCacheEvent] = []
         self.metrics_collector = metrics_collector
+        self.splits = free_order == "split" or (free_order == "split_if_caching" and enable_caching)
 
     def get_cached_block(
         self, block_hash: int, kv_cache_group_ids: Sequence[int]
@@ -269,13 +272,14 @@ class BlockPool:
 
         Blocks without content that could be hit go to the front, in list order, and are reused next; cached
         ones go to the tail, in list order. With caching off every block counts as one without content.
+        Before 0.24, and in 0.27 with caching off, all go to the tail.
         """
         reuse_first: list[KVCacheBlock] = []
         reuse_last: list[KVCacheBlock] = []
         for block in ordered_blocks:
             block.ref_cnt -= 1
             if block.ref_cnt == 0 and not block.is_null:
-                hittable = self.enable_caching and block.block_hash is not None
+                hittable = not self.splits or (self.enable_caching and block.block_hash is not None)
                 (reuse_last if hittable else reuse_first).append(block)
         self.free_block_queue.prepend_n(reuse_first)
         self.free_block_queue.append_n(reuse_last)

@@ -82,6 +82,7 @@ class KVCacheCoordinator:
             settings.hash_block_size,
             enable_kv_cache_events,
             metrics_collector,
+            settings.rules.free_order,
         )
         in_flight = {
             "none": None,

@@ -136,8 +136,10 @@ class Engine:
             batch = self._schedule()
             worked = _matters(batch)
             self.batch_queue.append((self.step_index, batch))
-            has_tokens = batch.total_num_scheduled_tokens > 0
-            if len(self.batch_queue) < BATCH_QUEUE_SIZE and (has_tokens or self.scheduler.has_requests()):
+            waits = batch.total_num_scheduled_tokens > 0
+            if self.settings.rules.empty_batch == "queued":  # 0.23 and later
+                waits = waits or self.scheduler.has_requests()
+            if len(self.batch_queue) < BATCH_QUEUE_SIZE and waits:
                 return worked
         elif not self.batch_queue:
             return False

@@ -59,7 +59,7 @@ class KVCacheManager:
         self.rules = settings.rules
         self.max_model_len = settings.max_model_len
         self.enable_caching = settings.enable_prefix_caching
-        self.watermark_blocks = int(settings.watermark * settings.num_gpu_blocks)
+        self.watermark_blocks = settings.watermark_blocks
         self.prefix_cache_stats = PrefixCacheStats()
         self.coordinator = create_coordinator(settings, enable_kv_cache_events, metrics_collector)
         self.hash_block_size = self.coordinator.hash_block_size

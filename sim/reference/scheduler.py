@@ -1,7 +1,8 @@
 """What runs in the next step, and what its output does to the state.
 
 Mirrors vLLM 0.32.0, ``Scheduler`` and ``AsyncScheduler`` (``vllm/v1/core/sched/scheduler.py``,
-``async_scheduler.py``) for text-only models without connectors, LoRA, structured output or speculation.
+``async_scheduler.py``) for text-only models without connectors, LoRA, structured output or speculation, and
+other releases where a rule differs (``settings.rules``).
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Scheduler:
         metrics_collector: KVCacheMetricsCollector | None = None,
     ) -> None:
         self.settings = settings
+        self.rules = settings.rules
         self.kv_cache_manager = KVCacheManager(settings, enable_kv_cache_events, metrics_collector)
         self.requests: dict[str, Request] = {}
         self.waiting = create_request_queue(settings.policy)
@@ -144,9 +146,9 @@ class Scheduler:
         return self.settings.max_num_batched_tokens - out.total_num_scheduled_tokens
 
     def _long_prefill_threshold(self) -> int:
-        # A request that is alone has nobody to starve, so the cap is off for it.
+        # A request that is alone has nobody to starve, so the cap is off for it (0.31 and later).
         eligible = sum(self.get_request_counts())
-        if eligible <= 1:
+        if eligible <= 1 and self.rules.single_request_exempt == "on":
             return 0
         threshold = self.settings.long_prefill_token_threshold
         if threshold > 0 and self.settings.long_prefill_token_threshold_adaptive:
@@ -176,7 +178,11 @@ class Scheduler:
                 if scheduled:
                     break
                 victim, position = self._pop_victim()
-                if position < index:
+                if self.rules.priority_mode == "old":
+                    # A victim in front that was skipped in this step shifts the list all the same: the
+                    # request that moves to this index misses the step (0.27 and before).
+                    index -= victim.request_id in out.num_scheduled_tokens
+                elif position < index:
                     index -= 1
                 if victim.request_id in out.num_scheduled_tokens:
                     out.scheduled_running.remove(victim.request_id)
@@ -186,6 +192,9 @@ class Scheduler:
                 if victim is request:
                     break
             if not scheduled:
+                if self.rules.priority_mode == "go_on" and self.settings.policy == "priority":
+                    # Its own victim: it left the list, so the next request stands at this index (0.33).
+                    continue
                 break
             out.scheduled_running.append(request.request_id)
             out.num_scheduled_tokens[request.request_id] = tokens
@@ -206,6 +215,8 @@ class Scheduler:
             assert request.num_computed_tokens == 0, "a waiting request holds nothing"
             hit_blocks, num_hit_tokens, boundary = self.kv_cache_manager.get_computed_blocks(request)
             request.shared_prefix_boundary = boundary
+            if self.rules.stats_at == "lookup":
+                self.kv_cache_manager.record_prefix_cache_stats(request, num_hit_tokens)
             room = min(budget, self._input_budget(out))
             tokens = request.num_tokens - num_hit_tokens
             if 0 < threshold < tokens:
@@ -220,12 +231,13 @@ class Scheduler:
                 tokens,
                 num_new_computed_tokens=num_hit_tokens,
                 new_computed_blocks=hit_blocks,
-                full_sequence_must_fit=self.settings.scheduler_reserve_full_isl,
+                full_sequence_must_fit=self.settings.reserves_full_sequence,
                 has_scheduled_reqs=bool(self.running),
             )
             if new_blocks is None:
                 break
-            self.kv_cache_manager.record_prefix_cache_stats(request, num_hit_tokens)
+            if self.rules.stats_at == "admission":
+                self.kv_cache_manager.record_prefix_cache_stats(request, num_hit_tokens)
             self.waiting.pop_request()
             self.running.append(request)
             resumed = request.status == RequestStatus.PREEMPTED

@@ -67,6 +67,16 @@ class Settings:
         return rules_of(self.vllm, self.switches)
 
     @property
+    def reserves_full_sequence(self) -> bool:
+        """Whether an admission wants free blocks for all known tokens."""
+        return self.scheduler_reserve_full_isl and self.rules.full_sequence_reserve == "on"
+
+    @property
+    def watermark_blocks(self) -> int:
+        """Blocks that an admission leaves free while something runs."""
+        return int(self.watermark * self.num_gpu_blocks) if self.rules.watermark == "on" else 0
+
+    @property
     def token_budget(self) -> int:
         """Most tokens that one step may schedule."""
         if self.max_num_scheduled_tokens is None:
