@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+#: Keys whose value on the command line is text as it stands.
+_TEXT_KEYS = ("engine.vllm",)
+
+
 class Place(NamedTuple):
     """Line and column, both from 1; `file` is given where it is not the document's own (an override)."""
 
@@ -204,7 +208,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
             )
             continue
         try:
-            value = _yaml_value(value_text)
+            # a release is text: 0.30 must not become the number 0.3
+            value = value_text.strip().strip("'\"") if key in _TEXT_KEYS else _yaml_value(value_text)
         except InputError as e:
             problems.append(InputError(f"{e.message} in '{value_text}'", f"--set {key}"))
             continue

@@ -118,7 +118,7 @@ def runner_output(ids: Sequence[str], sampled: list[list[int]]) -> Any:
     """The model runner's output for a batch: ids in its order, and the tokens sampled for each."""
     from vllm.v1.outputs import ModelRunnerOutput
 
-    optional = {"logprobs": None, "prompt_logprobs_dict": {}, "pooler_output": []}
+    optional: dict[str, Any] = {"logprobs": None, "prompt_logprobs_dict": {}, "pooler_output": []}
     names = {f.name for f in fields(ModelRunnerOutput)}
     return ModelRunnerOutput(
         req_ids=list(ids),

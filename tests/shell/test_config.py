@@ -188,14 +188,13 @@ def test_what_is_not_simulated_yet_is_refused(write) -> None:
     path = write(
         GOOD.replace(
             "engine:\n",
-            "engine:\n  vllm: '0.14'\n  prefix_match_unit: 8\n  kv_cache_groups:\n"
+            "engine:\n  prefix_match_unit: 8\n  kv_cache_groups:\n"
             "  - {type: full}\n  - {type: sliding_window, sliding_window: 1024}\n",
         )
     )
     found = problems(path)
-    assert found[0].startswith("a.yaml:4:9: the rules of vLLM 0.14 are not simulated yet")
-    assert found[1].startswith("a.yaml:5:22: prefix_match_unit 8")
-    assert found[2].startswith("a.yaml:8:12: kv_cache_groups[1].type: sliding_window is not simulated yet")
+    assert found[0].startswith("a.yaml:4:22: prefix_match_unit 8")
+    assert found[1].startswith("a.yaml:7:12: kv_cache_groups[1].type: sliding_window is not simulated yet")
     with pytest.raises(InputError, match="sliding_window is not simulated yet"):
         require_simulated(EngineSettings(kv_cache_groups=(KVCacheGroup("sliding_window"),)))
 
