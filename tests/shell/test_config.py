@@ -86,7 +86,7 @@ output:
         "a.yaml:10:26: 'engine.kv_cache_memory_bytes' must be bytes, or a number with a unit"
         " (GiB, MiB, GB, MB), got '20 Gigs'",
         "a.yaml:12:13: 'engine.kv_cache_groups[0].type' must be one of full, sliding_window, chunked_local,"
-        " mamba, got 'ful'",
+        " mamba, cross_attention, got 'ful'",
         "a.yaml:14:9: 'step_time.kind' must be one of constant, affine, roofline, table, got 'rooflin'",
         "a.yaml:17:20: 'workload.arrivals.kind' must be one of poisson, gamma, constant, bursts, diurnal,"
         " closed_loop, got 'poison'",
