@@ -14,13 +14,14 @@ import numpy as np
 
 from sim.config_engine import EngineSettings
 from sim.errors import InputError
-from sim.published.data import trace_path
+from sim.published.data import config_path, trace_path
 from sim.published.registry import Options
 from sim.published.table import Row, Table
 
 if TYPE_CHECKING:
     from workloads.requests import Workload
 
+CONFIG = "mooncake_lru.yaml"
 TRACE = "mooncake_conversation.jsonl.gz"
 BLOCK_SIZE = 512
 
@@ -61,19 +62,14 @@ class Hits:
 
 
 def read_hash_trace(path: str | None = None) -> Workload:
-    """The trace with one piece a hash id.
+    """The trace of configs/published/mooncake_lru.yaml, with one piece a hash id.
 
     Raises:
         InputError: the file is missing or broken.
     """
-    from workloads.errors import WorkloadError
-    from workloads.readers import read_trace
-    from workloads.readers.options import ReadOptions
+    from sim.runner import check
 
-    try:
-        return read_trace(trace_path(TRACE, path), "mooncake", ReadOptions(hash_block_size=BLOCK_SIZE))
-    except WorkloadError as e:
-        raise InputError(e.message, file=e.file, line=e.line, column=e.column) from e
+    return check(str(config_path(CONFIG)), [f"workload.path={trace_path(TRACE, path)}"])[1]
 
 
 def replay_hits(workload: Workload, capacity: int, *, tail_first: bool = False) -> Hits:

@@ -15,6 +15,15 @@ _ABSENT = click.option(
 )
 
 
+def _tell_of_compilation() -> None:
+    from sim.core.jit import is_cached
+
+    if not is_cached():
+        click.echo(
+            "compiling the engine once for this machine (some 20 s); later runs start at once", err=True
+        )
+
+
 @click.command()
 @click.argument("baselines", type=click.Path(), nargs=-1, metavar="[BASELINE]...")
 @click.option("--dir", "folder", metavar="DIR", help="Folder of the baselines; default configs/baselines.")
@@ -45,6 +54,7 @@ def check(
     from sim.regression.compare import MOVED
 
     paths = baseline_paths(baselines, Path(folder) if folder else FOLDER)
+    _tell_of_compilation()
 
     def say(outcome: Outcome) -> None:
         for line in lines_of(outcome):
@@ -103,6 +113,7 @@ def update(
     from sim.regression.update import make, targets, write
 
     wanted = targets(configs, Path(folder) if folder else FOLDER, overrides, seed)
+    _tell_of_compilation()
     skip = None if trace_absent is None else trace_absent == "skip"
     updates = make(wanted, skip, click.echo)
     changed = sum(not u.unchanged for u in updates)

@@ -107,6 +107,12 @@ def run(job: Job, name: str, folder: Path, command: Sequence[str]) -> Baseline:
     loaded, section = load(job)
     require_traces(loaded)
     resolved, workload = check(str(job.config), _with_data(job), job.seed)
+    if workload.clock != "time":
+        raise InputError(
+            "a workload in logical time has no curves over simulated time",
+            loaded.document.file,
+            hint="give it arrivals in time, or compare its steps: python -m validation diff",
+        )
     sample = job.sample_ns
     if sample is None:
         if section.period is not None:

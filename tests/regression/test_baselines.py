@@ -384,6 +384,17 @@ def test_absent_traces(kvpool: Callable[..., Result], monkeypatch: pytest.Monkey
     assert kvpool("check").stdout.startswith("traced           same")
 
 
+def test_logical_time_has_no_curves(kvpool: Callable[..., Result]) -> None:
+    Path("logical.yaml").write_text(
+        TRACE.replace("BASELINE", "").replace("format: mooncake, hash_block_size: 4", "format: logical")
+    )
+    row = '{"request_id": "a", "arrival_step": 0, "prompt_token_ids": [1, 2, 3], "output_token_ids": [4]}'
+    Path("t.jsonl").write_text(row)
+    done = kvpool("baseline", "update", "logical.yaml")
+    assert done.exit_code == 2
+    assert "logical.yaml: a workload in logical time has no curves" in done.stderr
+
+
 def test_updates_are_written_whole(kvpool: Callable[..., Result], stored: Path) -> None:
     """Nothing is written when one of several can't run; a damaged file is made anew."""
     text = stored.read_text()
