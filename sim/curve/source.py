@@ -23,6 +23,10 @@ gpu: "{gpu}"
 engine: {{max_model_len: 2048}}
 workload: {{kind: batch, num_requests: 1}}
 """
+_FLEET = (
+    "the curve is of one cache that sees every request; the pool is that of one of {replicas} replicas, which"
+    " sees its share of them"
+)
 _HYBRID = "no pool of {model} is marked: layers of several kinds share its blocks, which is not one LRU cache"
 
 
@@ -184,8 +188,10 @@ def pools(
     notes: list[str] = []
     if source.config is not None and model is None and not gpus:
         resolved = resolve(load_config(source.config, asked.overrides, asked.seed))
+        if resolved.fleet is not None:
+            notes.append(_FLEET.format(replicas=resolved.fleet.replicas))
         if not _one_full_group(resolved):
-            return [], [_HYBRID.format(model=source.model or source.name)]
+            return [], [*notes, _HYBRID.format(model=source.model or source.name)]
         return [_pool(resolved, source.model or source.name, block_size)], notes
     model = model or source.model
     if model is None:

@@ -101,8 +101,8 @@ def run(job: Job, name: str, folder: Path, command: Sequence[str]) -> Baseline:
     """
     from sim import __version__
     from sim.core.jit import core_digest
-    from sim.runner import auto_period, check
-    from sim.simulate import LogOptions, Simulation
+    from sim.runner import auto_period, check, simulation_of
+    from sim.simulate import LogOptions
 
     loaded, section = load(job)
     require_traces(loaded)
@@ -121,7 +121,7 @@ def run(job: Job, name: str, folder: Path, command: Sequence[str]) -> Baseline:
             sample = resolved.sample_period_ns or auto_period(workload)
     while True:
         log = LogOptions(sample_period_ns=sample, warmup_ns=resolved.warmup_ns)
-        simulation = Simulation(resolved.engine, workload, resolved.step_time, log)
+        simulation = simulation_of(resolved, workload, log)
         simulation.run(resolved.until_ns)
         result = simulation.result()
         if job.sample_ns is not None or len(result.steps["time_ns"]) <= _MOST_SAMPLES:

@@ -343,6 +343,10 @@ def test_overrides_and_seed_are_kept(kvpool: Callable[..., Result]) -> None:
     text = Path("configs/baselines/tight.csv").read_text()
     assert "# set: engine.num_gpu_blocks=30\n# seed: 4\n" in text
     assert kvpool("check").stdout.startswith("tight            same")
+    assert (
+        kvpool("baseline", "update", "small.yaml", "--set", "name=two", "--set", "replicas=2").exit_code == 0
+    )
+    assert "two              same: 13 curves" in kvpool("check").stdout
     assert kvpool("baseline", "update", "small.yaml", "--dir", "b").exit_code == 0
     assert kvpool("check", "--dir", "b").stdout.startswith("small            same")
     told = kvpool("baseline", "update", "b/small.csv", "--seed", "3")
