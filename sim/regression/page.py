@@ -112,13 +112,20 @@ def _answer(outcomes: Sequence[Outcome]) -> list[Part]:
 def _parts(o: Outcome) -> list[Part]:
     c = o.comparison
     if c is None or o.before is None or o.after is None:
-        return [Paragraph((f"{_STATUS[o.status]}: {o.reason}",), "warn")]
+        first, *rest = o.reason.split("\n")
+        said = f"{_STATUS[o.status].capitalize()}: {first}"
+        return [Paragraph((said,), "warn"), *(Paragraph((line.strip(),), "note") for line in rest)]
     parts: list[Part] = []
     if c.length_moved:
         parts.append(Paragraph((f"Its length has moved: {length_text(o)}.",), "warn"))
     if o.notes:
         parts.append(Items(tuple((f"{note[0].upper()}{note[1:]}.",) for note in o.notes)))
-    parts.append(_table(o))
+    if o.status == SAME:
+        parts.append(
+            Paragraph((f"All {len(c.curves)} curves are the same, digit by digit, in {c.old_rows} rows.",))
+        )
+    else:
+        parts.append(_table(o))
     if o.status == MOVED:
         ranked = sorted(c.curves, key=lambda d: d.verdict != MOVED)
         with svg.drawing():

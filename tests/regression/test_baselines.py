@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -22,6 +24,7 @@ from sim.errors import InputError
 from sim.regression.baseline_file import Baseline, Provenance, read_baseline, to_text
 from sim.regression.compare import compare, compare_curve, tolerance_of
 from sim.regression.curves import BY_KEY, CURVES, rows_of
+from sim.report import files
 
 ROOT = Path(__file__).resolve().parents[2]
 BASELINES = ROOT / "configs" / "baselines"
@@ -433,6 +436,22 @@ def test_bad_input(kvpool: Callable[..., Result], args: list[str], told: str) ->
     assert os.listdir() == ["small.yaml"]
 
 
+def test_full_disk(kvpool: Callable[..., Result], stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old baseline stays as it is, and nothing is left beside it."""
+    text = stored.read_text()
+
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_bytes", full)
+    done = kvpool("baseline", "update", "small.yaml", "--set", "engine.num_gpu_blocks=50")
+    assert done.exit_code == 2
+    assert "No space left on device" in done.stderr
+    assert stored.read_text() == text
+    assert os.listdir(stored.parent) == ["small.csv"]
+    assert kvpool("check", "--html", "out.html").exit_code == 2
+
+
 # -- what ships -------------------------------------------------------------------------------------------
 
 
@@ -462,3 +481,24 @@ def test_shipped_baselines_notice_another_free_order(monkeypatch: pytest.MonkeyP
     assert done.exit_code == 1
     assert done.stdout.count("MOVED") == 3
     assert done.stdout.count("  external_fragmentation ") == 3
+
+
+def test_workflow_in_the_docs() -> None:
+    """It is YAML, and its commands are ours."""
+    from ruamel.yaml import YAML
+
+    page = (ROOT / "docs" / "ci.md").read_text()
+    block = page[page.index("```yaml") + 7 :]
+    workflow = YAML(typ="safe").load(block[: block.index("```")])
+    commands = [step["run"] for step in workflow["jobs"]["check"]["steps"] if "run" in step]
+    ours = [command.split() for command in commands if command.startswith("python -m sim")]
+    assert [words[3] for words in ours] == ["check", "baseline"]
+    for words in ours:
+        command: click.Command = cli.main
+        for word in words[3:]:
+            if isinstance(command, click.Group):
+                found = command.get_command(click.Context(command), word)
+                assert found is not None
+                command = found
+        known = {option for p in command.params for option in p.opts}
+        assert {word for word in words if word.startswith("--")} <= known
