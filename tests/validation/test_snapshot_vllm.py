@@ -63,8 +63,6 @@ def live_snapshot(scheduler: Any, block_size: int, parents: dict[Any, Any]) -> F
 @pytest.mark.parametrize("seed", [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233])
 def test_the_snapshot_of_a_real_pool_is_the_simulators(seed: int) -> None:
     case = random_case(seed)
-    if any(g.type != "full" for g in case.settings.kv_cache_groups):
-        pytest.skip("this seed draws a group type that the simulator does not have yet")
     requests: tuple[LogicalRequest, ...] = case.requests
     workload = to_workload(requests)
     log = LogOptions(sample_period_ns=0, follow_blocks=True)
