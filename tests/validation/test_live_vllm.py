@@ -181,7 +181,7 @@ if __name__ == "__main__":
     llm = LLM(
         model=str(folder), load_format="dummy", skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
         block_size=32, num_gpu_blocks_override=24, max_model_len=512, max_num_seqs=16,
-        disable_log_stats=False,
+        disable_log_stats=False, shutdown_timeout=120,
     )
     prompts = [{"prompt_token_ids": [(7 * i + j) % 4096 for j in range(40 + 9 * i)]} for i in range(12)]
     llm.generate(prompts, SamplingParams(max_tokens=60, ignore_eos=True, temperature=0), use_tqdm=False)
@@ -224,7 +224,7 @@ def test_a_whole_engine_loads_the_plugin_in_its_core_process(tmp_path: Path) -> 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]
