@@ -69,6 +69,7 @@ _LAZY = {
     "layout": "sim.report.commands:layout",
     "recommend": "sim.advice.cli:recommend",
     "report": "sim.report.commands:report",
+    "sweep": "sim.sweep.cli:sweep",
 }
 
 

@@ -23,7 +23,7 @@ from sim.config_yaml import (
     read_yaml,
     to_input_errors,
 )
-from sim.errors import did_you_mean, raise_all
+from sim.errors import InputError, did_you_mean, raise_all
 from sim.fleet.config import MAX_REPLICAS, RouterKey
 from sim.gpus import Gpu, find_gpu, gpu_names
 from sim.models import find_model, is_path, model_names
@@ -149,14 +149,42 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
     if seed is not None:
         document.data["seed"] = seed
         document.keys["seed",] = document.values["seed",] = Place(None, None, "--seed")
+    if "axes" in document.data and "workload" not in document.data:
+        place = document.place(("axes",), at_key=True)
+        raise InputError(
+            "this is a sweep, not the config of one run",
+            str(path),
+            place.line,
+            place.column,
+            f"python -m sim sweep {path}",
+        )
+    return check_document(document, Path(path).parent, name_of(path))
+
+
+def name_of(path: str | Path) -> str:
+    """The name that a file gives to its run: without ending, and fit for a folder."""
+    stem = Path(path).name
+    for ending in (".yaml", ".yml"):
+        stem = stem.removesuffix(ending)
+    return _folder_name(stem)
+
+
+def check_document(document: Document, folder: Path, name: str) -> Loaded:
+    """Check a config that has been read.
+
+    Args:
+        document: data and places.
+        folder: where relative paths are looked for first.
+        name: of the run, if the config gives none.
+
+    Raises:
+        InputError: its problems, all at once.
+    """
     config, problems = validate_model(RunConfig, document)
     if config is None:
         raise_all(to_input_errors([_split_hint(p) for p in problems], document))
         raise AssertionError("a failed validation has problems")
-    stem = Path(path).name
-    for ending in (".yaml", ".yml"):
-        stem = stem.removesuffix(ending)
-    return Loaded(config, document, Path(path).parent, config.name or _folder_name(stem))
+    return Loaded(config, document, folder, config.name or name)
 
 
 def _split_hint(p: Problem) -> Problem:

@@ -26,6 +26,7 @@ __all__ = [
     "read_json",
     "read_text",
     "read_yaml",
+    "set_value",
     "to_input_errors",
     "validate_model",
 ]
@@ -213,7 +214,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         except InputError as e:
             problems.append(InputError(f"{e.message} in '{value_text}'", f"--set {key}"))
             continue
-        error = _set(document, key, value)
+        error = set_value(document, key, value, Place(None, None, f"--set {key}"))
         if error:
             problems.append(InputError(error, f"--set {key}"))
     raise_all(problems)
@@ -223,8 +224,12 @@ def _yaml_value(text: str) -> Any:
     return parse_yaml(f"value: {text}\n" if text.strip() else "value:\n", "--set").data["value"]
 
 
-def _set(document: Document, key: str, value: Any) -> str | None:
-    place = Place(None, None, f"--set {key}")
+def set_value(document: Document, key: str, value: Any, place: Place) -> str | None:
+    """Put `value` at the dotted path `key`, with `place` as where it stands; missing sections are made.
+
+    Returns:
+        why that is impossible, or None.
+    """
     target: Any = document.data
     parts = key.split(".")
     path: KeyPath = ()

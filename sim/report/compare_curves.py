@@ -33,9 +33,9 @@ def _waste(r: RunFolder) -> NDArray[Any]:
 
 
 #: Curves since the start: they keep their last value when a run has ended.
-_CUMULATIVE = ("hit_rate", "preemptions")
+CUMULATIVE = ("hit_rate", "preemptions")
 #: key, title, values by row, whether a share
-_CURVES: tuple[tuple[str, str, Callable[[RunFolder], NDArray[Any]], bool], ...] = (
+CURVES: tuple[tuple[str, str, Callable[[RunFolder], NDArray[Any]], bool], ...] = (
     ("usage", "KV cache usage", _usage, True),
     ("internal_fragmentation", "Internal fragmentation", _waste, True),
     ("external_fragmentation", "External fragmentation", lambda r: external(r.steps), True),
@@ -89,7 +89,7 @@ def _on_grid(
 
 
 def _draw(ax: Axes, sides: Sides, curve: int, grid: NDArray[np.float64]) -> dict[str, Any]:
-    key, _, values, is_share = _CURVES[curve]
+    key, _, values, is_share = CURVES[curve]
     scale, unit = time_unit(float(grid[-1]))
     x = grid / scale
     data: dict[str, Any] = {"time_s": (grid / 1e9).tolist()}
@@ -97,7 +97,7 @@ def _draw(ax: Axes, sides: Sides, curve: int, grid: NDArray[np.float64]) -> dict
         if any(column not in r.steps for r in runs for column in _NEEDS[key]):
             data[name] = [None] * len(grid)  # a recording without it
             continue
-        mean, low, high = _on_grid(runs, values, grid, key in _CUMULATIVE)
+        mean, low, high = _on_grid(runs, values, grid, key in CUMULATIVE)
         color = _COLORS[i % len(_COLORS)]
         if len(runs) > 1:
             ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
@@ -127,12 +127,12 @@ def overlay_charts(sides: Sides) -> list[Chart]:
     grid = _grid(sides)
     charts = []
     with svg.drawing():
-        for i, (key, title, _, is_share) in enumerate(_CURVES):
+        for i, (key, title, _, is_share) in enumerate(CURVES):
             figure = svg.new_figure()
             ax = figure.add_axes((0.115, 0.185, 0.865, 0.67))
             data = _draw(ax, sides, i, grid)
             legend(ax, columns=6)
-            says = _says(sides, data, is_share, key in _CUMULATIVE)
+            says = _says(sides, data, is_share, key in CUMULATIVE)
             markup = svg.inline_svg(figure, f"compare_{key}", f"{title}. {plain_text(says)}")
             charts.append(Chart(key, title, says, markup, data))
     return charts
@@ -153,8 +153,8 @@ def overlay_picture(sides: Sides, heading: str) -> dict[str, bytes]:
         figure.subplots_adjust(left=0.06, right=0.985, top=0.915, bottom=0.055)
         for i, ax in enumerate(axes.flat):
             _draw(ax, sides, i, grid)
-            ax.set_title(_CURVES[i][1])
-            if i < len(_CURVES) - 2:
+            ax.set_title(CURVES[i][1])
+            if i < len(CURVES) - 2:
                 ax.set_xlabel("")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.055, 0.968), ncols=4, fontsize=9)

@@ -111,7 +111,8 @@ def terminal_text(document: Document) -> str:
         blocks.append(f"{section.title}\n{'-' * len(section.title)}")
         for part in section.parts:
             blocks += _part(part)
-    blocks.append("Definitions\n-----------")
-    blocks.append("\n".join(wrap(f"{n}: {m}", WIDTH, "", "  ") for n, m in document.definitions.values()))
+    if document.definitions:
+        blocks.append("Definitions\n-----------")
+        blocks.append("\n".join(wrap(f"{n}: {m}", WIDTH, "", "  ") for n, m in document.definitions.values()))
     blocks.append("\n".join(wrap(f"{k}: {v}", WIDTH, "", "  ") for k, v in document.provenance.items()))
     return "\n\n".join(b for b in blocks if b) + "\n"

@@ -1,0 +1,555 @@
+"""The pictures of a sweep: metrics against axes, heat maps, the Pareto front, curves over time.
+
+Each is drawn by one function into given axes, once for the page (inline SVG) and once for plots/ (PNG, SVG).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.report import style, svg
+from sim.report.compare_curves import CUMULATIVE, CURVES
+from sim.report.curves import count_axis, legend, percent_axis
+from sim.report.document import Chart, Inline, Piece, as_plural, plain_text
+from sim.report.series import time_unit
+from sim.report.units import count, share, size, span, thousands
+from sim.sweep.answer import Best, Grid
+from sim.sweep.axes import Axis
+from sim.sweep.metrics import Named
+from sim.sweep.plan import Point, Sweep
+from sim.sweep.point import CURVE_POINTS, Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Lines that one picture can hold.
+MOST_LINES = 6
+_COLORS = (style.BLUE, style.RED, style.GREEN, style.PURPLE, style.ORANGE, style.SKY)
+_MARKS = ("o", "s", "^", "D", "v", "P")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (2, 2)))
+_SHOWN_CURVES = (
+    "usage",
+    "internal_fragmentation",
+    "external_fragmentation",
+    "free_runs",
+    "hit_rate",
+    "preemptions",
+)
+
+
+def _spread_out(items: Sequence[Any], most: int = MOST_LINES) -> list[Any]:
+    """At most so many, evenly spread, first and last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))]
+
+
+def _tick(metric: Named) -> Callable[[float], str]:
+    texts: dict[str, Callable[[float], str]] = {
+        "fraction": lambda v: f"{100 * v:.3g} %",
+        "s": lambda v: span(v) if v >= 0 else "",
+        "bytes": lambda v: size(v) if v >= 0 else "",
+    }
+    return texts.get(metric.unit, thousands)
+
+
+def _y_axis(ax: Axes, metric: Named, low: float, high: float) -> None:
+    """Few ticks in the metric's unit; from 0, unless all values lie in the upper half."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    show = _tick(metric)
+    ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: show(v)))
+    room = 0.08 * (high - low) or 0.08 * abs(high) or 1.0
+    bottom = 0.0 if low >= 0 and low < 0.5 * high else max(0.0, low - room) if low >= 0 else low - room
+    if low >= 0 and high == 0:
+        bottom = 0.0
+    ax.set_ylim(bottom, high + room)
+
+
+def _x_axis(ax: Axes, axis: Axis) -> NDArray[np.float64]:
+    """Where the values stand: numbers to scale (logarithmic if they grow so), others side by side."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    numbers = axis.numbers
+    if numbers is None:
+        at = np.arange(len(axis), dtype=np.float64)
+        ax.set_xlim(-0.5, len(axis) - 0.5)
+        ax.grid(False, axis="x")
+    else:
+        at = np.array(numbers)
+        if _grows(at):
+            ax.set_xscale("log")
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_minor_formatter(NullFormatter())
+    shown = _spread_out(range(len(axis)), 9)
+    longest = max(len(axis.labels[i]) for i in shown)
+    if longest * len(shown) > 56:
+        shown = _spread_out(shown, max(2, 56 // longest))
+    ax.set_xticks(at[shown], [_short(axis.labels[i], 16) for i in shown])
+    ax.set_xlabel(axis.label, labelpad=2)
+    return at
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _grows(at: NDArray[np.float64]) -> bool:
+    """Whether positive numbers are spaced by ratios rather than by differences."""
+    if len(at) < 3 or at.min() <= 0:
+        return False
+    ordered = np.sort(at)
+    ratios, steps = ordered[1:] / ordered[:-1], np.diff(ordered)
+    return bool(ratios.max() / ratios.min() < steps.max() / steps.min() * 0.999 and ordered[-1] / ordered[0] >= 4)
+
+
+def _lines(sweep: Sweep, grid: Grid, axis: int) -> tuple[list[tuple[str, list[Point]]], int]:
+    """The points along an axis for each combination of the other axes; how many combinations there are."""
+    others = [i for i in range(len(sweep.axes)) if i != axis]
+    known = {p.positions: p for p in grid.points}
+    combinations = list(product(*(range(len(sweep.axes[i])) for i in others)))
+    lines = []
+    for combination in _spread_out(combinations):
+        name = ", ".join(sweep.axes[i].says(j) for i, j in zip(others, combination, strict=True))
+        points = []
+        for k in range(len(sweep.axes[axis])):
+            at = dict(zip(others, combination, strict=True)) | {axis: k}
+            points.append(known[tuple(at[i] for i in range(len(sweep.axes)))])
+        lines.append((name, points))
+    return lines, len(combinations)
+
+
+def draw_metric(ax: Axes, sweep: Sweep, grid: Grid, metric: Named, axis: int) -> bool:
+    """A metric against an axis, with the 95 % interval of the mean; whether it needs a legend."""
+    at = _x_axis(ax, sweep.axes[axis])
+    lines, _ = _lines(sweep, grid, axis)
+    low, high = np.inf, -np.inf
+    in_order = np.argsort(at)
+    for i, (name, points) in enumerate(lines):
+        cells = [grid.cell(metric, p) for p in points]
+        mean = np.array([np.nan if c is None else c.mean for c in cells])
+        half = np.array([0.0 if c is None or c.half is None else c.half for c in cells])
+        if np.all(np.isnan(mean)):
+            continue
+        low = min(low, float(np.nanmin(mean - half)))
+        high = max(high, float(np.nanmax(mean + half)))
+        color, dash = _COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]
+        x, y, h = at[in_order], mean[in_order], half[in_order]
+        if sweep.axes[axis].numbers is None:
+            shift = (i - (len(lines) - 1) / 2) * 0.6 / max(1, len(lines))
+            ax.errorbar(x + shift, y, h, fmt=_MARKS[i % len(_MARKS)], color=color, ms=4.5, capsize=2.5, lw=1.2, label=name)
+            continue
+        if h.any():
+            ax.fill_between(x, y - h, y + h, color=color, alpha=0.2, linewidth=0)
+        ax.plot(x, y, color=color, linestyle=dash, marker=_MARKS[i % len(_MARKS)], ms=3.6, lw=1.4, label=name)
+    if low <= high:
+        _y_axis(ax, metric, max(0.0, low) if low < 0 <= high and _never_negative(metric) else low, high)
+    return len(lines) > 1
+
+
+def _never_negative(_: Named) -> bool:
+    """All metrics count or share something; only an interval can reach below 0."""
+    return True
+
+
+def draw_heat(ax: Axes, sweep: Sweep, grid: Grid, metric: Named, best: Best | None) -> None:
+    """A metric over two axes; the best point is framed."""
+    import matplotlib as mpl
+    from matplotlib.patches import Rectangle
+
+    x_axis, y_axis = sweep.axes
+    table = np.full((len(y_axis), len(x_axis)), np.nan)
+    for p in grid.points:
+        cell = grid.cell(metric, p)
+        if cell is not None:
+            table[p.positions[1], p.positions[0]] = cell.mean
+    known = table[~np.isnan(table)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    colors = mpl.colormaps["Blues"]
+    ax.grid(False)
+    for (j, i), value in np.ndenumerate(table):
+        if np.isnan(value):
+            ax.text(i, j, "failed", ha="center", va="center", fontsize=7.5, color=style.GREY)
+            continue
+        part = (value - low) / (high - low) if high > low else 0.5
+        face = colors(0.08 + 0.77 * part)
+        ax.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor=face, edgecolor="#FDFDFD", linewidth=0.8))
+        if table.size <= 80:
+            ink = "#FEFEFE" if part > 0.62 else "#101010"
+            ax.text(i, j, _cell_text(metric, value), ha="center", va="center", fontsize=8, color=ink)
+    if best is not None:
+        i, j = best.point.positions
+        ax.add_patch(Rectangle((i - 0.47, j - 0.47), 0.94, 0.94, fill=False, edgecolor=style.RED, linewidth=2.0))
+    ax.set_xlim(-0.5, len(x_axis) - 0.5)
+    ax.set_ylim(-0.5, len(y_axis) - 0.5)
+    for setter, axis in ((ax.set_xticks, x_axis), (ax.set_yticks, y_axis)):
+        shown = _spread_out(range(len(axis)), 10)
+        setter(shown, [_short(axis.labels[k], 12) for k in shown])
+    ax.tick_params(length=0)
+    ax.set_xlabel(x_axis.label, labelpad=2)
+    ax.set_ylabel(y_axis.label, labelpad=3)
+
+
+def _cell_text(metric: Named, value: float) -> str:
+    if metric.unit == "fraction":
+        return share(value)
+    if metric.unit == "s":
+        return span(value)
+    if metric.unit == "bytes":
+        return size(value)
+    return thousands(float(f"{value:.3g}")) if abs(value) >= 1e4 else count(value)
+
+
+def draw_pareto(ax: Axes, sweep: Sweep, grid: Grid, figure: Figure) -> None:
+    """Two metrics against each other, the third as colour; points on the front have a ring and their values."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    weighed, front = grid.pareto()
+    on = {p.index for p in front}
+    x_metric, y_metric, *more = weighed
+    spots = []
+    for p in grid.points:
+        cells = [grid.cell(m, p) for m in weighed]
+        if all(c is not None for c in cells):
+            spots.append((p, [c.mean for c in cells if c is not None]))
+    third = [v[2] for _, v in spots] if more else None
+    x, y = [v[0] for _, v in spots], [v[1] for _, v in spots]
+    sizes = [64.0 if p.index in on else 26.0 for p, _ in spots]
+    edges = [style.BLACK if p.index in on else style.GREY for p, _ in spots]
+    widths = [1.5 if p.index in on else 0.4 for p, _ in spots]
+    kind: dict[str, Any] = {"c": third, "cmap": "cividis_r"} if third else {"color": style.SKY}
+    drawn = ax.scatter(x, y, s=sizes, edgecolors=edges, linewidths=widths, zorder=3, **kind)
+    if third:
+        bar = figure.colorbar(drawn, ax=ax, pad=0.02, aspect=14)
+        bar.set_label(more[0].label, fontsize=8.5)
+        show = _tick(more[0])
+        bar.ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: show(v)))
+        bar.outline.set_visible(False)  # type: ignore[operator]
+    named = [(p, v) for p, v in spots if p.index in on]
+    for p, v in named if len(named) <= 10 else []:
+        text = "/".join(_short(a.labels[i], 10) for a, i in zip(sweep.axes, p.positions, strict=True))
+        ax.annotate(text, (v[0], v[1]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    for values, metric, setter, axis in (
+        (x, x_metric, ax.set_xlim, ax.xaxis),
+        (y, y_metric, ax.set_ylim, ax.yaxis),
+    ):
+        room = 0.12 * (max(values) - min(values)) or 0.1 * abs(max(values)) or 1.0
+        setter(min(values) - room, max(values) + room)
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda v, _, show=_tick(metric): show(v)))
+    ax.set_xlabel(f"{x_metric.label} ({'less' if x_metric.better < 0 else 'more'} is better)", labelpad=2)
+    ax.set_ylabel(f"{y_metric.label}\n({'less' if y_metric.better < 0 else 'more'} is better)", labelpad=2)
+
+
+def curve_points(sweep: Sweep, grid: Grid) -> list[Point]:
+    """The points whose curves are drawn: evenly spread over those that finished."""
+    done = [p for p in grid.points if any(isinstance(r.outcome, Result) for r in grid.by_point[p.index])]
+    return _spread_out(done)
+
+
+def _over_time(
+    grid: Grid, point: Point, key: str, times: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean, least and most over the seeds at each time (s); not-a-number where all have ended."""
+    found = []
+    for row in grid.by_point[point.index]:
+        if isinstance(row.outcome, Result):
+            own = row.outcome.curves["time_s"]
+            at = np.clip(np.searchsorted(own, times, side="right") - 1, 0, CURVE_POINTS - 1)
+            values = row.outcome.curves[key][at]
+            if key not in CUMULATIVE:
+                values = np.where(times <= own[-1], values, np.nan)
+            found.append(values)
+    table = np.array(found)
+    out = np.full((3, len(times)), np.nan)
+    some = ~np.all(np.isnan(table), axis=0)
+    for k, of in enumerate((np.nanmean, np.nanmin, np.nanmax)):
+        out[k, some] = of(table[:, some], axis=0)
+    return out[0], out[1], out[2]
+
+
+def _end_s(grid: Grid, points: Sequence[Point]) -> float:
+    rows = [r for p in points for r in grid.by_point[p.index]]
+    return max(float(r.outcome.curves["time_s"][-1]) for r in rows if isinstance(r.outcome, Result))
+
+
+def draw_curve(ax: Axes, sweep: Sweep, grid: Grid, key: str, is_share: bool) -> None:
+    """One quantity over simulated time, a line a point."""
+    points = curve_points(sweep, grid)
+    end = _end_s(grid, points)
+    times = np.linspace(0.0, end, 2 * CURVE_POINTS - 1)
+    scale, unit = time_unit(end * 1e9)
+    x = times * 1e9 / scale
+    for i, point in enumerate(points):
+        mean, low, high = _over_time(grid, point, key, times)
+        color = _COLORS[i % len(_COLORS)]
+        if len(grid.by_point[point.index]) > 1:
+            ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        ax.plot(x, mean, color=color, linestyle=_DASHES[i % len(_DASHES)], lw=1.3, label=point.label(sweep.axes))
+    if is_share:
+        percent_axis(ax)
+    else:
+        count_axis(ax)
+    ax.set_xlim(0, max(float(x[-1]), 1e-9))
+    ax.set_xlabel(f"simulated time ({unit})", labelpad=2)
+
+
+# ---- for the page ----
+
+
+def _finish(figure: Figure, ax: Axes, key: str, title: str, says: Inline, **more: Any) -> Chart:
+    return Chart(key, title, says, svg.inline_svg(figure, key, f"{title}. {plain_text(says)}"), **more)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    return max(1, min(len(labels), 64 // (max(len(t) for t in labels) + 5)))
+
+
+def _with_legend(height: float = svg.HEIGHT) -> tuple[Figure, Axes, Callable[[], None]]:
+    """Figure, axes, and what puts the legend above them once the lines are drawn."""
+    figure = svg.new_figure(height)
+    ax = figure.add_axes((0.125, 0.42 / height, 0.86, 1 - 0.55 / height))
+
+    def place() -> None:
+        labels = ax.get_legend_handles_labels()[1]
+        columns = _columns(labels)
+        rows = -(-len(labels) // columns)
+        taller = height + 0.19 * rows
+        figure.set_figheight(taller)
+        ax.set_position((0.125, 0.42 / taller, 0.86, (height - 0.55) / taller))
+        legend(ax, columns)
+        box = ax.get_legend()
+        if box is not None:
+            box.set_loc("lower left")
+            box.set_bbox_to_anchor((0.0, 1.03))
+
+    return figure, ax, place
+
+
+def metric_charts(sweep: Sweep, grid: Grid, metric: Named, says: Inline) -> list[Chart]:
+    """A metric against each axis that has two values or more."""
+    charts = []
+    with svg.drawing():
+        for i, axis in enumerate(sweep.axes):
+            if len(axis) < 2:
+                continue
+            figure, ax, place = _with_legend()
+            if draw_metric(ax, sweep, grid, metric, i):
+                place()
+            total = _lines(sweep, grid, i)[1]
+            told: tuple[Piece, ...] = says if not charts else ()
+            if total > MOST_LINES:
+                told = (*told, f" Lines: {MOST_LINES} of {total} combinations of the other axes.")
+            title = metric.label[0].upper() + metric.label[1:]
+            charts.append(
+                _finish(figure, ax, f"metric-{_slug(metric.name)}-{i}", f"{title} against {axis.label}", told)
+            )
+    return charts
+
+
+def _slug(name: str) -> str:
+    return name.replace(".", "-")
+
+
+def heat_charts(sweep: Sweep, grid: Grid) -> list[Chart]:
+    """A heat map a metric, where there are two axes."""
+    if len(sweep.axes) != 2 or min(len(a) for a in sweep.axes) < 2:
+        return []
+    charts = []
+    with svg.drawing():
+        for metric in sweep.metrics:
+            if not grid.has(metric):
+                continue
+            height = max(svg.HEIGHT, 0.62 + 0.3 * min(len(sweep.axes[1]), 12))
+            figure = svg.new_figure(height)
+            ax = figure.add_axes((0.14, 0.42 / height, 0.85, 1 - 0.52 / height))
+            best = grid.best(metric)
+            draw_heat(ax, sweep, grid, metric, best)
+            says: tuple[Piece, ...] = ("Mean over the seeds; darker is more.",)
+            if best is not None:
+                says = (
+                    "Mean over the seeds; darker is more. Framed: the best, ",
+                    metric.value(best.cell.mean),
+                    f" with {best.point.label(sweep.axes)}.",
+                )
+            title = metric.label[0].upper() + metric.label[1:]
+            charts.append(_finish(figure, ax, f"heat-{_slug(metric.name)}", title, says))
+    return charts
+
+
+def pareto_chart(sweep: Sweep, grid: Grid) -> Chart | None:
+    """The front; None where fewer than two of its metrics differ between points."""
+    weighed, front = grid.pareto()
+    if len(weighed) < 2 or not front:
+        return None
+    with svg.drawing():
+        figure = svg.new_figure(2.9)
+        ax = figure.add_axes((0.155, 0.15, 0.83, 0.82))
+        draw_pareto(ax, sweep, grid, figure)
+        says: Inline = (
+            "Ringed: ",
+            as_plural(len(front), "point"),
+            " that no other point beats in one of these metrics without losing in another.",
+        )
+        names = ", ".join(m.label for m in weighed)
+        return _finish(figure, ax, "pareto", f"Weighed against each other: {names}", says, wide=False)
+
+
+def curve_charts(sweep: Sweep, grid: Grid) -> list[Chart]:
+    """Curves over simulated time of up to six points."""
+    if not curve_points(sweep, grid):
+        return []
+    charts = []
+    with svg.drawing():
+        for key, title, _, is_share in CURVES:
+            if key not in _SHOWN_CURVES:
+                continue
+            figure, ax, place = _with_legend()
+            draw_curve(ax, sweep, grid, key, is_share)
+            place()
+            charts.append(_finish(figure, ax, f"curve-{key}", title, ()))
+    return charts
+
+
+# ---- for plots/ ----
+
+
+def pictures(sweep: Sweep, grid: Grid) -> dict[str, bytes]:
+    """All pictures as files: path in the sweep's folder -> content."""
+    import matplotlib as mpl
+
+    files: dict[str, bytes] = {}
+    rc: Any = style.RC
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(rc)
+        figures = {
+            "metrics": _metrics_figure(sweep, grid),
+            "heat": _heat_figure(sweep, grid),
+            "pareto": _pareto_figure(sweep, grid),
+            "curves": _curves_figure(sweep, grid),
+        }
+        for name, figure in figures.items():
+            if figure is not None:
+                for kind in ("png", "svg"):
+                    files[f"plots/{name}.{kind}"] = style.save(figure, kind)
+    return files
+
+
+def _heading(figure: Figure, sweep: Sweep, text: str) -> float:
+    """Title and a line below it, in inches from the top; returns the room that they take."""
+    height = figure.get_figheight()
+    figure.text(0.02, 1 - 0.22 / height, sweep.title, fontsize=13, fontweight="bold", va="center")
+    figure.text(0.02, 1 - 0.47 / height, text, fontsize=8.5, color="#444444", va="center")
+    return 0.66
+
+
+def _seeds_text(grid: Grid) -> str:
+    n = max(len(rows) for rows in grid.by_point.values())
+    return f"mean of {n} seeds, band: 95 % interval of the mean" if n > 1 else "one seed: no interval"
+
+
+def _metrics_figure(sweep: Sweep, grid: Grid) -> Figure | None:
+    from matplotlib.figure import Figure
+
+    axes = [i for i, a in enumerate(sweep.axes) if len(a) > 1]
+    metrics = [m for m in sweep.metrics if grid.has(m)]
+    if not axes or not metrics:
+        return None
+    columns = len(axes) if len(axes) > 1 else min(2, len(metrics))
+    cells = [(m, i) for m in metrics for i in axes]
+    rows = -(-len(cells) // columns)
+    legends = len(sweep.axes) > 1
+    height = 0.66 + (0.55 if legends else 0.1) + 2.35 * rows
+    figure = Figure(figsize=(4.7 * columns + 0.4, height))
+    head = _heading(figure, sweep, _seeds_text(grid))
+    grid_axes = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(
+        left=0.68 / figure.get_figwidth(),
+        right=1 - 0.15 / figure.get_figwidth(),
+        top=1 - (head + (0.75 if legends else 0.25)) / height,
+        bottom=0.5 / height,
+        hspace=0.62 if legends else 0.5,
+        wspace=0.24,
+    )
+    for ax, (metric, i) in zip(grid_axes.flat, cells, strict=False):
+        needs = draw_metric(ax, sweep, grid, metric, i)
+        ax.set_title(metric.label[0].upper() + metric.label[1:], pad=22 if needs else 6)
+        if needs:
+            labels = ax.get_legend_handles_labels()[1]
+            columns_of = max(1, min(len(labels), 60 // (max(len(t) for t in labels) + 5)))
+            ax.legend(
+                loc="lower left", bbox_to_anchor=(-0.01, 0.985), ncols=columns_of, fontsize=7,
+                columnspacing=1.0, handletextpad=0.4, labelspacing=0.2,
+            )
+    for ax in list(grid_axes.flat)[len(cells) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def _heat_figure(sweep: Sweep, grid: Grid) -> Figure | None:
+    from matplotlib.figure import Figure
+
+    metrics = [m for m in sweep.metrics if grid.has(m)]
+    if len(sweep.axes) != 2 or min(len(a) for a in sweep.axes) < 2 or not metrics:
+        return None
+    columns = min(2, len(metrics))
+    rows = -(-len(metrics) // columns)
+    tall = 0.75 + 0.32 * min(len(sweep.axes[1]), 14)
+    height = 0.9 + rows * max(2.3, tall)
+    figure = Figure(figsize=(5.2 * columns, height))
+    head = _heading(figure, sweep, "mean over the seeds; darker is more; framed: the best")
+    cells = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(
+        left=0.75 / figure.get_figwidth(), right=0.99, top=1 - (head + 0.3) / height, bottom=0.5 / height,
+        hspace=0.42, wspace=0.2,
+    )
+    for ax, metric in zip(cells.flat, metrics, strict=False):
+        draw_heat(ax, sweep, grid, metric, grid.best(metric))
+        ax.set_title(metric.label[0].upper() + metric.label[1:])
+    for ax in list(cells.flat)[len(metrics) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def _pareto_figure(sweep: Sweep, grid: Grid) -> Figure | None:
+    from matplotlib.figure import Figure
+
+    weighed, front = grid.pareto()
+    if len(weighed) < 2 or not front:
+        return None
+    figure = Figure(figsize=(7.6, 5.0))
+    _heading(figure, sweep, "ringed: points that no other point beats in one of these metrics without losing in another")
+    ax = figure.add_axes((0.125, 0.105, 0.85, 0.73))
+    draw_pareto(ax, sweep, grid, figure)
+    return figure
+
+
+def _curves_figure(sweep: Sweep, grid: Grid) -> Figure | None:
+    from matplotlib.figure import Figure
+
+    points = curve_points(sweep, grid)
+    if not points:
+        return None
+    figure = Figure(figsize=(10.4, 8.4))
+    axes = figure.subplots(3, 2, sharex=True, gridspec_kw={"hspace": 0.34, "wspace": 0.17})
+    figure.subplots_adjust(left=0.06, right=0.985, top=0.865, bottom=0.06)
+    shown = [c for c in CURVES if c[0] in _SHOWN_CURVES]
+    for ax, (key, title, _, is_share) in zip(axes.flat, shown, strict=True):
+        draw_curve(ax, sweep, grid, key, is_share)
+        ax.set_title(title)
+    for ax in axes[:-1].flat:
+        ax.set_xlabel("")
+    _heading(figure, sweep, "mean over the seeds, band: from the least to the most")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    columns = max(1, min(len(labels), 130 // (max(len(t) for t in labels) + 6)))
+    figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.012, 0.935), ncols=columns)
+    return figure

@@ -1,0 +1,317 @@
+"""The results of a sweep as a document: the answer first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sim.report.document import (
+    Column,
+    Document,
+    Inline,
+    Items,
+    Paragraph,
+    Part,
+    Piece,
+    Section,
+    Table,
+    Value,
+    as_count,
+)
+from sim.report.units import plural
+from sim.sweep.answer import Best, Cell, Grid, Row
+from sim.sweep.axes import Axis
+from sim.sweep.metrics import Named
+from sim.sweep.plan import Point, Sweep
+from sim.sweep.point import Failure, Result
+
+_MOST_NAMED = 4
+
+
+def build_document(sweep: Sweep, grid: Grid, meta: Mapping[str, str], charts: bool) -> Document:
+    """The page; `charts`: with pictures."""
+    sections = [
+        Section("answer", "The answer", tuple(_answer(sweep, grid))),
+        Section("points", "Points", tuple(_points(sweep, grid))),
+    ]
+    if charts and len(grid.failed()) < len(grid.rows):
+        sections += _charts(sweep, grid)
+    sections += [
+        Section("failed", "Failed", tuple(_failed(sweep, grid))),
+        Section("axes", "What was varied", (_axes(sweep),)),
+    ]
+    metrics = list(dict.fromkeys([*sweep.metrics, *grid.pareto()[0]]))
+    definitions = {m.name: (_cap(m.label), m.number.meaning) for m in metrics}
+    definitions["interval95"] = (
+        "± and bands",
+        "Half the 95 % interval of the mean over seeds, by Student's t: workloads of other seeds have their mean"
+        " there with 95 % confidence. None with one seed.",
+    )
+    definitions["noise"] = (
+        "Clearly, within noise",
+        "Two points are compared seed by seed, since both meet the same workloads. Clearly worse: the interval of"
+        " the mean difference excludes 0; within noise: it does not. The intervals hold with 95 % confidence all"
+        " together (Bonferroni, over all points compared with the best one).",
+    )
+    return Document(
+        "sweep",
+        sweep.title,
+        _subtitle(sweep, grid),
+        tuple(s for s in sections if s.parts),
+        definitions,
+        {
+            "kvpool": meta["version"],
+            "sweep": sweep.file,
+            "base": sweep.base or "inline",
+            "seeds": ", ".join(str(s) for s in grid.seeds),
+            "core": meta["core_digest"],
+            "files": "points.parquet has every metric of every run, curves.parquet the curves over time",
+        },
+    )
+
+
+def terminal(document: Document) -> str:
+    """What the terminal shows: the answer, the points and the failures."""
+    from sim.report.terminal import terminal_text
+
+    kept = tuple(s for s in document.sections if s.key in ("answer", "points", "failed"))
+    return terminal_text(replace(document, sections=kept, definitions={}, provenance={}))
+
+
+def _cap(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _subtitle(sweep: Sweep, grid: Grid) -> str:
+    axes = "; ".join(f"{a.label} {_span(a)}" for a in sweep.axes)
+    base = f"{sweep.base}: " if sweep.base else ""
+    runs = plural(len(grid.rows), "run")
+    text = f"{base}{axes}; {plural(len(sweep.points), 'point')}, {runs}"
+    return f"{sweep.description}. {text}" if sweep.description else text
+
+
+def _span(axis: Axis) -> str:
+    if len(axis) <= _MOST_NAMED:
+        return ", ".join(axis.labels)
+    return f"{axis.labels[0]}, {axis.labels[1]} ... {axis.labels[-1]}"
+
+
+# ---- the answer ----
+
+
+def _answer(sweep: Sweep, grid: Grid) -> list[Part]:
+    parts: list[Part] = []
+    sentences = [s for m in sweep.metrics if (s := _sentence(sweep, grid, m))]
+    if sentences:
+        parts.append(Paragraph(sentences[0], "lead"))
+    if len(sentences) > 1:
+        parts.append(Items(tuple(sentences[1:])))
+    failed = grid.failed()
+    if failed:
+        which = "every run" if len(failed) == len(grid.rows) else f"{len(failed):,} of {plural(len(grid.rows), 'run')}"
+        parts.append(Paragraph((f"{_cap(which)} failed; the messages are below.",), "warn"))
+    unserved = _unserved(sweep, grid)
+    if unserved:
+        parts.append(Paragraph(unserved, "warn"))
+    parts.append(Paragraph((_confidence(sweep, grid),), "note"))
+    return parts
+
+
+def _sentence(sweep: Sweep, grid: Grid, metric: Named) -> Inline | None:
+    """Where a metric is best, how sure that is, and what comes next."""
+    cells = [c for p in grid.points if (c := grid.cell(metric, p)) is not None]
+    if not cells:
+        return None
+    name = _cap(metric.label)
+    if len(cells) > 1 and len({c.mean for c in cells}) == 1:
+        return (f"{name}: ", metric.value(cells[0].mean), _noun(metric), " at every point.")
+    best = grid.best(metric)
+    if best is None:
+        low, high = (f([c.mean for c in cells]) for f in (min, max))
+        return (f"{name} goes from ", metric.value(low), " to ", metric.value(high), _noun(metric), ".")
+    word = "lowest" if metric.better < 0 else "highest"
+    pieces: list[Piece] = [f"{name} is {word} with {best.point.label(sweep.axes)}: ", metric.value(best.cell.mean)]
+    if best.cell.half:
+        pieces += [" ± ", metric.value(best.cell.half)]
+    pieces.append(_noun(metric))
+    if best.equal:
+        pieces.append(f", the same as with {_named(sweep, best.equal)}")
+    if best.rivals:
+        verb = "is" if len(best.rivals) == 1 else "are"
+        pieces.append(f"; {_named(sweep, best.rivals)} {verb} within noise of it")
+    if best.next is not None:
+        pieces += _next(sweep, metric, best, grid)
+    return (*pieces, ".")
+
+
+def _noun(metric: Named) -> str:
+    return "" if metric.unit in ("fraction", "s", "bytes", metric.label) else f" {metric.unit}"
+
+
+def _next(sweep: Sweep, metric: Named, best: Best, grid: Grid) -> list[Piece]:
+    assert best.next is not None
+    point, pair = best.next
+    cell = grid.cell(metric, point)
+    assert cell is not None
+    sure = "clearly worse, " if pair.low is not None else ""
+    out: list[Piece] = [f"; {sure}next: {point.label(sweep.axes)} with ", metric.value(cell.mean)]
+    n = metric.number
+    difference = Value(pair.difference, n.signed(pair.difference), metric.unit)
+    out += [" (", difference]
+    if pair.low is not None and pair.high is not None and pair.high > pair.low:
+        ends = (Value(pair.low, n.bare(pair.low), metric.unit), Value(pair.high, n.signed(pair.high), metric.unit))
+        out += [", interval ", ends[0], " to ", ends[1]]
+    out.append(")")
+    return out
+
+
+def _named(sweep: Sweep, points: Sequence[Point]) -> str:
+    names = [p.label(sweep.axes) for p in points[:_MOST_NAMED]]
+    more = len(points) - len(names)
+    if more:
+        return f"{', '.join(names)} and {more} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _unserved(sweep: Sweep, grid: Grid) -> Inline:
+    """Requests that never finished spoil comparisons of latencies."""
+    worst: tuple[Row, int] | None = None
+    affected: set[int] = set()
+    for row in grid.rows:
+        if isinstance(row.outcome, Result):
+            served = row.outcome.summary["requests"]
+            left = served["rejected"] + served["unservable"] + served["unfinished"]
+            if left:
+                affected.add(row.point.index)
+                if worst is None or left > worst[1]:
+                    worst = row, left
+    if worst is None:
+        return ()
+    row, left = worst
+    return (
+        f"At {plural(len(affected), 'point')} some requests did not finish (rejected, too large for the pool, or not"
+        f" done at the end), most with {row.point.label(sweep.axes)}: ",
+        as_count(left, "requests"),
+        " requests. Latencies leave them out.",
+    )
+
+
+def _confidence(sweep: Sweep, grid: Grid) -> str:
+    counts = {len(rows) for rows in grid.by_point.values()}
+    n = max(counts)
+    if n == 1 and len(sweep.seeds) > 1:
+        return (
+            "The workload is the same for every seed, so each point was run once: differences are exact for this"
+            " workload, and nothing is known about others."
+        )
+    if n == 1:
+        return (
+            "One seed: differences are exact for this workload, and nothing is known about others. `seeds: 5` or"
+            " more gives intervals."
+        )
+    return (
+        f"{n} seeds a point, the same for all points. Differences are taken seed by seed; an interval holds with"
+        " 95 % confidence over all comparisons with the best point of a metric."
+    )
+
+
+# ---- tables ----
+
+
+def _mean(metric: Named, cell: Cell | None) -> Value | Inline:
+    if cell is None:
+        return metric.value(None)
+    if not cell.half:
+        return metric.value(cell.mean)
+    return (metric.value(cell.mean), " ± ", metric.value(cell.half))
+
+
+def _points(sweep: Sweep, grid: Grid) -> list[Part]:
+    metrics = [m for m in sweep.metrics if grid.has(m)]
+    rows = []
+    for p in grid.points:
+        done = [r for r in grid.by_point[p.index] if isinstance(r.outcome, Result)]
+        labels = [a.labels[i] for a, i in zip(sweep.axes, p.positions, strict=True)]
+        runs = grid.by_point[p.index]
+        state = "" if len(done) == len(runs) else "failed" if not done else f"{len(runs) - len(done)} failed"
+        cells = [_mean(m, grid.cell(m, p)) for m in metrics]
+        rows.append((*labels, *cells, *([state] if grid.failed() else [])))
+    columns = [Column(a.label, words=a.numbers is None) for a in sweep.axes]
+    columns += [Column(_heading(m), m.name) for m in metrics]
+    if grid.failed():
+        columns.append(Column("", words=True))
+    n = max(len(rows) for rows in grid.by_point.values())
+    caption = f"Means over {n} seeds ± half of the 95 % interval." if n > 1 else "One run a point."
+    return [Table("points-table", tuple(columns), tuple(rows), caption)]
+
+
+def _heading(metric: Named) -> str:
+    return metric.label if metric.unit in ("fraction", "s", "bytes", metric.label) else f"{metric.label} ({metric.unit})"
+
+
+def _failed(sweep: Sweep, grid: Grid) -> list[Part]:
+    failed = grid.failed()
+    if not failed:
+        return []
+    by_message: dict[tuple[int, str], list[Row]] = {}
+    for row in failed:
+        if isinstance(row.outcome, Failure):
+            by_message.setdefault((row.point.index, row.outcome.message), []).append(row)
+    rows = tuple(
+        (found[0].point.label(sweep.axes), ", ".join(str(r.seed) for r in found), message)
+        for (_, message), found in by_message.items()
+    )
+    columns = (Column("point", words=True), Column("seeds", words=True), Column("message", words=True))
+    return [Table("failures", columns, rows)]
+
+
+def _axes(sweep: Sweep) -> Table:
+    rows = tuple(
+        (a.label, ", ".join(a.keys), ", ".join(a.labels) if len(a) <= 24 else f"{_span(a)} ({len(a)} values)")
+        for a in sweep.axes
+    )
+    columns = (Column("axis", words=True), Column("key", words=True), Column("values", words=True))
+    return Table("axes-table", columns, rows)
+
+
+# ---- pictures ----
+
+
+def _charts(sweep: Sweep, grid: Grid) -> list[Section]:
+    from sim.sweep import charts
+
+    metric_parts: list[Part] = []
+    for metric in sweep.metrics:
+        if grid.has(metric):
+            metric_parts += charts.metric_charts(sweep, grid, metric, ())
+    pareto: list[Part] = []
+    chart = charts.pareto_chart(sweep, grid)
+    if chart is not None:
+        pareto = [chart, _front(sweep, grid)]
+    drawn = charts.curve_points(sweep, grid)
+    note = "Mean over a point's seeds; the band reaches from the least to the most."
+    finished = sum(any(isinstance(r.outcome, Result) for r in rows) for rows in grid.by_point.values())
+    if len(drawn) < finished:
+        note += f" {len(drawn)} of {finished} points; all are in curves.parquet."
+    curves: list[Part] = [Paragraph((note,), "note"), *charts.curve_charts(sweep, grid)]
+    return [
+        Section("metrics", "Metrics against axes", tuple(metric_parts)),
+        Section("heat", "Heat maps", tuple(charts.heat_charts(sweep, grid))),
+        Section("front", "Pareto front", tuple(pareto)),
+        Section("time", "Over time", tuple(curves)),
+    ]
+
+
+def _front(sweep: Sweep, grid: Grid) -> Table:
+    weighed, front = grid.pareto()
+    rows = tuple(
+        (p.label(sweep.axes), *(_mean(m, grid.cell(m, p)) for m in weighed))
+        for p in sorted(front, key=lambda p: _order(grid, weighed[0], p))
+    )
+    columns = (Column("on the front", words=True), *(Column(_heading(m), m.name) for m in weighed))
+    return Table("front-table", columns, rows)
+
+
+def _order(grid: Grid, metric: Named, point: Point) -> tuple[float, int]:
+    cell = grid.cell(metric, point)
+    return (-metric.better * cell.mean if cell else 0.0, point.index)
