@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -69,6 +70,14 @@ def _table(table: Table) -> list[str]:
     while sum(widths[i] + 2 for i in range(len(head)) if i not in below) - 2 > TABLE_WIDTH and loose:
         below.append(loose.pop())
     kept = [i for i in range(len(head)) if i not in below]
+    heads = [head]
+    if sum(widths[i] + 2 for i in kept) - 2 > TABLE_WIDTH:
+        # headings on several lines
+        for i in kept:
+            widths[i] = max(*(len(w) for w in head[i].split(" ")), *(len(r[i]) for r in rows), min(12, len(head[i])))
+        lines = [textwrap.wrap(h, w) if i in kept else [h] for i, (h, w) in enumerate(zip(head, widths, strict=True))]
+        tall = max(len(t) for t in lines)
+        heads = [[([""] * (tall - len(t)) + t)[k] for t in lines] for k in range(tall)]
 
     def line(cells: list[str]) -> str:
         parts = [
@@ -76,7 +85,7 @@ def _table(table: Table) -> list[str]:
         ]
         return "  ".join(parts).rstrip()
 
-    out = [line(head)] if any(head[i] for i in kept) else []
+    out = [line(h) for h in heads] if any(head[i] for i in kept) else []
     for row in rows:
         out.append(line(row))
         more = "; ".join(row[i] for i in sorted(below) if row[i])

@@ -53,10 +53,16 @@ def _spread_out(items: Sequence[Any], most: int = MOST_LINES) -> list[Any]:
 def _tick(metric: Named) -> Callable[[float], str]:
     texts: dict[str, Callable[[float], str]] = {
         "fraction": lambda v: f"{100 * v:.3g} %",
-        "s": lambda v: span(v) if v >= 0 else "",
+        "s": lambda v: _round_span(v) if v >= 0 else "",
         "bytes": lambda v: size(v) if v >= 0 else "",
     }
     return texts.get(metric.unit, thousands)
+
+
+def _round_span(v: float) -> str:
+    """A round number of seconds as on an axis: `20 s`, `2.5 ms`."""
+    number, unit = span(v).split(" ")
+    return f"{float(number):g} {unit}"
 
 
 def _y_axis(ax: Axes, metric: Named, low: float, high: float) -> None:
@@ -67,10 +73,7 @@ def _y_axis(ax: Axes, metric: Named, low: float, high: float) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: show(v)))
     room = 0.08 * (high - low) or 0.08 * abs(high) or 1.0
-    bottom = 0.0 if low >= 0 and low < 0.5 * high else max(0.0, low - room) if low >= 0 else low - room
-    if low >= 0 and high == 0:
-        bottom = 0.0
-    ax.set_ylim(bottom, high + room)
+    ax.set_ylim(0.0 if low < 0.5 * high else max(0.0, low - room), high + room)
 
 
 def _x_axis(ax: Axes, axis: Axis) -> NDArray[np.float64]:
@@ -112,18 +115,40 @@ def _grows(at: NDArray[np.float64]) -> bool:
 
 def _lines(sweep: Sweep, grid: Grid, axis: int) -> tuple[list[tuple[str, list[Point]]], int]:
     """The points along an axis for each combination of the other axes; how many combinations there are."""
-    others = [i for i in range(len(sweep.axes)) if i != axis]
+    others = [i for i in sweep.varied if i != axis]
     known = {p.positions: p for p in grid.points}
     combinations = list(product(*(range(len(sweep.axes[i])) for i in others)))
     lines = []
     for combination in _spread_out(combinations):
-        name = ", ".join(sweep.axes[i].says(j) for i, j in zip(others, combination, strict=True))
+        name = "/".join(sweep.axes[i].labels[j] for i, j in zip(others, combination, strict=True))
         points = []
         for k in range(len(sweep.axes[axis])):
             at = dict(zip(others, combination, strict=True)) | {axis: k}
-            points.append(known[tuple(at[i] for i in range(len(sweep.axes)))])
+            points.append(known[tuple(at.get(i, 0) for i in range(len(sweep.axes)))])
         lines.append((name, points))
     return lines, len(combinations)
+
+
+def _against(sweep: Sweep, axis: int) -> str:
+    """`against rate, a line for each max_num_seqs`."""
+    others = [sweep.axes[i].label for i in sweep.varied if i != axis]
+    lines = f", a line for each {'/'.join(others)}" if others else ""
+    return f"against {sweep.axes[axis].label}{lines}"
+
+
+def _line_label(sweep: Sweep, point: Point) -> str:
+    """`block_size 8`; only the values where that is long."""
+    text = point.label(sweep.axes)
+    if len(text) <= 20:
+        return text
+    return "/".join(_short(sweep.axes[i].labels[point.positions[i]], 14) for i in sweep.varied) or _short(text, 20)
+
+
+def line_names(sweep: Sweep) -> str:
+    """What the values in a line's name stand for; empty if the name says it."""
+    if all(len(p.label(sweep.axes)) <= 20 for p in sweep.points):
+        return ""
+    return "/".join(sweep.axes[i].label for i in sweep.varied)
 
 
 def draw_metric(ax: Axes, sweep: Sweep, grid: Grid, metric: Named, axis: int) -> bool:
@@ -150,13 +175,9 @@ def draw_metric(ax: Axes, sweep: Sweep, grid: Grid, metric: Named, axis: int) ->
             ax.fill_between(x, y - h, y + h, color=color, alpha=0.2, linewidth=0)
         ax.plot(x, y, color=color, linestyle=dash, marker=_MARKS[i % len(_MARKS)], ms=3.6, lw=1.4, label=name)
     if low <= high:
-        _y_axis(ax, metric, max(0.0, low) if low < 0 <= high and _never_negative(metric) else low, high)
+        # all metrics are shares, counts or times: only an interval can reach below 0
+        _y_axis(ax, metric, max(0.0, low), high)
     return len(lines) > 1
-
-
-def _never_negative(_: Named) -> bool:
-    """All metrics count or share something; only an interval can reach below 0."""
-    return True
 
 
 def draw_heat(ax: Axes, sweep: Sweep, grid: Grid, metric: Named, best: Best | None) -> None:
@@ -164,12 +185,13 @@ def draw_heat(ax: Axes, sweep: Sweep, grid: Grid, metric: Named, best: Best | No
     import matplotlib as mpl
     from matplotlib.patches import Rectangle
 
-    x_axis, y_axis = sweep.axes
+    across, up = sweep.varied
+    x_axis, y_axis = sweep.axes[across], sweep.axes[up]
     table = np.full((len(y_axis), len(x_axis)), np.nan)
     for p in grid.points:
         cell = grid.cell(metric, p)
         if cell is not None:
-            table[p.positions[1], p.positions[0]] = cell.mean
+            table[p.positions[up], p.positions[across]] = cell.mean
     known = table[~np.isnan(table)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     colors = mpl.colormaps["Blues"]
@@ -185,7 +207,7 @@ def draw_heat(ax: Axes, sweep: Sweep, grid: Grid, metric: Named, best: Best | No
             ink = "#FEFEFE" if part > 0.62 else "#101010"
             ax.text(i, j, _cell_text(metric, value), ha="center", va="center", fontsize=8, color=ink)
     if best is not None:
-        i, j = best.point.positions
+        i, j = best.point.positions[across], best.point.positions[up]
         ax.add_patch(Rectangle((i - 0.47, j - 0.47), 0.94, 0.94, fill=False, edgecolor=style.RED, linewidth=2.0))
     ax.set_xlim(-0.5, len(x_axis) - 0.5)
     ax.set_ylim(-0.5, len(y_axis) - 0.5)
@@ -233,10 +255,18 @@ def draw_pareto(ax: Axes, sweep: Sweep, grid: Grid, figure: Figure) -> None:
         bar.ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: show(v)))
         bar.outline.set_visible(False)  # type: ignore[operator]
-    named = [(p, v) for p, v in spots if p.index in on]
-    for p, v in named if len(named) <= 10 else []:
-        text = "/".join(_short(a.labels[i], 10) for a, i in zip(sweep.axes, p.positions, strict=True))
-        ax.annotate(text, (v[0], v[1]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    named = sorted(((v, p) for p, v in spots if p.index in on), key=lambda s: s[0]) if len(on) <= 10 else []
+    for k, (v, p) in enumerate(named):
+        text = "/".join(_short(sweep.axes[i].labels[p.positions[i]], 10) for i in sweep.varied)
+        left = k % 2 == 0
+        ax.annotate(
+            text,
+            (v[0], v[1]),
+            xytext=(-6, 4) if left else (6, -9),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=8,
+        )
     for values, metric, setter, axis in (
         (x, x_metric, ax.set_xlim, ax.xaxis),
         (y, y_metric, ax.set_ylim, ax.yaxis),
@@ -293,7 +323,7 @@ def draw_curve(ax: Axes, sweep: Sweep, grid: Grid, key: str, is_share: bool) -> 
         color = _COLORS[i % len(_COLORS)]
         if len(grid.by_point[point.index]) > 1:
             ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-        ax.plot(x, mean, color=color, linestyle=_DASHES[i % len(_DASHES)], lw=1.3, label=point.label(sweep.axes))
+        ax.plot(x, mean, color=color, linestyle=_DASHES[i % len(_DASHES)], lw=1.3, label=_line_label(sweep, point))
     if is_share:
         percent_axis(ax)
     else:
@@ -310,7 +340,7 @@ def _finish(figure: Figure, ax: Axes, key: str, title: str, says: Inline, **more
 
 
 def _columns(labels: Sequence[str]) -> int:
-    return max(1, min(len(labels), 64 // (max(len(t) for t in labels) + 5)))
+    return max(1, min(len(labels), 60 // (max(len(t) for t in labels) + 6)))
 
 
 def _with_legend(height: float = svg.HEIGHT) -> tuple[Figure, Axes, Callable[[], None]]:
@@ -338,9 +368,7 @@ def metric_charts(sweep: Sweep, grid: Grid, metric: Named, says: Inline) -> list
     """A metric against each axis that has two values or more."""
     charts = []
     with svg.drawing():
-        for i, axis in enumerate(sweep.axes):
-            if len(axis) < 2:
-                continue
+        for i in sweep.varied:
             figure, ax, place = _with_legend()
             if draw_metric(ax, sweep, grid, metric, i):
                 place()
@@ -350,7 +378,7 @@ def metric_charts(sweep: Sweep, grid: Grid, metric: Named, says: Inline) -> list
                 told = (*told, f" Lines: {MOST_LINES} of {total} combinations of the other axes.")
             title = metric.label[0].upper() + metric.label[1:]
             charts.append(
-                _finish(figure, ax, f"metric-{_slug(metric.name)}-{i}", f"{title} against {axis.label}", told)
+                _finish(figure, ax, f"metric-{_slug(metric.name)}-{i}", f"{title} {_against(sweep, i)}", told)
             )
     return charts
 
@@ -361,14 +389,14 @@ def _slug(name: str) -> str:
 
 def heat_charts(sweep: Sweep, grid: Grid) -> list[Chart]:
     """A heat map a metric, where there are two axes."""
-    if len(sweep.axes) != 2 or min(len(a) for a in sweep.axes) < 2:
+    if len(sweep.varied) != 2:
         return []
     charts = []
     with svg.drawing():
         for metric in sweep.metrics:
             if not grid.has(metric):
                 continue
-            height = max(svg.HEIGHT, 0.62 + 0.3 * min(len(sweep.axes[1]), 12))
+            height = max(svg.HEIGHT, 0.62 + 0.3 * min(len(sweep.axes[sweep.varied[1]]), 12))
             figure = svg.new_figure(height)
             ax = figure.add_axes((0.14, 0.42 / height, 0.85, 1 - 0.52 / height))
             best = grid.best(metric)
@@ -460,14 +488,14 @@ def _seeds_text(grid: Grid) -> str:
 def _metrics_figure(sweep: Sweep, grid: Grid) -> Figure | None:
     from matplotlib.figure import Figure
 
-    axes = [i for i, a in enumerate(sweep.axes) if len(a) > 1]
+    axes = sweep.varied
     metrics = [m for m in sweep.metrics if grid.has(m)]
     if not axes or not metrics:
         return None
     columns = len(axes) if len(axes) > 1 else min(2, len(metrics))
     cells = [(m, i) for m in metrics for i in axes]
     rows = -(-len(cells) // columns)
-    legends = len(sweep.axes) > 1
+    legends = len(axes) > 1
     height = 0.66 + (0.55 if legends else 0.1) + 2.35 * rows
     figure = Figure(figsize=(4.7 * columns + 0.4, height))
     head = _heading(figure, sweep, _seeds_text(grid))
@@ -475,20 +503,24 @@ def _metrics_figure(sweep: Sweep, grid: Grid) -> Figure | None:
     figure.subplots_adjust(
         left=0.68 / figure.get_figwidth(),
         right=1 - 0.15 / figure.get_figwidth(),
-        top=1 - (head + (0.75 if legends else 0.25)) / height,
+        top=1 - (head + (0.5 if legends else 0.25)) / height,
         bottom=0.5 / height,
         hspace=0.62 if legends else 0.5,
         wspace=0.24,
     )
     for ax, (metric, i) in zip(grid_axes.flat, cells, strict=False):
         needs = draw_metric(ax, sweep, grid, metric, i)
-        ax.set_title(metric.label[0].upper() + metric.label[1:], pad=22 if needs else 6)
+        ax.set_title(metric.label[0].upper() + metric.label[1:], pad=20 if needs else 6)
         if needs:
-            labels = ax.get_legend_handles_labels()[1]
-            columns_of = max(1, min(len(labels), 60 // (max(len(t) for t in labels) + 5)))
+            others = "/".join(sweep.axes[k].label for k in sweep.varied if k != i)
+            ax.set_xlabel(f"{sweep.axes[i].label}; a line for each {others}", labelpad=2)
             ax.legend(
-                loc="lower left", bbox_to_anchor=(-0.01, 0.985), ncols=columns_of, fontsize=7,
-                columnspacing=1.0, handletextpad=0.4, labelspacing=0.2,
+                loc="lower left",
+                bbox_to_anchor=(-0.01, 0.97),
+                ncols=MOST_LINES,
+                fontsize=7,
+                columnspacing=1.0,
+                handletextpad=0.4,
             )
     for ax in list(grid_axes.flat)[len(cells) :]:
         ax.set_visible(False)
@@ -499,11 +531,11 @@ def _heat_figure(sweep: Sweep, grid: Grid) -> Figure | None:
     from matplotlib.figure import Figure
 
     metrics = [m for m in sweep.metrics if grid.has(m)]
-    if len(sweep.axes) != 2 or min(len(a) for a in sweep.axes) < 2 or not metrics:
+    if len(sweep.varied) != 2 or not metrics:
         return None
     columns = min(2, len(metrics))
     rows = -(-len(metrics) // columns)
-    tall = 0.75 + 0.32 * min(len(sweep.axes[1]), 14)
+    tall = 0.75 + 0.32 * min(len(sweep.axes[sweep.varied[1]]), 14)
     height = 0.9 + rows * max(2.3, tall)
     figure = Figure(figsize=(5.2 * columns, height))
     head = _heading(figure, sweep, "mean over the seeds; darker is more; framed: the best")

@@ -6,6 +6,7 @@ at a time, and only a task whose worker dies when it runs alone is given up.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -115,23 +116,28 @@ class Local(Workers):
 
     def _some(self, work: Callable[[T], R], tasks: list[T]) -> Iterator[tuple[T, R | Failure]]:
         left = list(tasks)
-        began = time.perf_counter()
-        while left and not self._use_workers(len(tasks), len(left), time.perf_counter() - began):
+        spent: list[float] = []
+        while left and not self._use_workers(spent, len(left)):
             task = left.pop(0)
-            yield task, work(task)
+            before = time.process_time()
+            result = work(task)
+            spent.append(time.process_time() - before)
+            yield task, result
         if left:
             self._started = True
-            yield from _parallel(work, left, "loky", self.jobs, {})
+            yield from _parallel(work, left, _stream("loky", self.jobs))
 
-    def _use_workers(self, total: int, left: int, spent: float) -> bool:
-        if self.jobs == 1:
-            return False
-        if self._started:
-            return True
+    def _use_workers(self, spent: list[float], left: int) -> bool:
+        """Whether the rest is worth the start of workers, by the processor time of the tasks so far."""
+        if self.jobs == 1 or self._started:
+            return self.jobs > 1
         if self.given:
             return left > 1
-        done = total - left
-        return done > 0 and left > 1 and spent / done * left > START_WORKERS_S
+        if left < 2 or not spent:
+            return False
+        # the first one has loaded the engine
+        known = spent[1:] or [s for s in spent if s > START_WORKERS_S]
+        return bool(known) and sum(known) / len(known) * left > START_WORKERS_S
 
     def close(self) -> None:
         if self._started:
@@ -199,7 +205,7 @@ class Dask(Workers):
         if self._client.status != "running":
             raise ClusterLost("the Dask scheduler is gone")
         try:
-            yield from _parallel(work, tasks, "kvpool-dask", -1, {"client": self._client})
+            yield from _parallel(work, tasks, _stream("kvpool-dask", -1, client=self._client))
         except _Broken as e:
             if self._client.status != "running":
                 raise ClusterLost("the Dask scheduler is gone") from e
@@ -235,6 +241,7 @@ class Ray(Workers):
                 f"no Ray cluster answers at {address}", option, hint="ray start --head (port 6379, or 10001 for ray://)"
             )
         self._ray = ray
+        self._pool: Any = None
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except Exception as first:
@@ -256,13 +263,31 @@ class Ray(Workers):
             wave, left = left[:size], left[size:]
             began = time.perf_counter()
             try:
-                yield from _parallel(work, wave, "ray", self._cpus, {}, whole=True)
+                yield from _parallel(work, wave, self._open())
             except _Broken as e:
+                self._shut()
                 raise _Broken(e.why, e.suspects, [*e.rest, *left]) from e
             spent = max(time.perf_counter() - began, 1e-3)
             size = max(self._cpus, min(4 * size, int(size * self._WAVE_S / spent)))
 
+    def _open(self) -> Any:
+        """One pool of Ray's actors for all waves."""
+        if self._pool is None:
+            from joblib import Parallel, parallel_config
+
+            with parallel_config(backend="ray", n_jobs=self._cpus):
+                self._pool = Parallel()
+            self._pool.__enter__()
+        return self._pool
+
+    def _shut(self) -> None:
+        if self._pool is not None:
+            with contextlib.suppress(Exception):
+                self._pool.__exit__(None, None, None)
+            self._pool = None
+
     def close(self) -> None:
+        self._shut()
         self._ray.shutdown()
 
 
@@ -309,20 +334,23 @@ def _numbered(number: int, work: Callable[[T], R], task: T) -> tuple[int, R]:
     return number, deaf(work, task)
 
 
+def _stream(backend: str, jobs: int, **arguments: Any) -> Any:
+    """A `Parallel` that gives each result as soon as it is there."""
+    from joblib import Parallel, parallel_config
+
+    with parallel_config(backend=backend, n_jobs=jobs, **arguments):
+        return Parallel(return_as="generator_unordered")
+
+
 def _parallel(
-    work: Callable[[T], R],
-    tasks: Sequence[T],
-    backend: str,
-    jobs: int,
-    arguments: dict[str, Any],
-    whole: bool = False,
+    work: Callable[[T], R], tasks: Sequence[T], parallel: Any
 ) -> Iterator[tuple[T, R | Failure]]:
-    """Tasks through joblib, each result as soon as it is there (`whole`: all at the end).
+    """Tasks through joblib's `Parallel`.
 
     Raises:
         _Broken: workers died, or their cluster failed.
     """
-    from joblib import Parallel, delayed, parallel_config
+    from joblib import delayed
 
     begun: set[int] = set()
     done: set[int] = set()
@@ -332,8 +360,6 @@ def _parallel(
             begun.add(number)
             yield delayed(_numbered)(number, work, task)
 
-    with parallel_config(backend=backend, n_jobs=jobs, **arguments):
-        parallel = Parallel(return_as="list" if whole else "generator_unordered")
     try:
         with warnings.catch_warnings():
             # joblib tells of workers that stopped; so do we, if it matters

@@ -129,11 +129,11 @@ def _sentence(sweep: Sweep, grid: Grid, metric: Named) -> Inline | None:
     if best is None:
         low, high = (f([c.mean for c in cells]) for f in (min, max))
         return (f"{name} goes from ", metric.value(low), " to ", metric.value(high), _noun(metric), ".")
-    word = "lowest" if metric.better < 0 else "highest"
-    pieces: list[Piece] = [f"{name} is {word} with {best.point.label(sweep.axes)}: ", metric.value(best.cell.mean)]
+    word = "Lowest" if metric.better < 0 else "Highest"
+    pieces: list[Piece] = [f"{word} {metric.label}: ", metric.value(best.cell.mean)]
     if best.cell.half:
         pieces += [" ± ", metric.value(best.cell.half)]
-    pieces.append(_noun(metric))
+    pieces.append(f"{_noun(metric)} with {best.point.label(sweep.axes)}")
     if best.equal:
         pieces.append(f", the same as with {_named(sweep, best.equal)}")
     if best.rivals:
@@ -166,10 +166,20 @@ def _next(sweep: Sweep, metric: Named, best: Best, grid: Grid) -> list[Piece]:
 
 
 def _named(sweep: Sweep, points: Sequence[Point]) -> str:
-    names = [p.label(sweep.axes) for p in points[:_MOST_NAMED]]
-    more = len(points) - len(names)
-    if more:
-        return f"{', '.join(names)} and {more} more"
+    """`block_size 8, 32 and 64`; of many the first few."""
+    if len(sweep.varied) == 1:
+        axis = sweep.axes[sweep.varied[0]]
+        names = [axis.labels[p.positions[sweep.varied[0]]] for p in points]
+        return f"{axis.label} {_enumerate(names, 2 * _MOST_NAMED)}"
+    if len(points) > 2:
+        return f"{len(points)} of the other {plural(len(sweep.points) - 1, 'point')}"
+    return " and ".join(p.label(sweep.axes) for p in points)
+
+
+def _enumerate(names: Sequence[str], most: int) -> str:
+    more = len(names) - most
+    if more > 1:
+        return f"{', '.join(names[:most])} and {more} more"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -228,15 +238,16 @@ def _mean(metric: Named, cell: Cell | None) -> Value | Inline:
 
 def _points(sweep: Sweep, grid: Grid) -> list[Part]:
     metrics = [m for m in sweep.metrics if grid.has(m)]
+    shown = sweep.varied or tuple(range(len(sweep.axes)))
     rows = []
     for p in grid.points:
         done = [r for r in grid.by_point[p.index] if isinstance(r.outcome, Result)]
-        labels = [a.labels[i] for a, i in zip(sweep.axes, p.positions, strict=True)]
+        labels = [sweep.axes[i].labels[p.positions[i]] for i in shown]
         runs = grid.by_point[p.index]
         state = "" if len(done) == len(runs) else "failed" if not done else f"{len(runs) - len(done)} failed"
         cells = [_mean(m, grid.cell(m, p)) for m in metrics]
         rows.append((*labels, *cells, *([state] if grid.failed() else [])))
-    columns = [Column(a.label, words=a.numbers is None) for a in sweep.axes]
+    columns = [Column(sweep.axes[i].label, words=sweep.axes[i].numbers is None) for i in shown]
     columns += [Column(_heading(m), m.name) for m in metrics]
     if grid.failed():
         columns.append(Column("", words=True))
@@ -291,6 +302,9 @@ def _charts(sweep: Sweep, grid: Grid) -> list[Section]:
     drawn = charts.curve_points(sweep, grid)
     note = "Mean over a point's seeds; the band reaches from the least to the most."
     finished = sum(any(isinstance(r.outcome, Result) for r in rows) for rows in grid.by_point.values())
+    names = charts.line_names(sweep)
+    if names:
+        note += f" Lines are named by {names}."
     if len(drawn) < finished:
         note += f" {len(drawn)} of {finished} points; all are in curves.parquet."
     curves: list[Part] = [Paragraph((note,), "note"), *charts.curve_charts(sweep, grid)]

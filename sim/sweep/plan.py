@@ -39,8 +39,10 @@ class Point:
     problem: str = ""
 
     def label(self, axes: Sequence[Axis]) -> str:
-        """`block_size 16, rate 1.2`."""
-        return ", ".join(a.says(i) for a, i in zip(axes, self.positions, strict=True))
+        """`block_size 16, rate 1.2`; an axis with one value is left out, since all points have it."""
+        pairs = list(zip(axes, self.positions, strict=True))
+        varied = [(a, i) for a, i in pairs if len(a) > 1]
+        return ", ".join(a.says(i) for a, i in varied or pairs)
 
     def values(self, axes: Sequence[Axis]) -> dict[str, Any]:
         """Dotted key of the config -> value."""
@@ -74,6 +76,11 @@ class Sweep:
     seeds: tuple[int, ...]
     metrics: tuple[Named, ...]
     points: tuple[Point, ...]
+
+    @property
+    def varied(self) -> tuple[int, ...]:
+        """Positions of the axes that have two values or more."""
+        return tuple(i for i, a in enumerate(self.axes) if len(a) > 1)
 
 
 def load_sweep(path: str, overrides: Sequence[str] = (), seeds: int | None = None) -> Sweep:
