@@ -46,14 +46,18 @@ format: $(STAMP)  ## what ruff can mend by itself
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(STAMP)  ## make docs/config.md again from the config models
+docs: $(STAMP)  ## make docs/config.md and docs/sweep_keys.md again from the config models
 	$(PY) -m sim docs config > docs/config.md.tmp
 	mv docs/config.md.tmp docs/config.md
+	$(PY) -m sim docs sweep > docs/sweep_keys.md.tmp
+	mv docs/sweep_keys.md.tmp docs/sweep_keys.md
 
 .PHONY: docs-check
-docs-check: $(STAMP)  ## fail when docs/config.md is not what the code says
+docs-check: $(STAMP)  ## fail when docs/config.md or docs/sweep_keys.md is not what the code says
 	$(PY) -m sim docs config | diff -u docs/config.md - \
 	  || { echo 'docs/config.md is out of date: run `make docs` and commit it' >&2; exit 1; }
+	$(PY) -m sim docs sweep | diff -u docs/sweep_keys.md - \
+	  || { echo 'docs/sweep_keys.md is out of date: run `make docs` and commit it' >&2; exit 1; }
 
 .PHONY: check
 check: $(STAMP)  ## run the configs of configs/baselines again and compare their curves (docs/baselines.md)

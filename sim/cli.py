@@ -172,12 +172,23 @@ def validate(configs: tuple[str, ...], overrides: tuple[str, ...], seed: int | N
 
 
 @main.command()
+@click.option(
+    "--of",
+    "what",
+    type=click.Choice(["run", "sweep"]),
+    default="run",
+    show_default=True,
+    help="Kind of config.",
+)
 @_exits
-def schema() -> None:
+def schema(what: str) -> None:
     """Print the JSON schema of a config."""
     import json
 
-    from sim.config_docs import json_schema
+    if what == "sweep":
+        from sim.sweep.docs import json_schema
+    else:
+        from sim.config_docs import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
@@ -194,6 +205,15 @@ def docs_config() -> None:
     from sim.config_docs import config_page
 
     click.echo(config_page(), nl=False)
+
+
+@docs.command("sweep")
+@_exits
+def docs_sweep() -> None:
+    """Print docs/sweep_keys.md: every key of a sweep file, every metric."""
+    from sim.sweep.docs import keys_page
+
+    click.echo(keys_page(), nl=False)
 
 
 if __name__ == "__main__":

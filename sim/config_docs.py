@@ -58,6 +58,13 @@ def config_page() -> str:
     return _Page(RunConfig.model_json_schema(mode="validation")).text()
 
 
+def table(root: Schema, definition: Schema, prefix: str) -> list[str]:
+    """The rows of one section's keys as a Markdown table; `root` is the whole schema."""
+    page = _Page(root)
+    page._table(definition, prefix)
+    return page.out
+
+
 class _Page:
     def __init__(self, schema: Schema) -> None:
         self.root = schema
@@ -129,6 +136,8 @@ class _Page:
 
     def _type(self, prop: Schema) -> str:
         parts = list(dict.fromkeys(self._types(prop)))
+        if "number" in parts and "whole number" in parts:
+            parts.remove("whole number")
         if "number" in parts and "text" in parts:
             parts.remove("text")
             parts[parts.index("number")] = "number or text"
@@ -147,7 +156,7 @@ class _Page:
                 yield self._share(_title([model]), [model])
         elif "oneOf" in prop:
             models = _union(prop)
-            named = ("step_time", "router", "workload")
+            named = (n for n in ("step_time", "router", "workload") if n in self.root["properties"])
             own = any(models == _union(self.root["properties"][n]) for n in named)
             yield "section with a `kind`" if own else self._share(_title(models) or "Client", models)
         elif "anyOf" in prop:
@@ -208,6 +217,7 @@ def _union(prop: Schema) -> list[str]:
 
 
 _TITLES = {"GroupConfig": "KV-cache group", "Gpu": "GPU", "MixPart": "Client of a mix"}
+_TITLES |= {"RangeSpec": "range", "LogRangeSpec": "log_range"}
 
 
 def _title(models: list[str]) -> str:
@@ -226,6 +236,7 @@ def _title(models: list[str]) -> str:
 def _scalar(prop: Schema) -> str:
     kind = str(prop.get("type", "value"))
     word = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+    word["object"] = "section"
     text = word.get(kind, kind)
     if kind in ("integer", "number"):
         low, high = prop.get("minimum"), prop.get("maximum")

@@ -82,6 +82,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         made = _make_parents(folder.parent)
     except OSError as e:
         raise _output_error(folder, e) from e
+    _remove_orphans(folder, "tmp")
     done = False
     try:
         temporary.mkdir()
@@ -103,10 +104,30 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if done:
             shutil.rmtree(aside, ignore_errors=True)
+            _remove_orphans(folder, "old")
         else:
             for parent in reversed(made):
                 with contextlib.suppress(OSError):
                     parent.rmdir()
+
+
+def _remove_orphans(folder: Path, kind: str) -> None:
+    """Hidden folders beside `folder` that a process left when it was killed."""
+    start = f".{folder.name}.{kind}-"
+    for left in folder.parent.iterdir():
+        pid = left.name.removeprefix(start)
+        if left.name.startswith(start) and pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _make_parents(folder: Path) -> list[Path]:

@@ -74,8 +74,9 @@ def _table(table: Table) -> list[str]:
     if sum(widths[i] + 2 for i in kept) - 2 > TABLE_WIDTH:
         # headings on several lines
         for i in kept:
-            widths[i] = max(*(len(w) for w in head[i].split(" ")), *(len(r[i]) for r in rows), min(12, len(head[i])))
-        lines = [textwrap.wrap(h, w) if i in kept else [h] for i, (h, w) in enumerate(zip(head, widths, strict=True))]
+            least = max(len(word) for word in [*head[i].split(" "), head[i][:12]])
+            widths[i] = max(least, *(len(r[i]) for r in rows))
+        lines = [textwrap.wrap(h, w) or [""] for h, w in zip(head, widths, strict=True)]
         tall = max(len(t) for t in lines)
         heads = [[([""] * (tall - len(t)) + t)[k] for t in lines] for k in range(tall)]
 

@@ -117,18 +117,18 @@ class Grid:
         """Whether any point has the metric."""
         return any(self.cell(metric, p) is not None for p in self.points)
 
-    def best(self, metric: Named) -> Best | None:
-        """The best point; None if no point has the metric or neither way is better.
+    def best(self, metric: Named, among: Sequence[Point] | None = None) -> Best | None:
+        """The best point, `among` some or of all; None if none has the metric or neither way is better.
 
         Points are compared with the best one over the seeds that both have, pair by pair; the intervals are
         corrected for the number of comparisons (Bonferroni).
         """
         if not metric.better:
             return None
-        cells = {p.index: c for p in self.points if (c := self.cell(metric, p)) is not None}
+        points = {p.index: p for p in (self.points if among is None else among)}
+        cells = {i: c for i, p in points.items() if (c := self.cell(metric, p)) is not None}
         if not cells:
             return None
-        points = {p.index: p for p in self.points}
         order = sorted(cells, key=lambda i: (-metric.better * cells[i].mean, i))
         top = order[0]
         equal = [i for i in order[1:] if cells[i].mean == cells[top].mean]

@@ -66,7 +66,9 @@ def expand(name: str, spec: list[Any] | AxisSpec, problems: list[Problem]) -> Ax
     before = len(problems)
     if isinstance(spec, AxisSpec) and spec.zip is not None:
         if spec.values is not None or spec.range is not None or spec.log_range is not None:
-            problems.append(Problem(path, f"the axis '{name}' has 'zip' and values of its own", "give one of them"))
+            problems.append(
+                Problem(path, f"the axis '{name}' has 'zip' and values of its own", "give one of them")
+            )
             return None
         columns = [_values(k, s, (*path, "zip", k), problems) for k, s in spec.zip.items()]
         keys = tuple(spec.zip)

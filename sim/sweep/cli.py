@@ -12,7 +12,9 @@ from sim.cli import EXIT_FAILED, EXIT_INTERRUPTED, _set
 @click.command()
 @click.argument("file", metavar="SWEEP", type=click.Path())
 @_set
-@click.option("--seeds", type=click.IntRange(1, 10_000), metavar="N", help="Seeds a point, in place of the file's.")
+@click.option(
+    "--seeds", type=click.IntRange(1, 10_000), metavar="N", help="Seeds a point, in place of the file's."
+)
 @click.option(
     "--jobs",
     "-j",
@@ -44,9 +46,9 @@ def sweep(
     no_plots: bool,
     quiet: bool,
 ) -> None:
-    """Simulate every point of SWEEP, a YAML file with a base config and axes over its keys; see docs/sweep.md.
+    """Simulate every point of SWEEP, a YAML file with a base config and axes over its keys.
 
-    The same command goes on where an earlier one was stopped, and repeats nothing.
+    The same command goes on where an earlier one was stopped, and repeats nothing. See docs/sweep.md.
     """
     from sim.errors import InputError, did_you_mean
     from sim.sweep import command

@@ -339,7 +339,9 @@ class _Execution:
             "file": sweep.file,
             "base": sweep.base,
             "overrides": list(self.options.overrides),
-            "axes": {a.label: {"keys": list(a.keys), "values": [list(v) for v in a.values]} for a in sweep.axes},
+            "axes": {
+                a.label: {"keys": list(a.keys), "values": [list(v) for v in a.values]} for a in sweep.axes
+            },
             "seeds": list(sweep.seeds),
             "first_point": first.config,
             "runs": runs,

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from sim.config import MAX_SEED
 from sim.config_types import Strict, key
 from sim.sweep.metrics import DEFAULT_METRICS
 
 Number = int | float
+Values = Annotated[list[Any], Field(min_length=1)]
+
+
+def _list_or_section(value: Any) -> str:
+    """Which of the two a user meant, so that a problem is told of that one."""
+    return "list" if isinstance(value, list) else "section"
+
+
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class RangeSpec(Strict):
-    """Numbers at equal distances: `{from: 0.8, to: 1.6, step: 0.2}`; `to` is one of them if the steps meet it."""
+    """Numbers at equal distances: `{from: 0.8, to: 1.6, step: 0.2}`; `to` counts if the steps meet it."""
 
     from_: Number = Field(..., alias="from", description="The first value.")
     to: Number = key(..., "No value goes beyond it.")
@@ -44,7 +52,7 @@ class LogRangeSpec(Strict):
 class ValuesSpec(Strict):
     """The values of one key."""
 
-    values: Annotated[list[Any], Field(min_length=1)] | None = key(None, "The values themselves, of any type.")
+    values: Values | None = key(None, "The values themselves, of any type.")
     range: RangeSpec | None = key(None, "Numbers at equal distances.")
     log_range: LogRangeSpec | None = key(None, "Numbers at equal ratios.")
 
@@ -52,10 +60,22 @@ class ValuesSpec(Strict):
 class AxisSpec(ValuesSpec):
     """An axis: what one key, or several together, go through."""
 
-    zip: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)] | ValuesSpec], Field(min_length=1)] | None = key(
+    zip: (
+        Annotated[
+            dict[
+                str,
+                Annotated[
+                    Annotated[Values, Tag("list")] | Annotated[ValuesSpec, Tag("section")],
+                    Discriminator(_list_or_section),
+                ],
+            ],
+            Field(min_length=1),
+        ]
+        | None
+    ) = key(
         None,
-        "Several keys that change together, each with its values (all equally many); the axis itself then has a"
-        " name of your own.",
+        "Several keys that change together, each with its values (all equally many); the axis itself then has"
+        " a name of your own.",
     )
     label: str | None = key(None, "What the axis is called in tables and plots; null: the key's last part.")
     labels: list[str] | None = key(None, "What each value is called; null: the value itself.")
@@ -74,7 +94,16 @@ class SweepConfig(Strict):
         "The config that all points share: a path, looked for beside the sweep file, then in the working"
         " folder; or the config itself as a section.",
     )
-    axes: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)] | AxisSpec], Field(min_length=1)] = key(
+    axes: Annotated[
+        dict[
+            str,
+            Annotated[
+                Annotated[Values, Tag("list")] | Annotated[AxisSpec, Tag("section")],
+                Discriminator(_list_or_section),
+            ],
+        ],
+        Field(min_length=1),
+    ] = key(
         ...,
         "What changes: a key of the config by its dotted path (`engine.block_size`,"
         " `workload.clients.0.weight`) and its values. Several axes: every combination.",
@@ -85,6 +114,6 @@ class SweepConfig(Strict):
         " have the same ones. If the workload is the same for every seed (a trace), only the first is run.",
     )
     metrics: Annotated[list[str], Field(min_length=1)] = key(
-        lambda: list(DEFAULT_METRICS),
+        list(DEFAULT_METRICS),
         "Names of the metrics shown, the most important first; points.parquet has all of them.",
     )

@@ -1,7 +1,7 @@
 """Where tasks run: in this process, in worker processes of this machine, or on a Dask or Ray cluster.
 
-All of them give the same results, in any order. A worker that dies loses nothing: what it had is done again, one task
-at a time, and only a task whose worker dies when it runs alone is given up.
+All of them give the same results, in any order. A worker that dies loses nothing: what it had is done again,
+one task at a time, and only a task whose worker dies when it runs alone is given up.
 """
 
 from __future__ import annotations
@@ -165,12 +165,14 @@ class Dask(Workers):
         import logging
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        hint = "start one with: dask scheduler --port 8786"
+        if not _answers(address):
+            raise InputError(f"no Dask scheduler answers at {address}", option, hint=hint)
         try:
             self._client = Client(f"tcp://{address}", timeout=10, set_as_default=False)
         except Exception as e:
-            raise InputError(
-                f"no Dask scheduler answers at {address} ({_short(e)})", option, hint="dask scheduler --port 8786"
-            ) from e
+            text = f"no Dask scheduler answers at {address} ({_short(e)})"
+            raise InputError(text, option, hint=hint) from e
         try:
             self._check(option)
         except BaseException:
@@ -187,11 +189,13 @@ class Dask(Workers):
         for worker, code in found.items():
             if isinstance(code, BaseException):
                 raise InputError(
-                    f"kvpool can't be used on the worker {worker}: {_short(code)}", option, hint="install it there"
+                    f"kvpool can't be used on the worker {worker}: {_short(code)}",
+                    option,
+                    hint="install it there",
                 )
             if code != code_digest():
                 raise InputError(
-                    f"the worker {worker} has another version of kvpool's code ({code} instead of {code_digest()})",
+                    f"the worker {worker} has other code of kvpool ({code} instead of {code_digest()})",
                     option,
                     hint="install the same version everywhere",
                 )
@@ -238,7 +242,9 @@ class Ray(Workers):
 
         if not _answers(address):
             raise InputError(
-                f"no Ray cluster answers at {address}", option, hint="ray start --head (port 6379, or 10001 for ray://)"
+                f"no Ray cluster answers at {address}",
+                option,
+                hint="ray start --head (port 6379, or 10001 for ray://)",
             )
         self._ray = ray
         self._pool: Any = None
@@ -301,7 +307,9 @@ def connect(cluster: str) -> Workers:
     found = re.fullmatch(r"(dask|ray)://([^/\s:]+|\[[0-9a-fA-F:]+\]):(\d{1,5})/?", cluster)
     if not found:
         raise InputError(
-            "expected dask://HOST:PORT or ray://HOST:PORT", option, hint="as in --cluster dask://127.0.0.1:8786"
+            "expected dask://HOST:PORT or ray://HOST:PORT",
+            option,
+            hint="as in --cluster dask://127.0.0.1:8786",
         )
     address = f"{found[2]}:{found[3]}"
     return Dask(address, option) if found[1] == "dask" else Ray(address, option)
@@ -342,9 +350,7 @@ def _stream(backend: str, jobs: int, **arguments: Any) -> Any:
         return Parallel(return_as="generator_unordered")
 
 
-def _parallel(
-    work: Callable[[T], R], tasks: Sequence[T], parallel: Any
-) -> Iterator[tuple[T, R | Failure]]:
+def _parallel(work: Callable[[T], R], tasks: Sequence[T], parallel: Any) -> Iterator[tuple[T, R | Failure]]:
     """Tasks through joblib's `Parallel`.
 
     Raises:
@@ -390,7 +396,7 @@ def _register_dask() -> None:
     from joblib import register_parallel_backend
     from joblib._dask import DaskDistributedBackend
 
-    class Backend(DaskDistributedBackend):  # type: ignore[misc]
+    class Backend(DaskDistributedBackend):
         async def _collect(self) -> None:
             import asyncio
 

@@ -92,7 +92,8 @@ def named_metrics() -> dict[str, Named]:
     by_path = {m.path: m for m in COMPARED}
     out = {}
     for name, known in advice.METRICS.items():
-        out[name] = Named(name, by_path.pop(known.path, None) or _from_advice(known))
+        shown = by_path.pop(known.path) if known.path in by_path else _from_advice(known)
+        out[name] = Named(name, shown)
     for path, other in by_path.items():
         name = ".".join(path)
         out[name] = Named(name, other)

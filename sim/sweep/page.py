@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from sim.report.document import (
     Column,
     Document,
     Inline,
-    Items,
     Paragraph,
     Part,
-    Piece,
     Section,
     Table,
     Value,
-    as_count,
 )
 from sim.report.units import plural
-from sim.sweep.answer import Best, Cell, Grid, Row
+from sim.sweep.answer import Cell, Grid, Row
 from sim.sweep.axes import Axis
 from sim.sweep.metrics import Named
 from sim.sweep.plan import Point, Sweep
 from sim.sweep.point import Failure, Result
+from sim.sweep.sentences import answer_parts, cap
 
 _MOST_NAMED = 4
 
@@ -31,7 +29,7 @@ _MOST_NAMED = 4
 def build_document(sweep: Sweep, grid: Grid, meta: Mapping[str, str], charts: bool) -> Document:
     """The page; `charts`: with pictures."""
     sections = [
-        Section("answer", "The answer", tuple(_answer(sweep, grid))),
+        Section("answer", "The answer", tuple(answer_parts(sweep, grid))),
         Section("points", "Points", tuple(_points(sweep, grid))),
     ]
     if charts and len(grid.failed()) < len(grid.rows):
@@ -41,17 +39,17 @@ def build_document(sweep: Sweep, grid: Grid, meta: Mapping[str, str], charts: bo
         Section("axes", "What was varied", (_axes(sweep),)),
     ]
     metrics = list(dict.fromkeys([*sweep.metrics, *grid.pareto()[0]]))
-    definitions = {m.name: (_cap(m.label), m.number.meaning) for m in metrics}
+    definitions = {m.name: (cap(m.label), m.number.meaning) for m in metrics}
     definitions["interval95"] = (
         "± and bands",
-        "Half the 95 % interval of the mean over seeds, by Student's t: workloads of other seeds have their mean"
-        " there with 95 % confidence. None with one seed.",
+        "Half the 95 % interval of the mean over seeds, by Student's t: the mean over other seeds"
+        " lies there with 95 % confidence. None with one seed.",
     )
     definitions["noise"] = (
         "Clearly, within noise",
-        "Two points are compared seed by seed, since both meet the same workloads. Clearly worse: the interval of"
-        " the mean difference excludes 0; within noise: it does not. The intervals hold with 95 % confidence all"
-        " together (Bonferroni, over all points compared with the best one).",
+        "Two points are compared seed by seed, since both meet the same workloads. Clearly worse: the"
+        " interval of the mean difference excludes 0; within noise: it does not. The intervals hold with 95 %"
+        " confidence all together (Bonferroni, over all points compared with the best one).",
     )
     return Document(
         "sweep",
@@ -78,10 +76,6 @@ def terminal(document: Document) -> str:
     return terminal_text(replace(document, sections=kept, definitions={}, provenance={}))
 
 
-def _cap(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
 def _subtitle(sweep: Sweep, grid: Grid) -> str:
     axes = "; ".join(f"{a.label} {_span(a)}" for a in sweep.axes)
     base = f"{sweep.base}: " if sweep.base else ""
@@ -94,135 +88,6 @@ def _span(axis: Axis) -> str:
     if len(axis) <= _MOST_NAMED:
         return ", ".join(axis.labels)
     return f"{axis.labels[0]}, {axis.labels[1]} ... {axis.labels[-1]}"
-
-
-# ---- the answer ----
-
-
-def _answer(sweep: Sweep, grid: Grid) -> list[Part]:
-    parts: list[Part] = []
-    sentences = [s for m in sweep.metrics if (s := _sentence(sweep, grid, m))]
-    if sentences:
-        parts.append(Paragraph(sentences[0], "lead"))
-    if len(sentences) > 1:
-        parts.append(Items(tuple(sentences[1:])))
-    failed = grid.failed()
-    if failed:
-        which = "every run" if len(failed) == len(grid.rows) else f"{len(failed):,} of {plural(len(grid.rows), 'run')}"
-        parts.append(Paragraph((f"{_cap(which)} failed; the messages are below.",), "warn"))
-    unserved = _unserved(sweep, grid)
-    if unserved:
-        parts.append(Paragraph(unserved, "warn"))
-    parts.append(Paragraph((_confidence(sweep, grid),), "note"))
-    return parts
-
-
-def _sentence(sweep: Sweep, grid: Grid, metric: Named) -> Inline | None:
-    """Where a metric is best, how sure that is, and what comes next."""
-    cells = [c for p in grid.points if (c := grid.cell(metric, p)) is not None]
-    if not cells:
-        return None
-    name = _cap(metric.label)
-    if len(cells) > 1 and len({c.mean for c in cells}) == 1:
-        return (f"{name}: ", metric.value(cells[0].mean), _noun(metric), " at every point.")
-    best = grid.best(metric)
-    if best is None:
-        low, high = (f([c.mean for c in cells]) for f in (min, max))
-        return (f"{name} goes from ", metric.value(low), " to ", metric.value(high), _noun(metric), ".")
-    word = "Lowest" if metric.better < 0 else "Highest"
-    pieces: list[Piece] = [f"{word} {metric.label}: ", metric.value(best.cell.mean)]
-    if best.cell.half:
-        pieces += [" ± ", metric.value(best.cell.half)]
-    pieces.append(f"{_noun(metric)} with {best.point.label(sweep.axes)}")
-    if best.equal:
-        pieces.append(f", the same as with {_named(sweep, best.equal)}")
-    if best.rivals:
-        verb = "is" if len(best.rivals) == 1 else "are"
-        pieces.append(f"; {_named(sweep, best.rivals)} {verb} within noise of it")
-    if best.next is not None:
-        pieces += _next(sweep, metric, best, grid)
-    return (*pieces, ".")
-
-
-def _noun(metric: Named) -> str:
-    return "" if metric.unit in ("fraction", "s", "bytes", metric.label) else f" {metric.unit}"
-
-
-def _next(sweep: Sweep, metric: Named, best: Best, grid: Grid) -> list[Piece]:
-    assert best.next is not None
-    point, pair = best.next
-    cell = grid.cell(metric, point)
-    assert cell is not None
-    sure = "clearly worse, " if pair.low is not None else ""
-    out: list[Piece] = [f"; {sure}next: {point.label(sweep.axes)} with ", metric.value(cell.mean)]
-    n = metric.number
-    difference = Value(pair.difference, n.signed(pair.difference), metric.unit)
-    out += [" (", difference]
-    if pair.low is not None and pair.high is not None and pair.high > pair.low:
-        ends = (Value(pair.low, n.bare(pair.low), metric.unit), Value(pair.high, n.signed(pair.high), metric.unit))
-        out += [", interval ", ends[0], " to ", ends[1]]
-    out.append(")")
-    return out
-
-
-def _named(sweep: Sweep, points: Sequence[Point]) -> str:
-    """`block_size 8, 32 and 64`; of many the first few."""
-    if len(sweep.varied) == 1:
-        axis = sweep.axes[sweep.varied[0]]
-        names = [axis.labels[p.positions[sweep.varied[0]]] for p in points]
-        return f"{axis.label} {_enumerate(names, 2 * _MOST_NAMED)}"
-    if len(points) > 2:
-        return f"{len(points)} of the other {plural(len(sweep.points) - 1, 'point')}"
-    return " and ".join(p.label(sweep.axes) for p in points)
-
-
-def _enumerate(names: Sequence[str], most: int) -> str:
-    more = len(names) - most
-    if more > 1:
-        return f"{', '.join(names[:most])} and {more} more"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _unserved(sweep: Sweep, grid: Grid) -> Inline:
-    """Requests that never finished spoil comparisons of latencies."""
-    worst: tuple[Row, int] | None = None
-    affected: set[int] = set()
-    for row in grid.rows:
-        if isinstance(row.outcome, Result):
-            served = row.outcome.summary["requests"]
-            left = served["rejected"] + served["unservable"] + served["unfinished"]
-            if left:
-                affected.add(row.point.index)
-                if worst is None or left > worst[1]:
-                    worst = row, left
-    if worst is None:
-        return ()
-    row, left = worst
-    return (
-        f"At {plural(len(affected), 'point')} some requests did not finish (rejected, too large for the pool, or not"
-        f" done at the end), most with {row.point.label(sweep.axes)}: ",
-        as_count(left, "requests"),
-        " requests. Latencies leave them out.",
-    )
-
-
-def _confidence(sweep: Sweep, grid: Grid) -> str:
-    counts = {len(rows) for rows in grid.by_point.values()}
-    n = max(counts)
-    if n == 1 and len(sweep.seeds) > 1:
-        return (
-            "The workload is the same for every seed, so each point was run once: differences are exact for this"
-            " workload, and nothing is known about others."
-        )
-    if n == 1:
-        return (
-            "One seed: differences are exact for this workload, and nothing is known about others. `seeds: 5` or"
-            " more gives intervals."
-        )
-    return (
-        f"{n} seeds a point, the same for all points. Differences are taken seed by seed; an interval holds with"
-        " 95 % confidence over all comparisons with the best point of a metric."
-    )
 
 
 # ---- tables ----
@@ -257,7 +122,11 @@ def _points(sweep: Sweep, grid: Grid) -> list[Part]:
 
 
 def _heading(metric: Named) -> str:
-    return metric.label if metric.unit in ("fraction", "s", "bytes", metric.label) else f"{metric.label} ({metric.unit})"
+    return (
+        metric.label
+        if metric.unit in ("fraction", "s", "bytes", metric.label)
+        else f"{metric.label} ({metric.unit})"
+    )
 
 
 def _failed(sweep: Sweep, grid: Grid) -> list[Part]:
@@ -289,7 +158,7 @@ def _axes(sweep: Sweep) -> Table:
 
 
 def _charts(sweep: Sweep, grid: Grid) -> list[Section]:
-    from sim.sweep import charts
+    from sim.sweep import charts, draw
 
     metric_parts: list[Part] = []
     for metric in sweep.metrics:
@@ -299,10 +168,10 @@ def _charts(sweep: Sweep, grid: Grid) -> list[Section]:
     chart = charts.pareto_chart(sweep, grid)
     if chart is not None:
         pareto = [chart, _front(sweep, grid)]
-    drawn = charts.curve_points(sweep, grid)
+    drawn = draw.curve_points(sweep, grid)
     note = "Mean over a point's seeds; the band reaches from the least to the most."
     finished = sum(any(isinstance(r.outcome, Result) for r in rows) for rows in grid.by_point.values())
-    names = charts.line_names(sweep)
+    names = draw.line_names(sweep)
     if names:
         note += f" Lines are named by {names}."
     if len(drawn) < finished:

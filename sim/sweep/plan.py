@@ -82,6 +82,21 @@ class Sweep:
         """Positions of the axes that have two values or more."""
         return tuple(i for i, a in enumerate(self.axes) if len(a) > 1)
 
+    @property
+    def circumstances(self) -> tuple[int, ...]:
+        """Those of the varied axes that change the workload and nothing else; the others are choices."""
+        return tuple(i for i in self.varied if all(k.startswith("workload.") for k in self.axes[i].keys))
+
+    def groups(self) -> list[list[Point]]:
+        """Points that differ in choices only, by circumstances; one group where there are none."""
+        inside = self.circumstances
+        if len(inside) == len(self.varied):
+            return [list(self.points)]
+        found: dict[tuple[int, ...], list[Point]] = {}
+        for p in self.points:
+            found.setdefault(tuple(p.positions[i] for i in inside), []).append(p)
+        return list(found.values())
+
 
 def load_sweep(path: str, overrides: Sequence[str] = (), seeds: int | None = None) -> Sweep:
     """Read a sweep file, its base config and its axes.
@@ -184,7 +199,9 @@ def _check_keys(axes: Sequence[Axis], overrides: Sequence[str], problems: list[P
         key = text.partition("=")[0].strip()
         for name in names:
             if _overlap(key, name):
-                raise InputError(f"'{name}' is an axis of the sweep", f"--set {key}", hint="change the sweep file")
+                raise InputError(
+                    f"'{name}' is an axis of the sweep", f"--set {key}", hint="change the sweep file"
+                )
     if len(names) != len(set(names)):
         twice = next(n for n in names if names.count(n) > 1)
         problems.append(Problem(("axes",), f"'{twice}' is set by two axes"))
@@ -194,9 +211,7 @@ def _overlap(a: str, b: str) -> bool:
     return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
 
 
-def _base(
-    config: SweepConfig, document: Document, errors: list[InputError]
-) -> tuple[Document | None, Path]:
+def _base(config: SweepConfig, document: Document, errors: list[InputError]) -> tuple[Document | None, Path]:
     """The base config and the folder for its relative paths."""
     folder = Path(document.file).parent
     if isinstance(config.base, dict):

@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 #: Times of a curve: both ends and equally spaced ones between.
 CURVE_POINTS = 201
 #: Files of the shell that make a point's numbers from what the core gives.
-_SHELL = ("capacity.py", "simulate.py", "summary.py", "runner.py", "sweep/point.py", "report/compare_curves.py")
+_SHELL = (
+    "capacity.py",
+    "simulate.py",
+    "summary.py",
+    "runner.py",
+    "sweep/point.py",
+    "report/compare_curves.py",
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -107,7 +114,7 @@ def run_point(task: Task) -> Result | Failure:
 
 
 def deaf(work: Callable[[T], R], task: T) -> R:
-    """Run `work` in a worker: Ctrl-C is heard by the process that collects the results, which ends the workers."""
+    """Run `work` in a worker; Ctrl-C is for the process that collects the results and ends the workers."""
     if threading.current_thread() is threading.main_thread():
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -118,7 +125,9 @@ def _guarded(work: Callable[[T], R], task: T) -> R | Failure:
     try:
         return work(task)
     except InputError as e:
-        return Failure("; ".join(str(p).replace("\n  hint: ", " (") + (")" if p.hint else "") for p in e.problems))
+        return Failure(
+            "; ".join(str(p).replace("\n  hint: ", " (") + (")" if p.hint else "") for p in e.problems)
+        )
     except MemoryError as e:
         return Failure(f"out of memory: {e}" if str(e) else "out of memory")
     except OSError as e:
@@ -136,7 +145,8 @@ def _run(task: Task) -> Result | Failure:
             hint="install the same version everywhere",
         )
     from sim import __version__
-    from sim.simulate import LogOptions, Simulation
+    from sim.runner import simulation_of
+    from sim.simulate import LogOptions
     from sim.summary import summarize
 
     resolved = task.resolved
@@ -147,7 +157,7 @@ def _run(task: Task) -> Result | Failure:
         every_step=resolved.every_step,
         warmup_ns=resolved.warmup_ns,
     )
-    simulation = Simulation(resolved.engine, workload, resolved.step_time, log)
+    simulation = simulation_of(resolved, workload, log)
     simulation.run(resolved.until_ns)
     result = simulation.result()
     summary = summarize(resolved, result, len(workload), task.content_id, __version__)
@@ -163,7 +173,10 @@ def _nothing_finished(served: dict[str, int]) -> str:
         text
         for count, text in (
             (served["unservable"], f"{served['unservable']:,} can never fit the pool"),
-            (served["rejected"], f"{served['rejected']:,} have a prompt that is not shorter than max_model_len"),
+            (
+                served["rejected"],
+                f"{served['rejected']:,} have a prompt that is not shorter than max_model_len",
+            ),
             (served["unfinished"], f"{served['unfinished']:,} were not done when the run ended"),
         )
         if count
@@ -175,7 +188,9 @@ def _worker() -> str:
     return f"{os.uname().nodename}:{os.getpid()}"
 
 
-def curves_of(resolved: Resolved, summary: dict[str, Any], result: RunResult) -> dict[str, NDArray[np.float64]]:
+def curves_of(
+    resolved: Resolved, summary: dict[str, Any], result: RunResult
+) -> dict[str, NDArray[np.float64]]:
     """The curves that `sim compare` overlays, at equally spaced times from 0 to the end of the run.
 
     The value at a time is that of the last row of the step log at or before it (of the first row, before

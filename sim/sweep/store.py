@@ -2,7 +2,7 @@
 
     sweep.json           marks the folder as a sweep's, with its name
     points/ID.json.gz    a point with one seed: its summary and curves
-    traces.json          what is known of the workloads, so that nothing is built again for a sweep that is done
+    traces.json          what is known of the workloads, so that a finished sweep builds none again
     traces/HASH/*.npy    arrays of the workloads while the sweep runs
     points.parquet ...   the results; see docs/sweep.md
 
@@ -82,7 +82,9 @@ class Store:
             ours = (mark["tool"], mark["kind"]) == ("kvpool", "sweep")
         except (OSError, ValueError, KeyError, TypeError):
             ours, mark = False, {}
-        others = sorted(n for n in found - finals - _OWN - {MARK, "traces.json", ".lock"} if not n.startswith("."))
+        others = sorted(
+            n for n in found - finals - _OWN - {MARK, "traces.json", ".lock"} if not n.startswith(".")
+        )
         if not ours or others:
             named = ", ".join(others[:3]) or ", ".join(sorted(found)[:3])
             raise InputError(
@@ -102,8 +104,11 @@ class Store:
             self._lock = open(self.folder / ".lock", "ab")  # noqa: SIM115 (held until the sweep ends)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.close()
             raise InputError(
-                "another sweep is at work in this folder", str(self.folder), hint="wait for it, or choose another --out"
+                "another sweep is at work in this folder",
+                str(self.folder),
+                hint="wait for it, or choose another --out",
             ) from None
         except OSError as e:
             raise self._refused(e) from e

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +14,14 @@ from sim.sweep.axes import Axis
 from sim.sweep.metrics import Named, named_metrics
 from sim.sweep.point import Result
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 #: Column of curves.parquet -> (unit, description).
 CURVE_COLUMNS: dict[str, tuple[str, str]] = {
     "time_s": ("s", "simulated time; 201 equally spaced times from the start to the end of the run"),
     "usage": ("fraction", "used blocks / usable blocks"),
-    "internal_fragmentation": ("fraction", "slots of running requests without a computed token / their slots"),
+    "internal_fragmentation": (
+        "fraction",
+        "slots of running requests without a computed token / their slots",
+    ),
     "external_fragmentation": ("fraction", "1 - largest run of consecutive free ids / free blocks"),
     "free_runs": ("runs", "maximal runs of consecutive ids in the free set"),
     "hit_rate": ("fraction", "tokens found / tokens looked up at first lookups, since the start"),
@@ -69,7 +69,11 @@ def _keys(rows: Sequence[Row]) -> dict[str, tuple[Any, str, str]]:
     import pyarrow as pa
 
     return {
-        "point": (pa.array([r.point.index for r in rows], pa.int64()), "", "combination of axis values, from 0"),
+        "point": (
+            pa.array([r.point.index for r in rows], pa.int64()),
+            "",
+            "combination of axis values, from 0",
+        ),
         "seed": (pa.array([r.seed for r in rows], pa.int64()), "", "seed of the workload"),
     }
 
@@ -125,6 +129,14 @@ def timings_table(rows: Sequence[Row], metadata: Mapping[str, str]) -> bytes:
 
     done = [(r, r.outcome) for r in rows if isinstance(r.outcome, Result)]
     columns = _keys([r for r, _ in done])
-    columns["wall_s"] = (pa.array([o.wall_s for _, o in done], pa.float64()), "s", "time that the simulation took")
-    columns["worker"] = (pa.array([o.worker for _, o in done], pa.string()), "", "machine and process that ran it")
+    columns["wall_s"] = (
+        pa.array([o.wall_s for _, o in done], pa.float64()),
+        "s",
+        "time that the simulation took",
+    )
+    columns["worker"] = (
+        pa.array([o.worker for _, o in done], pa.string()),
+        "",
+        "machine and process that ran it",
+    )
     return _parquet(columns, metadata)

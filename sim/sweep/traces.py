@@ -83,16 +83,22 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-@functools.cache
 def _file_digest(path: Path) -> str:
     """SHA-256 of a file, empty if it can't be read (building the workload then says why)."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        status = path.stat()
+        return _read_digest(path, status.st_mtime_ns, status.st_size)
     except OSError:
         return ""
+
+
+@functools.cache
+def _read_digest(path: Path, _time: int, _size: int) -> str:
+    """Of the file as it is at this time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -159,7 +165,7 @@ def load(trace: Trace, info: TraceInfo) -> Workload:
             if workload.content_hash() != info.trace_hash:
                 raise InputError(
                     "the workload comes out differently in this worker than where the sweep was started",
-                    hint="the same trace files and the same versions of kvpool and numpy are needed everywhere",
+                    hint="use the same trace files and the same versions of kvpool and numpy everywhere",
                 )
         _loaded.pop(info.trace_hash, None)
         _loaded[info.trace_hash] = workload  # the most recently used is the last
@@ -212,7 +218,7 @@ def _read(folder: Path, trace_hash: str) -> Workload | None:
 
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for name in ARRAY_FIELDS:
             file = folder / f"{name}.npy"
             mapped = np.load(file, mmap_mode="c") if file.stat().st_size > 128 else np.load(file)

@@ -1,0 +1,127 @@
+"""Sweeps on a Dask cluster of two workers, one of which is killed; on Ray, where it is installed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.conftest import ROOT, command, kvpool, points, rows, write
+from tests.sweep.test_sweep_kill import REQUESTS, SWEEP, equal, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def start(module: str, *args: str, cwd: Path) -> subprocess.Popen[str]:
+    """A process of the cluster, with kvpool importable and its own log."""
+    with (cwd / f"{module}.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *args],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def busy(folder: Path) -> list[int]:
+    """Process ids of the workers that have finished a point."""
+    return [int(json.loads(gzip.decompress(p))["worker"].split(":")[1]) for p in points(folder).values()]
+
+
+def test_a_dask_worker_that_dies_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="needs the package distributed (pip install 'kvpool[dask]')")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, REQUESTS, SWEEP)
+    assert (
+        kvpool("sweep", "sweep.yaml", "--jobs", "1", "--no-plots", "--quiet", "--out", "whole").exit_code == 0
+    )
+    port = free_port()
+    url = f"127.0.0.1:{port}"
+    at = ("--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-jupyter")
+    cluster = [start("distributed.cli.dask_scheduler", *at, cwd=tmp_path)]
+    try:
+        wait_for(lambda: listens(port), cluster[0])
+        options = ("--nthreads", "1", "--no-nanny", "--no-dashboard")
+        for i in range(2):
+            (tmp_path / f"w{i}").mkdir()
+            cluster.append(
+                start("distributed.cli.dask_worker", f"tcp://{url}", *options, cwd=tmp_path / f"w{i}")
+            )
+        for i in range(2):
+            log = tmp_path / f"w{i}" / "distributed.cli.dask_worker.log"
+            wait_for(lambda log=log: "Registered to" in log.read_text(), cluster[1 + i])  # type: ignore[misc]
+        args = ("sweep", "sweep.yaml", "--no-plots", "--out", "o", "--cluster", f"dask://{url}")
+        process = command(*args, cwd=tmp_path)
+        wait_for(lambda: bool(busy(tmp_path / "o")), process)
+        killed = busy(tmp_path / "o")[0]
+        next(p for p in cluster if p.pid == killed).kill()
+        done = len(points(tmp_path / "o"))
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, (out, err)
+        assert done < 12
+        assert "Dask, 2 workers" in err
+        assert {int(r["worker"].split(":")[1]) for r in rows(tmp_path / "o", "timings.parquet")} == {
+            p.pid for p in cluster[1:]
+        }
+        equal(tmp_path)
+    finally:
+        for p in reversed(cluster):
+            p.kill()
+            p.wait()
+
+
+def test_a_cluster_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, 40, SWEEP)
+    said = kvpool("sweep", "sweep.yaml", "--cluster", f"dask://127.0.0.1:{free_port()}")
+    assert said.exit_code == 2
+    assert said.stderr.startswith("--cluster dask://127.0.0.1:")
+    assert not Path("runs").exists()
+
+
+def test_ray_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="needs the package ray (pip install 'kvpool[ray]'), which is large")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    write(tmp_path, 40, SWEEP)
+    assert (
+        kvpool("sweep", "sweep.yaml", "--jobs", "1", "--no-plots", "--quiet", "--out", "whole").exit_code == 0
+    )
+    program = f"""
+import sys, ray
+sys.argv[1:] = ["sweep", "sweep.yaml", "--no-plots", "--out", "o", "--cluster"]
+cluster = ray.init(num_cpus=2, include_dashboard=False, _temp_dir={str(tmp_path / "ray")!r})
+sys.argv.append("ray://" + cluster.address_info["gcs_address"])
+ray.shutdown = lambda *_: None
+from sim.cli import main
+ray.init = lambda *_, **__: None
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    equal(tmp_path)

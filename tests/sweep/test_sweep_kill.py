@@ -1,0 +1,109 @@
+"""kill -9 in the middle of a sweep, a worker, a run: the same command goes on, and gives the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.conftest import command, kvpool, points, rows, write
+
+pytestmark = pytest.mark.slow
+
+REQUESTS = 2500
+SWEEP = """\
+base: small.yaml
+axes: {engine.block_size: [4, 8, 16]}
+seeds: 4
+metrics: [waste]
+"""
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until it is so; fails if the process ends first or two minutes pass."""
+    for _ in range(6000):
+        if what():
+            return
+        if process.poll() is not None:
+            pytest.fail(f"it ended too early: {process.communicate()}")
+        time.sleep(0.02)
+    process.kill()
+    pytest.fail("it did not come so far in two minutes")
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The results of the sweep in one process, undisturbed."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, REQUESTS, SWEEP)
+    assert (
+        kvpool("sweep", "sweep.yaml", "--jobs", "1", "--no-plots", "--quiet", "--out", "whole").exit_code == 0
+    )
+    return tmp_path
+
+
+def equal(folder: Path) -> None:
+    for name in ("points.parquet", "curves.parquet"):
+        assert (folder / "whole" / name).read_bytes() == (folder / "o" / name).read_bytes()
+
+
+def test_a_killed_sweep_goes_on(whole: Path) -> None:
+    args = ("sweep", "sweep.yaml", "--jobs", "1", "--no-plots", "--out", "o")
+    process = command(*args, cwd=whole)
+    wait_for(lambda: len(points(whole / "o")) >= 4, process)
+    process.kill()
+    process.communicate()
+    kept = points(whole / "o")
+    assert 4 <= len(kept) < 12
+    said = kvpool(*args)
+    assert said.exit_code == 0, said.output
+    assert f"{len(kept)} of 12 runs were done before" in said.stderr
+    after = points(whole / "o")
+    assert {n: after[n] for n in kept} == kept
+    assert not [p for p in (whole / "o").rglob(".*") if p.name != ".lock"]
+    equal(whole)
+
+
+def test_a_killed_worker_loses_nothing(whole: Path) -> None:
+    process = command("sweep", "sweep.yaml", "--jobs", "2", "--no-plots", "--out", "o", cwd=whole)
+    wait_for(lambda: len(points(whole / "o")) >= 2, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [
+        int(c) for c in children if b"loky" in Path(f"/proc/{c}/cmdline").read_bytes() and _works(int(c))
+    ]
+    os.kill(workers[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, (out, err)
+    assert {r["status"] for r in rows(whole / "o")} == {"done"}
+    equal(whole)
+
+
+def _works(pid: int) -> bool:
+    """Whether a child is a worker (not the tracker of shared resources)."""
+    return b"popen_loky" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_a_killed_run_leaves_nothing_that_confuses(whole: Path) -> None:
+    """In the middle of the simulation nothing is there; in the middle of writing, only a hidden folder."""
+    args = ("run", "small.yaml", "--quiet", "--no-plots", "--out", "r")
+    process = command(*args, "--set", "workload.num_requests=400000", cwd=whole)
+    time.sleep(1.0)
+    process.kill()
+    process.communicate()
+    assert not (whole / "r").exists()
+    left = whole / f".r.tmp-{process.pid}"
+    left.mkdir()
+    (left / "summary.json").write_text('{"half')
+    other = whole / f".r.tmp-{os.getpid()}x"
+    other.mkdir()
+    assert kvpool(*args).exit_code == 0
+    first = {p.name: p.read_bytes() for p in (whole / "r").iterdir() if p.name != "provenance.json"}
+    assert not left.exists()
+    assert other.exists()
+    assert kvpool(*args).exit_code == 0
+    assert {p.name: p.read_bytes() for p in (whole / "r").iterdir() if p.name != "provenance.json"} == first
