@@ -34,11 +34,15 @@ CURVE_POINTS = 201
 #: Files of the shell that make a point's numbers from what the core gives.
 _SHELL = (
     "capacity.py",
+    "fleet/capacity.py",
+    "fleet/simulate.py",
+    "fleet/summary.py",
+    "report/compare_curves.py",
+    "report/moments.py",
+    "runner.py",
     "simulate.py",
     "summary.py",
-    "runner.py",
     "sweep/point.py",
-    "report/compare_curves.py",
 )
 
 T = TypeVar("T")
@@ -151,6 +155,8 @@ def _run(task: Task) -> Result | Failure:
 
     resolved = task.resolved
     workload = traces.load(task.trace, task.info)
+    if resolved.fleet is not None and workload.clock != "time":
+        raise InputError("the workload counts engine steps, and a fleet has no common step")
     began = time.perf_counter()
     log = LogOptions(
         sample_period_ns=resolved.sample_period_ns or task.info.period_ns,

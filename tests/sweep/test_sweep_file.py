@@ -98,8 +98,8 @@ def test_an_inline_base(work: Path) -> None:
             "[4, 8, 16]",
             "[4, many, -3]",
             [
-                "sweep.yaml:3:26: 'engine.block_size' must be a whole number, got 'many'",
-                "sweep.yaml:3:32: 'engine.block_size' must be at least 1",
+                "sweep.yaml:3:26: 'engine.block_size' must be a whole number or auto, got 'many'",
+                "sweep.yaml:3:32: 'engine.block_size' must be at least 1 or auto",
             ],
         ),
         ("waste,", "wast,", ["sweep.yaml:6:11: no metric 'wast'\n  hint: did you mean 'waste'?"]),

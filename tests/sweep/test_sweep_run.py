@@ -283,6 +283,19 @@ def test_a_trace_is_run_once_whatever_the_seeds(work: Path) -> None:
     assert (said.exit_code, "small.yaml:3:31: no such trace file 't.jsonl'" in said.stderr) == (2, True)
 
 
+def test_fleets_are_points_like_others(work: Path) -> None:
+    Path("sweep.yaml").write_text(
+        "base: small.yaml\naxes: {replicas: [1, 2]}\nmetrics: [latency, usage.mean]\n"
+    )
+    said = kvpool("sweep", "sweep.yaml", "--jobs", "1", "--no-plots", "--out", "o")
+    assert said.exit_code == 0, said.output
+    one, two = rows(Path("o"))
+    assert (one["replicas"], two["replicas"]) == (1, 2)
+    assert two["e2e_s.mean"] < one["e2e_s.mean"]
+    curve = [r for r in rows(Path("o"), "curves.parquet") if r["point"] == 1]
+    assert 0 < max(r["usage"] for r in curve) <= 1
+
+
 def _odd(number: int) -> int:
     """Work whose third task kills its worker."""
     if number == 3:
