@@ -6,6 +6,8 @@ long context for every slot, say) cost memory only where a run really goes.
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from sim.core import codes as c
 from sim.core import state as s
 from sim.core.block_hash import hash_multipliers
 from sim.core.engine import init_engine
+from sim.core.prefix_map import table_words
+from sim.core.probes import bitmap_words
 from sim.core.residency import HISTORY
 from sim.step_time import StepTime
 from workloads.requests import Workload
@@ -61,8 +65,25 @@ class LogOptions:
         return c.LOG_REQUESTS if self.request_events else c.LOG_NOTHING
 
 
+_CACHE_LINE = 64
+
+
+def _zeros(dtype: np.dtype[Any], shape: int | tuple[int, ...]) -> np.ndarray:
+    """Zeros that begin with a cache line."""
+    size = math.prod(shape) if isinstance(shape, tuple) else shape
+    raw = np.zeros(size * dtype.itemsize + _CACHE_LINE, dtype=np.uint8)
+    start = -raw.ctypes.data % _CACHE_LINE
+    return raw[start : start + size * dtype.itemsize].view(dtype).reshape(shape)
+
+
+@functools.cache
+def _as_record(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that numpy would make of it, at some cost, for every view as a record array."""
+    return np.dtype((np.record, dtype))
+
+
 def _array(dtype: np.dtype[Any], shape: int | tuple[int, ...]) -> s.Record:
-    return np.zeros(shape, dtype=dtype).view(np.recarray)
+    return _zeros(_as_record(dtype), shape).view(np.recarray)
 
 
 def _record(dtype: np.dtype[Any], values: dict[str, int]) -> s.Record:
@@ -136,9 +157,6 @@ def _params(e: EngineSettings, w: Workload, log: LogOptions) -> s.Record:
 
 def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
     n = int(params.num_blocks)
-    capacity = 16
-    while capacity < 2 * n:
-        capacity *= 2
     sizes = [(n >> shift) + 1 for shift in (6, 12, 18)]
     blocks = _array(s.BLOCK, n + 2)
     for name in ("prev_free", "next_free", "dup_prev", "dup_next"):
@@ -154,8 +172,10 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
         ctl=ctl,
         meta=_record(s.POOL_META, {}),
         blocks=blocks,
-        table=np.zeros(2 * capacity, dtype=np.uint64),
-        free_bits=np.zeros(n // 64 + 2, dtype=np.uint64),
+        reused=np.zeros(n, dtype=np.uint8),
+        table=_zeros(np.dtype(np.uint64), table_words(n)),
+        free_bits=np.zeros(bitmap_words(n), dtype=np.uint64),
+        run_len=np.zeros(n, dtype=np.int32),
         len_count=np.zeros(n + 1, dtype=np.int32),
         len_tree=np.zeros(sum(sizes), dtype=np.uint64),
         len_level=np.array([0, sizes[0], sizes[0] + sizes[1]], dtype=np.int64),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sim.core.bits import LANES, make_token_sum
 from sim.core.jit import inner, leaf
 from sim.core.state import KVCache, Record
 
@@ -20,9 +21,12 @@ _MIX1 = np.uint64(0xFF51AFD7ED558CCD)
 _MIX2 = np.uint64(0xC4CEB9FE1A85EC53)
 _PARENT = np.uint64(0x9FB21C651E98DF25)
 _GROUP = np.uint64(0xA0761D6478BD642F)
+_token_sum = make_token_sum(int(_OFFSET), int(_TOKEN_MIX))
 _NONE_HASH = np.uint64(0x2545F4914F6CDD1D)
 _ONE = np.uint64(1)
+_ENDLESS = 1 << 62
 _ZERO = np.uint64(0)
+_LOW_HALF = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 _33 = np.uint64(33)
 
@@ -50,12 +54,11 @@ def mix64(x: np.uint64) -> np.uint64:
 
 
 @leaf
-def synthetic_token(base: np.uint64, offset: int, vocab: np.uint64) -> np.uint64:
-    """Token at ``offset`` of a synthetic segment; ``base`` is segment * _SEGMENT."""
-    x = base + np.uint64(offset + 1) * _OFFSET
+def _token_of(x: np.uint64, vocab: np.uint64) -> np.uint64:
+    """Token at offset k of a synthetic segment, for x = segment * _SEGMENT + (k + 1) * _OFFSET."""
     x ^= x >> _32
     x *= _TOKEN_MIX
-    x ^= x >> _32
+    # only the upper half of x ^ (x >> 32) counts, and that is x's own
     return ((x >> _32) * vocab) >> _32
 
 
@@ -66,9 +69,10 @@ def content_sum(
     """Multilinear sum over n tokens of a segment that stand at ``position`` of a hash unit."""
     total = _ZERO
     if seg >= 0:
-        base = np.uint64(seg) * _SEGMENT
+        x = np.uint64(seg) * _SEGMENT + np.uint64(start) * _OFFSET
         for j in range(n):
-            total += synthetic_token(base, start + j, vocab) * mult[position + j]
+            x += _OFFSET
+            total += _token_of(x, vocab) * mult[position + j]
     else:
         first = -(seg + 1) + start
         for j in range(n):
@@ -104,6 +108,36 @@ def group_key(h: np.uint64, group: int) -> np.uint64:
     return k
 
 
+@leaf
+def _whole_units(
+    hashes: np.ndarray,
+    mult: np.ndarray,
+    slot: int,
+    have: int,
+    count: int,
+    unit: int,
+    parent: np.uint64,
+    base: np.uint64,
+    vocab: np.uint64,
+) -> np.uint64:
+    """Append the hashes of ``count`` units that lie in one synthetic segment; returns the last one.
+
+    ``base`` belongs to the token before the first, see ``_token_of``.
+    """
+    h = parent
+    for i in range(have, have + count):
+        content = _ZERO
+        for j in range(0, unit - LANES + 1, LANES):
+            content += _token_sum(mult, j, base, vocab)
+            base += np.uint64(LANES) * _OFFSET
+        for j in range(unit - unit % LANES, unit):
+            base += _OFFSET
+            content += _token_of(base, vocab) * mult[j]
+        h = chain_hash(h, content)
+        hashes[slot, i] = h
+    return h
+
+
 @inner
 def _extend(
     hashes: np.ndarray,
@@ -123,11 +157,26 @@ def _extend(
     have, piece, offset = cursor
     h = parent
     while have < wanted:
+        seg, start, length = int(out_seg), 0, _ENDLESS
+        if piece < last_piece:
+            seg = int(pieces.seg[piece])
+            start = int(pieces.start[piece])
+            length = int(pieces.length[piece])
+        count = min((length - offset) // unit, wanted - have)
+        if seg >= 0 and count > 0:
+            base = np.uint64(seg) * _SEGMENT + np.uint64(start + offset) * _OFFSET
+            h = _whole_units(hashes, mult, slot, have, count, unit, h, base, vocab)
+            have += count
+            offset += count * unit
+            if offset == length:
+                piece += 1
+                offset = 0
+            continue
         content = _ZERO
         position = 0
         while position < unit:
             if piece < last_piece:
-                length = pieces.length[piece]
+                length = int(pieces.length[piece])
                 n = min(length - offset, unit - position)
                 seg = pieces.seg[piece]
                 content += content_sum(tokens, mult, seg, pieces.start[piece] + offset, n, position, vocab)
@@ -167,7 +216,7 @@ def ensure_hashes(kv: KVCache, r: int, slot: int, wanted: int) -> None:
         wanted,
         parent,
         slot,
-        np.uint64(kv.params.vocab_size),
+        np.uint64(kv.params.vocab_size) & _LOW_HALF,
     )
     kv.slots.num_hashed[slot] = wanted
     kv.slots.hash_piece[slot] = piece

@@ -10,7 +10,14 @@ import numpy as np
 from sim.core import codes as c
 from sim.core.block_hash import group_key
 from sim.core.events import emit
-from sim.core.free_queue import queue_insert_after, queue_last, queue_popleft, queue_remove, queue_reset
+from sim.core.free_queue import (
+    queue_insert_after,
+    queue_last,
+    queue_popleft,
+    queue_remove,
+    queue_reset,
+    queue_take,
+)
 from sim.core.jit import inner, leaf
 from sim.core.prefetch import prefetch
 from sim.core.prefix_map import map_clear, map_get_one_block, map_insert, map_pop, map_prefetch
@@ -64,37 +71,58 @@ def maybe_evict_cached_block(pool: Pool, b: int) -> bool:
     pool.blocks.block_hash[b] = _NO_HASH
     pool.meta.num_cached -= 1
     pool.meta.evictions += 1
-    if pool.blocks.reused[b] == 0:
-        pool.meta.evicted_unused += 1
+    pool.meta.evicted_unused += pool.reused[b] == 0
     emit(pool, c.EV_BLOCK_REMOVED, -1, b, np.int64(key), 0)
     return True
 
 
 @leaf
-def _prefetch_queue(pool: Pool) -> None:
-    """Fetch what the next blocks of the queue will need: a few blocks are taken in a row, as a rule."""
-    head = pool.params.num_blocks
-    second = max(pool.blocks.next_free[pool.blocks.next_free[head]], 0)
-    third = max(pool.blocks.next_free[second], 0)
-    map_prefetch(pool, pool.blocks.block_hash[second])
-    prefetch(pool.blocks, max(pool.blocks.next_free[third], 0))
+def _following(pool: Pool, b: int) -> int:
+    """The next block in the free queue; 0 behind its end."""
+    return max(np.int64(pool.blocks.next_free[b]), 0)
 
 
 @leaf
-def get_new_block(pool: Pool) -> int:
-    """Take the front block, evict what it caches, and give it one reference (``get_new_blocks`` of one).
-
-    The caller has made sure that a block is free.
-    """
-    b = queue_popleft(pool, pool.params.num_blocks)
-    _prefetch_queue(pool)
+def _give_out(pool: Pool, b: int) -> None:
+    """Evict what a block taken from the queue caches, and give it one reference."""
     probe_take(pool, b)
     if maybe_evict_cached_block(pool, b):
         pool.meta.num_cached_free -= 1
     pool.blocks.ref_cnt[b] = 1
     pool.meta.allocations += 1
     follow_allocation(pool, b)
+
+
+@leaf
+def get_new_block(pool: Pool) -> int:
+    """Take the front block (``get_new_blocks`` of one); the caller has made sure that a block is free."""
+    b = queue_popleft(pool, pool.params.num_blocks)
+    _give_out(pool, b)
     return b
+
+
+@leaf
+def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: int, count: int) -> None:
+    """Take blocks from the front, evict what they cache, and give each one reference (``get_new_blocks``).
+
+    Writes their ids to ``out[group, slot, first : first + count]``. The caller has made sure that so many are
+    free.
+    """
+    b = np.int64(pool.blocks.next_free[pool.params.num_blocks])
+    # what the next blocks will need is fetched meanwhile: some blocks are taken in a row, as a rule
+    second = _following(pool, b)
+    third = _following(pool, second)
+    fourth = _following(pool, third)
+    for i in range(first, first + count):
+        map_prefetch(pool, pool.blocks.block_hash[third])
+        fifth = _following(pool, fourth)
+        prefetch(pool.blocks, fifth)
+        pool.blocks.prev_free[b] = -1
+        pool.blocks.next_free[b] = -1
+        _give_out(pool, b)
+        out[group, slot, i] = b
+        b, second, third, fourth = second, third, fourth, fifth
+    queue_take(pool, pool.params.num_blocks, b, count)
 
 
 @leaf
@@ -108,7 +136,7 @@ def touch(pool: Pool, b: int) -> None:
         if pool.blocks.mark[b] > 0:
             pool.ctl.memo_free -= 1
     pool.blocks.ref_cnt[b] += 1
-    pool.blocks.reused[b] = 1
+    pool.reused[b] = 1
     follow_access(pool, b)
 
 
@@ -147,7 +175,7 @@ def cache_full_block(pool: Pool, request: int, b: int, block_hash: np.uint64, gr
     """Put a full block without a key into the prefix map (one step of ``cache_full_blocks``)."""
     key = group_key(block_hash, group)
     pool.blocks.block_hash[b] = key
-    pool.blocks.reused[b] = 0
+    pool.reused[b] = 0
     map_insert(pool, key, b)
     pool.meta.num_cached += 1
     emit(pool, c.EV_BLOCK_STORED, request, b, np.int64(key), group)

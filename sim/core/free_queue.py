@@ -41,6 +41,17 @@ def queue_popleft(pool: Pool, head: int) -> int:
 
 
 @leaf
+def queue_take(pool: Pool, head: int, b: int, count: int) -> None:
+    """Make b the front block, or the tail sentinel, after the ``count`` blocks before it were taken.
+
+    Their own links are the caller's affair.
+    """
+    pool.blocks.next_free[head] = b
+    pool.blocks.prev_free[b] = head
+    pool.meta.num_free -= count
+
+
+@leaf
 def queue_remove(pool: Pool, b: int) -> None:
     """Unlink a block from the middle; the order of the others stays."""
     prev = pool.blocks.prev_free[b]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from sim.core import kv_groups
 from sim.core.block_pool import get_num_free_blocks
 from sim.core.jit import inner, leaf
@@ -129,12 +131,29 @@ def _grow(kv: KVCache, r: int, slot: int, computed: int, num_new_tokens: int) ->
     cache_blocks(kv, r, slot, min(computed + num_new_tokens, kv.requests.num_tokens[r]))
 
 
+@inner
+def _note_quiet(kv: KVCache, r: int, slot: int) -> None:
+    """Note up to how many computed tokens a running request will need no block and fill none.
+
+    Until then nothing of ``allocate_slots`` and ``cache_blocks`` has an effect, and both are left out.
+    """
+    quiet = np.int64(kv.params.max_model_len)
+    for g in range(kv.params.num_groups):
+        size = kv.groups.block_size[g]
+        quiet = min(quiet, kv.tables.length[g, slot] * size)
+        if kv.params.enable_caching:
+            quiet = min(quiet, kv.tables.num_cached[g, slot] * size + size - 1)
+    kv.requests.quiet[r] = quiet
+
+
 @leaf
 def allocate_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> bool:
     """``allocate_slots`` of a running request: no hits, no reserve, no watermark; False when the pool is
     short.
     """
     computed = kv.requests.num_computed[r]
+    if computed + num_new_tokens <= kv.requests.quiet[r]:
+        return True
     target = min(computed + num_new_tokens, kv.params.max_model_len)
     if _num_new_blocks(kv, slot, target, 0) > get_num_free_blocks(kv.pool):
         return False
@@ -145,10 +164,10 @@ def allocate_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> boo
 @leaf
 def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
     """Cache what ``num_tokens`` known and computed tokens fill, group by group."""
-    if kv.params.enable_caching == 0:
-        return
-    for g in range(kv.params.num_groups):
-        kv_groups.cache_blocks(kv, r, slot, g, num_tokens)
+    if kv.params.enable_caching:
+        for g in range(kv.params.num_groups):
+            kv_groups.cache_blocks(kv, r, slot, g, num_tokens)
+    _note_quiet(kv, r, slot)
 
 
 @inner

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from sim.core.block_hash import ensure_hashes
-from sim.core.block_pool import cache_full_block, free_block, get_cached_block, get_new_block, touch
+from sim.core.block_pool import cache_full_block, free_block, get_cached_block, get_new_blocks, touch
 from sim.core.jit import inner, leaf
 from sim.core.prefetch import prefetch
 from sim.core.prefix_map import map_prefetch
@@ -126,15 +126,16 @@ def get_num_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int, num_hits
 
 
 @leaf
-def _append_to_table(kv: KVCache, slot: int, g: int, b: int) -> None:
-    """Account for block b, which stands at the end of the table already."""
-    n = kv.tables.length[g, slot]
-    if n == 0 or kv.table_blocks[g, slot, n - 1] + 1 != b:
-        kv.tables.runs[g, slot] += 1
-        kv.count.table_runs += 1
-    kv.tables.length[g, slot] = n + 1
-    kv.count.table_blocks += 1
-    kv.groups.allocated[g] += 1
+def _append_to_table(kv: KVCache, slot: int, g: int, n: int, count: int) -> None:
+    """Account for ``count`` blocks, which stand behind the table's n blocks already."""
+    runs = 1 if n == 0 and count > 0 else 0
+    for i in range(max(n, 1), n + count):
+        runs += kv.table_blocks[g, slot, i - 1] + 1 != kv.table_blocks[g, slot, i]
+    kv.tables.runs[g, slot] += runs
+    kv.count.table_runs += runs
+    kv.tables.length[g, slot] = n + count
+    kv.count.table_blocks += count
+    kv.groups.allocated[g] += count
 
 
 @inner
@@ -143,7 +144,7 @@ def add_local_computed_blocks(kv: KVCache, slot: int, g: int, num_hits: int) -> 
     for i in range(num_hits):
         b = kv.table_blocks[g, slot, i]
         touch(kv.pool, b)
-        _append_to_table(kv, slot, g, b)
+    _append_to_table(kv, slot, g, 0, num_hits)
     kv.tables.num_cached[g, slot] = num_hits
 
 
@@ -155,10 +156,9 @@ def allocate_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int) -> None
         kv.count.grants += 1
         if need > kv.pool.meta.largest_free_run:
             kv.count.contiguous_fit_failures += 1
-    for _ in range(need):
-        b = get_new_block(kv.pool)
-        kv.table_blocks[g, slot, kv.tables.length[g, slot]] = b
-        _append_to_table(kv, slot, g, b)
+        n = np.int64(kv.tables.length[g, slot])
+        get_new_blocks(kv.pool, kv.table_blocks, g, slot, n, need)
+        _append_to_table(kv, slot, g, n, need)
 
 
 @inner

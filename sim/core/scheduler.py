@@ -385,8 +385,9 @@ def update_from_output(st: State, batch: int, now: int) -> None:
         if st.params.async_scheduling:
             if not stale:
                 rq.placeholders[r] -= 1
-            if was_running:
-                kv.cache_blocks(st.kv, r, rq.slot[r], rq.num_computed[r] - rq.placeholders[r])
+            known = rq.num_computed[r] - rq.placeholders[r]
+            if was_running and known > rq.quiet[r]:
+                kv.cache_blocks(st.kv, r, rq.slot[r], known)
         if stopped:
             _finish(st, r, was_running, now)
             if was_running:

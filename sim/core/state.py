@@ -21,6 +21,7 @@ from sim.core.struct import Struct
 #: A record (np.record) or record array (np.recarray); fields are attributes, checked by the jitted code.
 Record = Any
 
+U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
@@ -155,7 +156,8 @@ POOL_META = _dtype(
     }
 )
 
-#: One block (vLLM 0.32.0, KVCacheBlock). Block 0 is the null block; N and N+1 are the free queue's sentinels.
+#: One block (vLLM 0.32.0, KVCacheBlock), half a cache line. Block 0 is the null block; N and N+1 are the free
+#: queue's sentinels.
 BLOCK = _dtype(
     {
         "prev_free": np.int32,  # neighbours in the free queue, -1: not in it
@@ -164,8 +166,6 @@ BLOCK = _dtype(
         "dup_next": np.int32,
         "block_hash": np.uint64,  # key in the prefix map, 0: none
         "ref_cnt": np.int32,  # not kept for the null block
-        "run_len": np.int32,  # valid at both ends of a free run: its length
-        "reused": np.int32,  # 1: hit at least once since it was cached
         "mark": np.int32,  # position + 1 among the hits of the remembered look-up, 0: not among them
     }
 )
@@ -215,9 +215,25 @@ SLOT = _dtype(
     }
 )
 
-#: One request.
+#: One request, three cache lines; what each step asks for is in the first.
 REQUEST = _dtype(
     {
+        "num_computed": np.int32,
+        "num_tokens": np.int32,  # prompt + generated
+        "placeholders": np.int32,  # scheduled to be sampled, not delivered yet (async)
+        "in_flight": np.int32,  # tokens of batches in flight
+        "stale": np.int32,  # of these, from before a preemption
+        "prompt_len": np.int32,
+        "output_len": np.int32,  # tokens after which the request stops
+        "max_tokens": np.int32,
+        "slot": np.int32,  # -1: none
+        "batch_pos": np.int32,  # position in the batch being built, -1: not in it
+        "status": np.int32,  # S_*
+        "quiet": np.int32,  # up to so many computed tokens it needs no block and fills none, see _note_quiet
+        "preemptions": np.int32,
+        "peak_blocks": np.int32,
+        "lost": np.int32,  # tokens computed before the last preemption
+        "first_child": np.int32,  # -1: none
         "arrival": np.int64,  # ns or step; -1: not known yet
         "priority": np.int64,
         "order_time": np.int64,  # vLLM's arrival_time, as far as the priority policy compares it
@@ -229,26 +245,11 @@ REQUEST = _dtype(
         "finish": np.int64,
         "wasted_slots": np.int64,  # at the end
         "allocated_slots": np.int64,
-        "prompt_len": np.int32,
-        "output_len": np.int32,  # tokens after which the request stops
-        "max_tokens": np.int32,
-        "num_computed": np.int32,
-        "num_tokens": np.int32,  # prompt + generated
-        "placeholders": np.int32,  # scheduled to be sampled, not delivered yet (async)
-        "in_flight": np.int32,  # tokens of batches in flight
-        "stale": np.int32,  # of these, from before a preemption
-        "slot": np.int32,  # -1: none
-        "batch_pos": np.int32,  # position in the batch being built, -1: not in it
-        "status": np.int32,  # S_*
-        "preemptions": np.int32,
-        "lost": np.int32,  # tokens computed before the last preemption
         "hit_tokens": np.int32,
         "resumed_hits": np.int32,
         "recomputed": np.int32,
-        "peak_blocks": np.int32,
         "id_rank": np.int32,  # rank of the request id as a string
         "parent": np.int32,
-        "first_child": np.int32,  # -1: none
         "next_sibling": np.int32,
         "wait_prev": np.int32,  # FCFS queue; records R and R+1 are its sentinels
         "wait_next": np.int32,
@@ -288,8 +289,10 @@ class Pool(Struct):
     ctl: Record  # CONTROL
     meta: Record  # POOL_META
     blocks: Record  # BLOCK[N+2]
-    table: U64  # (2*capacity,) prefix map: [2*i] a key (0: empty), [2*i+1] its first block; capacity >= 2*N
-    free_bits: U64  # (N//64 + 2,) bit b+1: block b is free
+    reused: U8  # (N,) 1: hit at least once since it was cached
+    table: U64  # prefix map, see prefix_map: buckets of eight words
+    free_bits: U64  # (N//64 + 4,) bit 64 + b: block b is free
+    run_len: I32  # (N,) at both ends of a free run of 64 blocks and more: its length
     len_count: I32  # (N+1,) number of free runs of each length
     len_tree: U64  # three levels of bitmaps over the lengths that occur, one behind the other
     len_level: I64  # (3,) their offsets

@@ -62,7 +62,7 @@ class Struct:
                 words.extend(_field_words(value))
             self._table = np.array(words, dtype=np.int64)
             self._address = int(self._table.ctypes.data)
-            self._numba_type = StructType(type(self).__name__, tuple(fields))
+            self._numba_type = _struct_type(type(self).__name__, tuple(fields))
         return self._numba_type
 
     @property
@@ -90,6 +90,17 @@ class StructType(types.Type):
 
 
 @functools.cache
+def _struct_type(name: str, fields: tuple[tuple[str, types.Type, int], ...]) -> StructType:
+    """One type object for all structs with the same fields: building its name takes a while."""
+    return StructType(name, fields)
+
+
+@functools.cache
+def _array_type(dtype: np.dtype[Any], dimensions: int) -> types.Array:
+    return types.Array(_record_type(dtype), dimensions, "C")
+
+
+@functools.cache
 def _record_type(dtype: np.dtype[Any]) -> types.Type:
     """Numba type of a record; Numba takes it apart field by field each time it is asked."""
     return numba.from_dtype(dtype)
@@ -101,10 +112,18 @@ def _field_type(value: Any) -> types.Type:
     if isinstance(value, np.ndarray):
         if not value.flags.c_contiguous:
             raise TypeError("arrays of the core are C-contiguous")
-        return types.Array(_record_type(value.dtype), value.ndim, "C")
+        return _array_type(value.dtype, value.ndim)
     if isinstance(value, np.void):
         return _record_type(value.dtype)
     return numba.typeof(value)
+
+
+def _record_address(record: np.void) -> int:
+    """Where the record's data are; the array that it is the only element of says so at once."""
+    array = record.base
+    if isinstance(array, np.ndarray) and array.size == 1:
+        return int(array.ctypes.data)
+    return int(record.__array_interface__["data"][0])
 
 
 def _field_words(value: Any) -> list[int]:
@@ -113,7 +132,7 @@ def _field_words(value: Any) -> list[int]:
     if isinstance(value, np.ndarray):
         return [value.ctypes.data, *value.shape]
     if isinstance(value, np.void):
-        return [value.__array_interface__["data"][0]]
+        return [_record_address(value)]
     return [int(value)]
 
 

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from sim.core.prefix_map import BUCKET
+from sim.core.probes import FIRST_BIT, LONG_RUN
 from sim.core.state import Pool
 
 PoolCheck = Callable[[Pool], Iterator[str]]
@@ -62,49 +64,58 @@ def inv_3(pool: Pool) -> Iterator[str]:
         yield f"the null block carries key {null.block_hash:#x}, ring {null.dup_prev}, mark {null.mark}"
 
 
+def map_places(pool: Pool) -> list[tuple[int, int, int]]:
+    """(bucket, upper half of a key, first block) of the places of the prefix map that are in use."""
+    buckets = pool.table.reshape(-1, BUCKET)[:, :-1]
+    return [(i, w >> 32, w & 2**32 - 1) for i, row in enumerate(buckets.tolist()) for w in row if w]
+
+
 def inv_4(pool: Pool) -> Iterator[str]:
     """INV-4: the prefix map and the keys of the blocks say the same; no key of the map is without a block.
 
     Each key stands once, where a look-up finds it; its blocks are a ring linked both ways.
     """
     n = int(pool.params.num_blocks)
-    keys, firsts = pool.table[0::2], pool.table[1::2].astype(np.int64)
-    size = keys.size
+    counters = pool.table[BUCKET - 1 :: BUCKET]
     ring_next, ring_prev = pool.blocks["dup_next"].tolist(), pool.blocks["dup_prev"].tolist()
     block_key = pool.blocks["block_hash"].tolist()
     mapped: dict[int, int] = {}
     seen: set[int] = set()
-    places = np.flatnonzero(keys)
-    for place in places.tolist():
-        key = int(keys[place])
+    turned_away = np.zeros(counters.size, dtype=np.uint64)
+    places = map_places(pool)
+    for bucket, fingerprint, first in places:
+        if not 0 < first < n:
+            yield f"bucket {bucket} of the map has block {first}"
+            continue
+        key = block_key[first]
         if key in seen:
             yield f"key {key:#x} stands in the map twice"
             continue
         seen.add(key)
-        home = key & (size - 1)
-        way = np.arange(home, home + ((place - home) & (size - 1))) & (size - 1)
-        if (keys[way] == 0).any():
-            yield f"key {key:#x} in place {place} cannot be found from its home {home}"
-        b = int(firsts[place])
+        if fingerprint != key >> 32:
+            yield f"block {first} stands in the map under {fingerprint:#x}, its key is {key:#x}"
+        home = key & (counters.size - 1)
+        passed = np.arange(home, home + ((bucket - home) & (counters.size - 1))) & (counters.size - 1)
+        turned_away[passed] += np.uint64(1)
+        b = first
         while b not in mapped:
-            if not 0 < b < n:
-                yield f"key {key:#x} has block {b}"
-                break
             mapped[b] = key
             if not 0 <= ring_next[b] < n or ring_prev[ring_next[b]] != b:
                 yield f"block {b} of key {key:#x} is followed by {ring_next[b]}, which does not point back"
                 break
             b = ring_next[b]
         else:
-            if b != firsts[place]:
-                yield f"the ring of key {key:#x} ends in block {b}, not in its first block {firsts[place]}"
+            if b != first:
+                yield f"the ring of key {key:#x} ends in block {b}, not in its first block {first}"
+    for i in np.flatnonzero(turned_away != counters):
+        yield f"bucket {i} of the map turned away {turned_away[i]} keys, counted are {counters[i]}"
     for b in range(n):
         if block_key[b] != mapped.get(b, 0):
             yield f"block {b} carries key {block_key[b]:#x}, the map says {mapped.get(b, 0):#x}"
         if b not in mapped and (ring_next[b] != -1 or ring_prev[b] != -1):
             yield f"block {b} is in a ring, but not in the map"
-    if places.size != pool.meta.num_keys:
-        yield f"{places.size} keys in the map, num_keys is {pool.meta.num_keys}"
+    if len(places) != pool.meta.num_keys:
+        yield f"{len(places)} keys in the map, num_keys is {pool.meta.num_keys}"
 
 
 def inv_5(pool: Pool) -> Iterator[str]:
@@ -132,12 +143,12 @@ def inv_18(pool: Pool) -> Iterator[str]:
     bits = np.unpackbits(pool.free_bits.view(np.uint8), bitorder="little")
     expected = np.zeros(bits.size, dtype=np.uint8)
     for start, length in runs:
-        expected[start + 1 : start + 1 + length] = 1
-        ends = (int(pool.blocks.run_len[start]), int(pool.blocks.run_len[start + length - 1]))
-        if ends != (length, length):
+        expected[FIRST_BIT + start : FIRST_BIT + start + length] = 1
+        ends = (int(pool.run_len[start]), int(pool.run_len[start + length - 1]))
+        if length >= LONG_RUN and ends != (length, length):
             yield f"the free run of {length} blocks from {start} says {ends} at its ends"
     for i in np.flatnonzero(bits != expected):
-        yield f"free bit of block {i - 1} is {bits[i]}"
+        yield f"free bit of block {i - FIRST_BIT} is {bits[i]}"
     longest = max((length for _, length in runs), default=0)
     if (pool.meta.free_runs, pool.meta.largest_free_run) != (len(runs), longest):
         yield (

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.core.state import State
+from sim.core.verify_pool import map_places
 
 _MASK = 2**64 - 1
 _MIX1, _MIX2 = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
@@ -245,7 +246,7 @@ def inv_22(v: View) -> Iterator[str]:
     if not 0 <= hits <= ctl.memo_marked:
         yield f"{hits} hits of {ctl.memo_marked} marked blocks are remembered"
         return
-    first = dict(zip(st.kv.pool.table[0::2].tolist(), st.kv.pool.table[1::2].tolist(), strict=True))
+    first = {int(blocks.block_hash[b]): b for _, _, b in map_places(st.kv.pool)}
     ratio = int(st.kv.groups.hash_ratio[0])
     allowed = set()
     for g in range(st.kv.groups.size):

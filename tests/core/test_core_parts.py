@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sim.capacity import LogOptions, allocate
 from sim.config_engine import EngineSettings
+from sim.core import bits
 from sim.core.block_hash import ensure_hashes
 from sim.core.free_queue import queue_insert_after, queue_last, queue_remove
 from sim.core.jit import entry
@@ -63,6 +64,40 @@ def test_free_runs_after_random_moves(num_blocks: int, moves: int) -> None:
         # the walk along the queue is slow in Python
         for name in ("INV-18", "INV-2", "INV-1") if num_blocks < 1000 else ("INV-18",):
             assert list(INVARIANTS[name](pool)) == []
+
+
+def test_wrong_length_of_a_long_run() -> None:
+    settings = EngineSettings(num_gpu_blocks=200)
+    pool = allocate(settings, empty_workload(), constant(1), LogOptions(sample_period_ns=0)).kv.pool
+    assert list(INVARIANTS["INV-18"](pool)) == []
+    pool.run_len[1] += 1
+    assert len(list(INVARIANTS["INV-18"](pool))) == 1
+
+
+@entry
+def compare_words(array: np.ndarray, index: int, word: np.uint64, out: np.ndarray) -> None:
+    out[0] = bits.leading_zeros(word)
+    out[1] = bits.trailing_zeros(word)
+    out[2] = bits.equal_words(array, index, word)
+    out[3] = bits.equal_high_halves(array, index, word)
+
+
+def test_words_as_in_plain_python() -> None:
+    rng = np.random.default_rng(5)
+    out = np.zeros(4, dtype=np.int64)
+    for _ in range(300):
+        array = rng.integers(0, 2**64, 24, dtype=np.uint64) >> np.uint64(rng.integers(0, 65) % 64)
+        index = int(rng.integers(0, 17))
+        word = np.uint64(rng.choice(array)) ^ np.uint64(rng.choice([0, 1, 2**31, 2**32, 2**63]))
+        array[rng.integers(0, 24, 6)] = word
+        for x in (word, np.uint64(0)):
+            compare_words(array, index, x, out)
+            assert out.tolist() == [
+                bits._plain_leading_zeros(x),
+                bits._plain_trailing_zeros(x),
+                bits._plain_equal_words(array, index, x),
+                bits._plain_equal_high_halves(array, index, x),
+            ]
 
 
 @entry

@@ -13,6 +13,7 @@ from sim.capacity import LogOptions, allocate
 from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import run_until
+from sim.core.prefix_map import BUCKET
 from sim.core.state import State
 from sim.core.verify import INVARIANTS, verify
 from sim.step_time import constant
@@ -93,8 +94,8 @@ def cached_block(st: State) -> int:
 def place(st: State) -> int:
     """A place of the prefix map that holds the key of one block alone."""
     table, blocks = st.kv.pool.table, st.kv.pool.blocks
-    alone = [i for i in np.flatnonzero(table[0::2]) if blocks.dup_next[table[2 * i + 1]] == table[2 * i + 1]]
-    return int(alone[0])
+    used = [int(i) for i in np.flatnonzero(table) if i % BUCKET != BUCKET - 1]
+    return next(i for i in used if blocks.dup_next[int(table[i]) & 2**32 - 1] == int(table[i]) & 2**32 - 1)
 
 
 def doubled_block(st: State) -> int:
@@ -127,12 +128,11 @@ def gauge(record: Callable[[State], np.ndarray], field: str, by: int = 1) -> Cal
 
 def swap_keys(st: State) -> None:
     """Move a key of the map to where nothing looks for it."""
-    table, size = st.kv.pool.table, st.kv.pool.table.size // 2
+    table = st.kv.pool.table
     old = place(st)
-    home = int(table[2 * old]) & (size - 1)
-    new = next(i for i in ((home - 1 - k) % size for k in range(size)) if table[2 * i] == 0)
-    table[2 * new : 2 * new + 2] = table[2 * old : 2 * old + 2]
-    table[2 * old : 2 * old + 2] = 0
+    bucket = (old // BUCKET + 1) * BUCKET % table.size
+    new = next(i for i in range(bucket, bucket + BUCKET - 1) if table[i] == 0)
+    table[new], table[old] = table[old], 0
 
 
 def repeat_in_table(st: State) -> None:
@@ -176,7 +176,9 @@ SPOILERS: dict[str, dict[str, Callable[[State], None]]] = {
     "INV-3": {"key": add(lambda s: s.kv.pool.blocks.block_hash, lambda s: 0)},
     "INV-4": {
         "key of a block": add(lambda s: s.kv.pool.blocks.block_hash, cached_block),
-        "first block": add(lambda s: s.kv.pool.table, lambda s: 2 * place(s) + 1),
+        "first block": add(lambda s: s.kv.pool.table, place),
+        "half a key": add(lambda s: s.kv.pool.table, place, 2**32),
+        "turned away": add(lambda s: s.kv.pool.table, lambda s: BUCKET - 1),
         "ring": add(lambda s: s.kv.pool.blocks.dup_prev, doubled_block),
         "place": swap_keys,
         "number": gauge(meta, "num_keys"),
@@ -228,7 +230,6 @@ SPOILERS: dict[str, dict[str, Callable[[State], None]]] = {
     },
     "INV-18": {
         "bit": add(lambda s: s.kv.pool.free_bits, lambda s: 0),
-        "length": add(lambda s: s.kv.pool.blocks.run_len, free_block),
         "runs": gauge(meta, "free_runs"),
         "largest": gauge(meta, "largest_free_run"),
         "counts": add(lambda s: s.kv.pool.len_count, lambda s: 5),

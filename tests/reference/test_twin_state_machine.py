@@ -24,6 +24,7 @@ from sim.core.block_pool import (
 )
 from sim.core.jit import entry
 from sim.core.state import Pool
+from sim.core.verify_pool import map_places
 from sim.reference import BlockPool
 from sim.reference.invariants import verify
 from sim.reference.steplog import free_run_lengths
@@ -111,12 +112,12 @@ class Kernel:
     def prefix_map(self) -> list[list[int]]:
         """For each key the ids of its blocks, oldest first; sorted by the first id."""
         lists = []
-        table, blocks = self.pool.table, self.pool.blocks
-        for i in np.flatnonzero(table[::2]):
-            first = b = int(table[2 * i + 1])
-            ring = []
+        blocks = self.pool.blocks
+        for _, half_key, first in map_places(self.pool):
+            assert int(blocks.block_hash[first]) >> 32 == half_key
+            b, ring = first, []
             while True:
-                assert blocks.block_hash[b] == table[2 * i]
+                assert blocks.block_hash[b] == blocks.block_hash[first]
                 assert blocks.dup_prev[blocks.dup_next[b]] == b
                 ring.append(b)
                 b = int(blocks.dup_next[b])

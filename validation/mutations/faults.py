@@ -77,9 +77,8 @@ FAULTS = (
         "of several blocks with one hash a look-up returns the one that was inserted first",
         "it returns the one that was inserted last",
         _MAP,
-        "            pool.blocks.dup_prev[first] = block\n",
-        "            pool.blocks.dup_prev[first] = block\n"
-        "            pool.table[2 * i + 1] = np.uint64(block)\n",
+        "        pool.blocks.dup_prev[first] = block\n",
+        "        pool.blocks.dup_prev[first] = block\n        pool.table[i] = _entry(key, block)\n",
     ),
     Fault(
         "hit_cap",
