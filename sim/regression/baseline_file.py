@@ -32,8 +32,8 @@ class Provenance:
 
     Attributes:
         config: path of the config, relative to the baseline file.
-        overrides: `key=value` texts of `--set`.
-        seed: of the workload.
+        overrides: `key=value` texts of `--set`; `--seed` is one of them.
+        seed: of the workload; for information.
         period_ns: simulated time of a row.
         sample_ns: simulated time between samples; the period is a multiple.
         trace: content hash of the workload.

@@ -75,7 +75,7 @@ def _path(text: str, folder: Path) -> Path:
 def job_of(baseline: Baseline, path: Path) -> Job:
     """The run that a baseline stands for."""
     p = baseline.provenance
-    return Job(path.parent / p.config, p.overrides, p.seed, p.period_ns, p.sample_ns)
+    return Job(path.parent / p.config, p.overrides, p.period_ns, p.sample_ns)
 
 
 def check_one(path: Path, skip_absent: bool | None = None) -> Outcome:

@@ -30,13 +30,11 @@ class Job:
     Attributes:
         config: path.
         overrides: of `--set`.
-        seed: None: the config's.
         period_ns, sample_ns: of a baseline; None: chosen from the run.
     """
 
     config: Path
     overrides: tuple[str, ...] = ()
-    seed: int | None = None
     period_ns: int | None = None
     sample_ns: int | None = None
 
@@ -47,7 +45,7 @@ def load(job: Job) -> tuple[Loaded, BaselineSection]:
     Raises:
         InputError: the config is missing or wrong.
     """
-    loaded = load_config(str(job.config), _with_data(job), job.seed)
+    loaded = load_config(str(job.config), _with_data(job))
     return loaded, loaded.config.baseline or BaselineSection()
 
 
@@ -63,7 +61,7 @@ def _with_data(job: Job) -> list[str]:
     folder = os.environ.get("KVPOOL_DATA")
     if not folder or any(text.startswith("workload.path=") for text in overrides):
         return overrides
-    loaded = load_config(str(job.config), overrides, job.seed)
+    loaded = load_config(str(job.config), overrides)
     spec = loaded.config.workload
     if isinstance(spec, Trace):
         other = Path(folder) / Path(spec.path).name
@@ -106,7 +104,7 @@ def run(job: Job, name: str, folder: Path, command: Sequence[str]) -> Baseline:
 
     loaded, section = load(job)
     require_traces(loaded)
-    resolved, workload = check(str(job.config), _with_data(job), job.seed)
+    resolved, workload = check(str(job.config), _with_data(job))
     if workload.clock != "time":
         raise InputError(
             "a workload in logical time has no curves over simulated time",

@@ -107,7 +107,7 @@ def targets(
             old = read_baseline(path)
             target, job = path, replace(job_of(old, path), period_ns=None, sample_ns=None)
         else:
-            job = Job(path, overrides, seed)
+            job = Job(path, overrides if seed is None else (*overrides, f"seed={seed}"))
             loaded, _ = load(job)
             target = folder / f"{loaded.name}.csv"
         if target in found:
@@ -132,7 +132,6 @@ def make(
     updates = []
     for path, job in wanted:
         options = [f"--set {shlex.quote(text)}" for text in job.overrides]
-        options += [f"--seed {job.seed}"] if job.seed is not None else []
         shown = os.path.relpath(job.config)
         command = ["python -m sim baseline update", shown, *options]
         try:

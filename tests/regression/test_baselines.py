@@ -344,7 +344,7 @@ def test_overrides_and_seed_are_kept(kvpool: Callable[..., Result]) -> None:
     )
     assert done.exit_code == 0, done.output
     text = Path("configs/baselines/tight.csv").read_text()
-    assert "# set: engine.num_gpu_blocks=30\n# seed: 4\n" in text
+    assert "# set: engine.num_gpu_blocks=30\n# set: seed=4\n# seed: 4\n" in text
     assert kvpool("check").stdout.startswith("tight            same")
     assert (
         kvpool("baseline", "update", "small.yaml", "--set", "name=two", "--set", "replicas=2").exit_code == 0
