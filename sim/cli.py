@@ -58,6 +58,26 @@ _set = click.option(
 _seed = click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed, in place of the config's.")
 
 
+def serve_options(command: F) -> F:
+    """The options that take vLLM's own command line or config file in place of the `engine:` section."""
+    for option in (
+        click.option("--gpu", metavar="NAME", help="The GPU, in place of the config's: h100-80gb, l40s, ..."),
+        click.option(
+            "--vllm-config",
+            metavar="FILE",
+            help="vLLM's own YAML config (vllm serve --config FILE), in place of the engine section.",
+        ),
+        click.option(
+            "--vllm-args",
+            metavar="TEXT",
+            help="A `vllm serve` command line, in place of the config's engine section:"
+            ' --vllm-args "serve Qwen/Qwen3-8B --max-num-seqs 64".',
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 #: Commands of other modules, which import nothing heavier than click at their top: name -> module:object.
 _LAZY = {
     "baseline": "sim.regression.cli:baseline",
@@ -69,6 +89,7 @@ _LAZY = {
     "layout": "sim.report.commands:layout",
     "recommend": "sim.advice.cli:recommend",
     "report": "sim.report.commands:report",
+    "size": "sim.sizing.cli:size",
     "sweep": "sim.sweep.cli:sweep",
 }
 
@@ -97,7 +118,8 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("config", type=click.Path())
+@click.argument("config", type=click.Path(), required=False)
+@serve_options
 @_set
 @_seed
 @click.option("--out", metavar="DIR", help="Folder for the results; default runs/NAME-CONTENTID.")
@@ -108,7 +130,10 @@ def main() -> None:
 @click.option("--no-plots", is_flag=True, help="Draw no plots.")
 @_exits
 def run(
-    config: str,
+    config: str | None,
+    vllm_args: str | None,
+    vllm_config: str | None,
+    gpu: str | None,
     overrides: tuple[str, ...],
     seed: int | None,
     out: str | None,
@@ -118,11 +143,19 @@ def run(
     events: bool,
     no_plots: bool,
 ) -> None:
-    """Simulate CONFIG, a YAML file; see `docs config` for its keys."""
+    """Simulate CONFIG, a YAML file; see `docs config` for its keys.
+
+    With --vllm-args or --vllm-config the engine is what vLLM's own options say, and CONFIG gives the rest;
+    without
+    CONFIG a default chat workload arrives.
+    """
     from sim import runner
     from sim.report.text import render
     from sim.results import to_json
+    from sim.serve_args import ServeSource
 
+    if config is None and vllm_args is None and vllm_config is None:
+        raise click.UsageError("give a CONFIG, or vLLM's own options with --vllm-args or --vllm-config")
     options = runner.RunOptions(
         overrides=overrides,
         seed=seed,
@@ -132,6 +165,7 @@ def run(
         plots=False if no_plots else None,
         quiet=quiet,
         command=sys.argv[1:],
+        serve=ServeSource(vllm_args, vllm_config, gpu) if vllm_args or vllm_config or gpu else None,
     )
     outcome = runner.run(config, options)
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +16,7 @@ from sim.config_step_time import StepTimeConfig
 from sim.config_types import Strict, key
 from sim.config_workload import Duration, WorkloadSpec
 from sim.config_yaml import (
+    NO_FILE,
     Document,
     Place,
     Problem,
@@ -138,13 +139,29 @@ class Loaded:
     name: str
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Loaded:
+Edit = Callable[[Document], None]
+
+
+def load_config(
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    edits: Sequence[Edit] = (),
+) -> Loaded:
     """Read a config, apply `--set key=value` overrides and `--seed`, and check it.
+
+    Args:
+        path: of the YAML file; None: an empty config, for `edits` to fill.
+        overrides: `key=value` texts.
+        seed: in place of the config's.
+        edits: changes to the document before the overrides, such as those of vLLM's options.
 
     Raises:
         InputError: the file can't be read, or its problems, all at once, each with file:line:column.
     """
-    document = read_yaml(path)
+    document = Document(NO_FILE, {}) if path is None else read_yaml(path)
+    for edit in edits:
+        edit(document)
     apply_overrides(document, overrides)
     if seed is not None:
         document.data["seed"] = seed
@@ -158,6 +175,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
             place.column,
             f"python -m sim sweep {path}",
         )
+    if path is None:
+        return check_document(document, Path(), _folder_name(str(document.data.get("model") or "run")))
     return check_document(document, Path(path).parent, name_of(path))
 
 

@@ -328,10 +328,11 @@ class EngineConfig(SharedKeys):
         " `max_num_seqs` * `max_model_len`; 2048 if no `gpu` is given.",
         "tokens",
     )
-    max_model_len: Positive | Auto = key(
+    max_model_len: Positive | Literal["auto", "fit"] = key(
         "auto",
         "Longest sequence, prompt and output together. `auto`: what the model's config allows; 4096 if no"
-        " `model` is given.",
+        " `model` is given. `fit`: the longest that fits the pool, up to that (vLLM's `--max-model-len"
+        " auto`).",
         "tokens",
     )
     async_scheduling: bool = key(

@@ -17,6 +17,7 @@ from sim.config_explain import KeyPath, Problem, validate_model
 from sim.errors import InputError, did_you_mean, raise_all
 
 __all__ = [
+    "NO_FILE",
     "Document",
     "KeyPath",
     "Place",
@@ -34,6 +35,8 @@ __all__ = [
 
 #: Keys whose value on the command line is text as it stands.
 _TEXT_KEYS = ("engine.vllm",)
+#: Stands for the file in messages where there is none: everything came from the command line.
+NO_FILE = "command line"
 
 
 class Place(NamedTuple):
@@ -69,7 +72,7 @@ class Document:
                 return found
             path = path[:-1]
             first, second = self.keys, self.values
-        return Place(1, 1)
+        return Place(None, None) if self.file == NO_FILE else Place(1, 1)
 
 
 def read_text(path: str | Path, what: str = "config") -> str:

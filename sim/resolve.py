@@ -83,7 +83,7 @@ def resolve(loaded: Loaded) -> Resolved:
     """
     config, document = loaded.config, loaded.document
     problems: list[Problem] = []
-    model = _model(loaded)
+    model = load_shape(loaded)
     gpu = find_gpu(config.gpu) if isinstance(config.gpu, str) else config.gpu
     # what is not given takes the release's own default
     engine = config.engine.model_copy(update=config.engine.release_defaults())
@@ -157,7 +157,8 @@ def content_id(config: dict[str, Any], workload_sha256: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _model(loaded: Loaded) -> ModelShape | None:
+def load_shape(loaded: Loaded) -> ModelShape | None:
+    """The config's model, or None if it names none."""
     name = loaded.config.model
     if name is None:
         return None

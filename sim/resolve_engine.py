@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sim.config_engine import EngineConfig, EngineSettings, KVCacheGroup, check_pool
@@ -24,9 +25,11 @@ def engine_settings(
     e: EngineConfig, model: ModelShape | None, gpu: Gpu | None, problems: list[Problem]
 ) -> tuple[EngineSettings | None, PoolSize | None]:
     """Every `auto` of the `engine:` section; None where `problems` say why there is no pool."""
-    max_model_len = e.max_model_len
-    if max_model_len == "auto":
+    fit = e.max_model_len == "fit"
+    if isinstance(e.max_model_len, str):
         max_model_len = model.max_position if model else DEFAULT_LENGTH
+    else:
+        max_model_len = e.max_model_len
     e = with_model_defaults(e, model)
     seqs, tokens = batch_limits(e, gpu, max_model_len)
     if model is not None:
@@ -36,6 +39,10 @@ def engine_settings(
     pool = pool_size(e, model, gpu, max_model_len, tokens, seqs, problems)
     if pool is None:
         return None, None
+    if fit and pool.plan is not None and pool.plan.longest:
+        # As _auto_fit_max_model_len: after the batch limits, which follow from the model's own length.
+        max_model_len = pool.plan.longest
+        pool = replace(pool, plan=pool.plan.with_length(max_model_len))
     block_size = pool.layout.block_size if pool.layout else _given_block_size(e)
     values: dict[str, Any] = e.values() | {
         "block_size": block_size,
@@ -235,7 +242,7 @@ def _without_model(e: EngineConfig, gpu: Gpu | None, problems: list[Problem]) ->
 def _missing(model: ModelShape | None, gpu: Gpu | None, problems: list[Problem]) -> None:
     missing = " and ".join(k for k, v in (("model", model), ("gpu", gpu)) if v is None)
     message = f"engine.num_gpu_blocks is auto, but {missing} is not given"
-    hint = "give engine.num_gpu_blocks, or model and gpu to estimate it from"
+    hint = "give engine.num_gpu_blocks, or model and gpu (also as --gpu) to estimate it from"
     problems.append(Problem(("engine", "num_gpu_blocks"), message, hint))
 
 

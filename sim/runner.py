@@ -22,6 +22,7 @@ from sim.progress import reporter
 from sim.report.units import count, plural, seconds, size
 from sim.resolve import Resolved, content_id, resolve
 from sim.results import check_target, run_folder, to_json, to_parquet, to_yaml, write_run
+from sim.serve_args import ServeSource, serve_edit
 from sim.summary import summarize
 from workloads.units import format_duration
 
@@ -45,6 +46,7 @@ class RunOptions:
         every_step, events, plots: None: as the config says.
         quiet: nothing on stderr.
         command: the command line, for provenance.
+        serve: vLLM's own options beside the config; None: there are none.
     """
 
     overrides: Sequence[str] = ()
@@ -55,6 +57,7 @@ class RunOptions:
     plots: bool | None = None
     quiet: bool = False
     command: Sequence[str] = ()
+    serve: ServeSource | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class Outcome:
     write: Callable[[], None]
 
 
-def run(config: str, options: RunOptions) -> Outcome:
-    """Simulate a config.
+def run(config: str | None, options: RunOptions) -> Outcome:
+    """Simulate a config; without one, vLLM's options in `options.serve` on a default workload.
 
     Raises:
         InputError: anything wrong with the config, its files or the output folder, before the run starts.
@@ -77,8 +80,11 @@ def run(config: str, options: RunOptions) -> Outcome:
     started = time.time()
     clock = time.perf_counter()
     say = _talker(options.quiet)
-    loaded = load_config(config, _all_overrides(options), options.seed)
+    edits = [] if options.serve is None else [serve_edit(options.serve)]
+    loaded = load_config(config, _all_overrides(options), options.seed, edits)
     resolved = resolve(loaded)
+    for note in options.serve.notes if options.serve else ():
+        say(f"note: {note}")
     if options.out is not None:
         check_target(Path(options.out))
     workload = _workload(loaded, resolved)
@@ -138,7 +144,15 @@ def run(config: str, options: RunOptions) -> Outcome:
                 files |= draw_fleet(summary, cast("FleetResult", result).replica_steps)
         walls["write_s"] = time.perf_counter() - before
         provenance = _provenance(
-            resolved, workload, options, config, core_digest(), digest, content, walls, started
+            resolved,
+            workload,
+            options,
+            config or loaded.document.file,
+            core_digest(),
+            digest,
+            content,
+            walls,
+            started,
         )
         write_run(folder, files, provenance)
 

@@ -188,4 +188,6 @@ def run(conformance: Path, recorded: Path, random_cases: int, engines: bool) -> 
 # At the end: these modules use what is above.
 main.add_command(import_module("validation.live.cli").live)
 main.add_command(import_module("validation.bench").bench)
+main.add_command(import_module("validation.sizing.cli").sizing)
+main.add_command(import_module("validation.sizing.cli").serve_options)
 import_module("validation.replay.commands").register(main)

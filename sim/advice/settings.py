@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sim.serve_args.table import serve_option
+
 if TYPE_CHECKING:
     from sim.resolve import Resolved
 
@@ -125,16 +127,10 @@ def _scaled_blocks(candidate: Candidate, space: Space) -> int | None:
 
 def serve_flags(candidate: Candidate, space: Space) -> list[str]:
     """The changed settings as arguments of `vllm serve`."""
-    flags = []
-    for name, value in candidate.changes:
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            flags += [f"--{flag}", show(value)]
+    flags = [word for name, value in candidate.changes for word in serve_option(name, value)]
     blocks = _scaled_blocks(candidate, space)
     if blocks is not None:
-        flags += ["--num-gpu-blocks-override", str(blocks)]
+        flags += serve_option("num_gpu_blocks", blocks)
     return flags
 
 

@@ -237,10 +237,12 @@ def whisper(r: Reader) -> ModelShape:
         t.matrix(2 * attention[0] + 2 * d * inner)
         t.whole += 2 * attention[1] + inner + d + 3 * 2 * d
     t.whole += 2 * d
-    mlp = 2 * d * r.number("encoder_ffn_dim", inner)
-    tower = enc * (attention[0] + attention[1] + mlp + r.number("encoder_ffn_dim", inner) + d + 4 * d) + 2 * d
-    tower += 3 * r.number("num_mel_bins", 128) * d + d + 3 * d * d + d + source * d
-    params = t.parameters(r.number("vocab_size"), d, tied=True, positions=target * d, tower=tower)
+    width = r.number("encoder_ffn_dim", inner)
+    # Convolutions, positions and norms are on every GPU.
+    t.whole += enc * (attention[1] + width + d + 4 * d) + 2 * d
+    t.whole += 3 * r.number("num_mel_bins", 128) * d + d + 3 * d * d + d + (source + target) * d
+    tower = enc * (attention[0] + 2 * d * width)
+    params = t.parameters(r.number("vocab_size"), d, tied=True, tower=tower)
     return ModelShape(
         name=r.name,
         model_type=_type(r),

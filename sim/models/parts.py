@@ -80,9 +80,7 @@ class Tally:
         self.active += chosen * one + experts * hidden
         self.whole += experts * hidden + router_extra
 
-    def parameters(
-        self, vocab: int, hidden: int, *, tied: bool = False, positions: int = 0, tower: int = 0
-    ) -> Parameters:
+    def parameters(self, vocab: int, hidden: int, *, tied: bool = False, tower: int = 0) -> Parameters:
         """All together, with embedding and output projection."""
         table = vocab * hidden
         return Parameters(
@@ -90,7 +88,7 @@ class Tally:
             kv_linear=self.kv_linear,
             experts=self.experts,
             whole=self.whole,
-            embedding=table + positions,
+            embedding=table,
             head=table,
             tied=tied,
             tower=tower,

@@ -69,7 +69,7 @@ class Reader:
         if value not in DTYPE_BYTES:
             self.fail("torch_dtype", f"unknown dtype '{value}'", f"known: {', '.join(DTYPE_BYTES)}")
             return "bfloat16"
-        return {"half": "float16", "float": "float32"}.get(value, value)
+        return {"half": "float16", "float": "bfloat16", "float32": "bfloat16"}.get(value, value)
 
     def quantization(self) -> str | None:
         """What the checkpoint's weights are quantized to."""

@@ -78,7 +78,7 @@ class Parameters:
         kv_linear: projections to K and V: with more GPUs than heads, heads are repeated.
         experts: routed experts.
         whole: what every GPU holds whole: norms, routers, MLA's projections to the latent.
-        embedding: the token embedding, and position embeddings.
+        embedding: the token embedding.
         head: the output projection; the embedding itself if `tied`.
         tied: whether embedding and output projection are one tensor.
         tower: encoder of images or sound, estimated from its config.

@@ -57,7 +57,7 @@ def weight_bytes(model: ModelShape, tensor_parallel: int, quantization: str | No
     repeat = max(1, -(-tp // model.kv_heads)) if model.kv_heads else 1
     linear = p.linear * layers + p.kv_linear * repeat * layers
     vocab = -(-model.vocab // VOCAB_UNIT) * VOCAB_UNIT
-    tables = p.embedding - model.vocab * model.hidden + vocab * model.hidden * (1 if p.tied else 2)
+    tables = vocab * model.hidden * (1 if p.tied else 2)
     return int((linear + experts + tables * full + (p.tower + p.absorbed) * full) / tp + p.whole * full)
 
 

@@ -67,7 +67,7 @@ def group_layers(
     """
     specs = list(specs)
     if not hybrid_manager:
-        specs = _keep_all_tokens(specs)
+        specs = _promote(specs)
     if not specs:
         return ()
     everything = range(len(specs))
@@ -147,22 +147,11 @@ def _split(specs: Sequence[LayerSpec], pad_up_to: float) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def _keep_all_tokens(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
-    """Window and chunk layers as full attention, beside layers that are so (unify_hybrid_kv_cache_specs).
-
-    States are looked at by themselves: vLLM parts layers by whether they are split over context-parallel
-    ranks, and states are not.
-    """
-    out = list(specs)
-    for is_state in (True, False):
-        chosen = [i for i, s in enumerate(specs) if (s.kind == "mamba") == is_state]
-        for i, s in zip(chosen, _promote([specs[i] for i in chosen]), strict=True):
-            out[i] = s
-    return out
-
-
 def _promote(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
-    """_promote_local_kv_cache_specs."""
+    """Window and chunk layers as full attention, beside layers that are so (_promote_local_kv_cache_specs).
+
+    Models with states can't be brought to one kind: vLLM refuses to turn the hybrid manager off for them.
+    """
     out = list(specs)
     if not out or can_merge(out) or same_slots(out):
         return out

@@ -15,7 +15,7 @@ the start-up check in get_kv_cache_configs, which sets one block aside for the n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sim.sizing.groups import PAD_UP_TO, Group, group_layers
 from sim.sizing.specs import LayerSpec
@@ -85,6 +85,11 @@ class PoolPlan:
         """Whether vLLM starts: a request of `max_model_len` fits beside the null block."""
         return not self.groups or self.needed_bytes <= self._checked_bytes
 
+    def with_length(self, max_model_len: int) -> PoolPlan:
+        """The same pool for requests of another length."""
+        limits = replace(self.limits, max_model_len=max_model_len)
+        return replace(self, limits=limits, request_blocks=_needed(self.groups, limits))
+
     @property
     def _checked_bytes(self) -> int:
         return self.available_bytes - (self.block_bytes if self.limits.null_block_reserved else 0)
@@ -119,11 +124,14 @@ def plan_pool(
     if num_gpu_blocks_override is not None:
         num_blocks = num_gpu_blocks_override
         available_bytes = num_blocks * block_bytes
-    needed = tuple(
+    return PoolPlan(groups, limits, available_bytes, block_bytes, num_blocks, _needed(groups, limits))
+
+
+def _needed(groups: Sequence[Group], limits: Limits) -> tuple[int, ...]:
+    return tuple(
         g.blocks_per_request(limits.max_model_len, limits.in_flight_tokens, limits.encoder_tokens)
         for g in groups
     )
-    return PoolPlan(groups, limits, available_bytes, block_bytes, num_blocks, needed)
 
 
 def _longest(groups: Sequence[Group], limits: Limits, available: int, block_bytes: int) -> int:

@@ -82,7 +82,7 @@ output:
         "a.yaml:6:3: unknown key 'engine.blok_size'",
         "a.yaml:7:19: 'engine.num_gpu_blocks' must be a whole number or auto, got 'maybe'",
         "a.yaml:8:14: 'engine.watermark' must be less than 1, got 2",
-        "a.yaml:9:18: 'engine.max_model_len' must be a whole number or auto, got 12.5",
+        "a.yaml:9:18: 'engine.max_model_len' must be a whole number or one of auto, fit, got 12.5",
         "a.yaml:10:26: 'engine.kv_cache_memory_bytes' must be bytes, or a number with a unit"
         " (GiB, MiB, GB, MB), got '20 Gigs'",
         "a.yaml:12:13: 'engine.kv_cache_groups[0].type' must be one of full, sliding_window, chunked_local,"

@@ -47,21 +47,26 @@ class RealLayers:
     Attributes:
         config: VllmConfig, after all adjustments.
         specs: layer name -> KVCacheSpec.
-        parameters, parameter_bytes: of the tensors on one rank; elements, bytes.
+        parameter_bytes: of the tensors on one rank; 0 where the model had to be changed.
     """
 
     config: Any
     specs: dict[str, Any] = field(default_factory=dict)
-    parameters: int = 0
     parameter_bytes: int = 0
 
 
-def hf_config(path: Path) -> dict[str, Any]:
+#: Width of gpt-oss's experts where they are split: vLLM's CPU kernels don't take 2880 / 4.
+_EXPERTS_ON_CPU = 3072
+
+
+def hf_config(path: Path, tensor_parallel: int = 1) -> dict[str, Any]:
     """A shipped config as the file that vLLM reads: without our notes, without quantization, the text"
     " model only."""
     data = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if not k.startswith("_")}
     data.pop("quantization_config", None)
     model_type = data.get("model_type")
+    if model_type == "gpt_oss" and tensor_parallel > 1:
+        data["intermediate_size"] = _EXPERTS_ON_CPU
     if isinstance(data.get("text_config"), dict) and model_type in _TEXT_CLASSES:
         text = data["text_config"]
         return {**text, "architectures": [_TEXT_CLASSES[model_type]], "torch_dtype": data["torch_dtype"]}
@@ -97,14 +102,15 @@ def real_layers(q: Question, config_file: Path, folder: Path, kernel_blocks: lis
         # The CPU platform has an adjustment of its own; this is that of CUDA.
         Platform.update_block_size_for_backend.__func__(Platform, config)
         specs = get_kv_cache_spec(config)
-    sizes = [(p.numel(), p.element_size()) for p in model.parameters()]
-    return RealLayers(config, specs, sum(n for n, _ in sizes), sum(n * b for n, b in sizes))
+    changed = q.model.startswith("gpt-oss") and q.tensor_parallel_size > 1
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return RealLayers(config, specs, 0 if changed else size)
 
 
 def _config(q: Question, config_file: Path, folder: Path) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
-    (folder / "config.json").write_text(json.dumps(hf_config(config_file)))
+    (folder / "config.json").write_text(json.dumps(hf_config(config_file, q.tensor_parallel_size)))
     args: dict[str, Any] = {}
     if q.max_model_len is not None:
         args["max_model_len"] = q.max_model_len

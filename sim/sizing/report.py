@@ -1,0 +1,360 @@
+"""The memory budget of one GPU, as text for a terminal and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sim.config import load_config
+from sim.config_engine import EngineSettings
+from sim.config_yaml import Document, Place, Problem, to_input_errors
+from sim.errors import raise_all
+from sim.gpus import GIB, Gpu, find_gpu
+from sim.models import ModelShape
+from sim.report.units import count
+from sim.resolve import load_shape
+from sim.resolve_engine import engine_settings, limits_of
+from sim.serve_args import ServeSource, serve_edit
+from sim.sizing.budget import estimated_parts
+from sim.sizing.groups import Group
+from sim.sizing.plan import PoolPlan
+from sim.sizing.pool import PoolSize
+
+WIDTH = 60
+#: Parts of the budget in the order in which they are shown: key, label, letter of the bar.
+PARTS = (
+    ("weights", "weights", "W"),
+    ("activations", "activations", "A"),
+    ("other", "CUDA, NCCL", "o"),
+    ("cuda_graphs", "CUDA graphs", "g"),
+    ("kv_cache", "KV cache", "#"),
+    ("not_requested", "left to others", "."),
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A resolved engine with its model's memory.
+
+    Attributes:
+        name: of the config.
+        model, gpu: `gpu` None if it is not known.
+        tensor_parallel: GPUs over which each layer is split.
+        utilization: share of the GPU that vLLM may use.
+        settings: the engine.
+        pool: its size and plan.
+        parts: bytes by the keys of `PARTS`; {} if the GPU is not known.
+        quantization: of the weights, by the engine's arguments or the checkpoint.
+    """
+
+    name: str
+    model: ModelShape
+    gpu: Gpu | None
+    tensor_parallel: int
+    utilization: float
+    settings: EngineSettings
+    pool: PoolSize
+    parts: dict[str, int]
+    quantization: str | None
+
+    @property
+    def plan(self) -> PoolPlan:
+        assert self.pool.plan is not None
+        return self.pool.plan
+
+
+def budget_of(
+    config: str | None, source: ServeSource, overrides: Sequence[str] = (), model: str | None = None
+) -> Budget:
+    """The budget of a config, of vLLM's options, or of a model and a GPU.
+
+    Raises:
+        InputError: what is wrong with them; a config without a model.
+    """
+
+    def name_model(document: Document) -> None:
+        if model is not None:
+            document.data["model"] = model
+            document.keys["model",] = document.values["model",] = Place(None, None, "--model")
+
+    before = list(source.notes)
+    loaded = load_config(config, overrides, None, [serve_edit(source), name_model])
+    # The workload does not matter here, so neither does that a default one stands in.
+    source.notes[:] = [*before, *(n for n in source.notes if not n.startswith("no config gives a workload"))]
+    shape = load_shape(loaded)
+    problems: list[Problem] = []
+    if shape is None:
+        hint = "name one with --model, or in the config"
+        problems.append(Problem(("model",), "the memory budget needs a model", hint))
+    raise_all(to_input_errors(problems, loaded.document))
+    assert shape is not None
+    given = loaded.config.gpu
+    gpu = find_gpu(given) if isinstance(given, str) else given
+    engine = loaded.config.engine.model_copy(update=loaded.config.engine.release_defaults())
+    settings, pool = engine_settings(engine, shape, gpu, problems)
+    if settings is None or pool is None or pool.plan is None:
+        raise_all(to_input_errors(problems, loaded.document))
+        raise AssertionError("an engine that can't be resolved has problems")
+    parts: dict[str, int] = {}
+    if gpu is not None:
+        parts = estimated_parts(
+            shape,
+            gpu,
+            tensor_parallel=engine.tensor_parallel_size,
+            utilization=engine.gpu_memory_utilization,
+            quantization=engine.quantization,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            max_num_seqs=settings.max_num_seqs,
+            cuda_graphs=not engine.enforce_eager,
+        )
+        parts["kv_cache"] = pool.plan.available_bytes
+        parts["not_requested"] = gpu.memory_bytes - parts.pop("requested")
+    return Budget(
+        loaded.name,
+        shape,
+        gpu,
+        engine.tensor_parallel_size,
+        engine.gpu_memory_utilization,
+        settings,
+        pool,
+        parts,
+        engine.quantization or shape.quantization,
+    )
+
+
+def unread_share(plan: PoolPlan, tokens: int, encoder_tokens: int = 0) -> float:
+    """Share of one request's slots that no layer can attend to any more, or ever.
+
+    Every layer of a group of full attention holds a slot for each token; a layer with a window needs those
+    of its
+    window, a layer with cross attention those of the encoder only. Blocks that are not full are left out.
+
+    Args:
+        plan: groups as planned.
+        tokens: of the decoder, text and image placeholders together.
+        encoder_tokens: of them, those that cross attention needs (and self-attention does not).
+    """
+    held = needed = 0.0
+    for group in plan.groups:
+        for member in group.members:
+            if member.kind == "mamba":
+                continue
+            slots = member.tokens_needed(tokens) if member.kind != "full" else tokens
+            held += slots * member.token_bytes
+            needed += member.tokens_needed(tokens, encoder_tokens) * member.token_bytes
+    return 1.0 - needed / held if held else 0.0
+
+
+def padding_of(plan: PoolPlan) -> dict[str, float]:
+    """Shares of the bytes of one request of `max_model_len` that hold nothing, by cause.
+
+    "pages": padding inside pages (a state, or a page that was padded to the others' size); "layers": groups
+    of fewer layers than the widest one, whose blocks are as large as its.
+    """
+    total = sum(plan.request_blocks) * plan.block_bytes
+    if not total:
+        return {"pages": 0.0, "layers": 0.0}
+    pages = layers = 0
+    for g, blocks in zip(plan.groups, plan.request_blocks, strict=True):
+        pages += blocks * (g.block_bytes - g.content_bytes)
+        layers += blocks * (plan.block_bytes - g.block_bytes)
+    return {"pages": pages / total, "layers": layers / total}
+
+
+def kind_text(group: Group) -> str:
+    """The group's attention in words."""
+    s = group.spec
+    if s.kind == "sliding_window":
+        return f"window of {s.sliding_window:,}"
+    if s.kind == "chunked_local":
+        return f"chunk of {s.attention_chunk_size:,}"
+    if s.kind == "mamba":
+        return "state" if s.mamba_cache_mode == "none" else "state, cached"
+    if s.kind == "full" and s.sliding_window:
+        return "full (has a window)"
+    return {"mla": "latent (MLA)", "cross_attention": "cross", "full": "full"}[s.kind]
+
+
+def how_text(budget: Budget) -> str:
+    """Where the size of the pool comes from."""
+    return {
+        "given": "exact: engine.num_gpu_blocks",
+        "kv_cache_memory_bytes": "exact: engine.kv_cache_memory_bytes",
+        "estimated": "estimate: what is left",
+    }[budget.pool.how]
+
+
+def as_text(budget: Budget) -> str:
+    """The budget as a table, with a bar."""
+    plan, model = budget.plan, budget.model
+    gpu = budget.gpu.name if budget.gpu else "a GPU that is not named"
+    split = "" if budget.tensor_parallel == 1 else f" x {budget.tensor_parallel}"
+    out = [f"{model.name} on {gpu}{split}: memory of each GPU", ""]
+    out += _memory(budget)
+    out += ["", *_groups(budget)]
+    lost = padding_of(plan)
+    out += ["", "  Of the bytes of one request of max_model_len"]
+    out.append(f"    {100 * lost['pages']:6.2f} %  is padding inside pages (exact)")
+    out.append(
+        f"    {100 * lost['layers']:6.2f} %  is lost to groups of fewer layers than the widest (exact)"
+    )
+    if any(
+        s.kind == "full" and (s.sliding_window or s.attention_chunk_size)
+        for g in plan.groups
+        for s in g.members
+    ):
+        unread = unread_share(plan, plan.limits.max_model_len)
+        out.append(f"    {100 * unread:6.2f} %  is kept, but out of the windows of its layers (exact)")
+    out += ["", *_result(budget)]
+    if model.notes:
+        out += ["", *(f"  note: {n}" for n in model.notes)]
+    return "\n".join(out) + "\n"
+
+
+def _memory(budget: Budget) -> list[str]:
+    if budget.gpu is None:
+        available = budget.plan.available_bytes
+        return [f"  KV cache  {_gib(available)}   {how_text(budget)}"]
+    requested = budget.gpu.memory_bytes - budget.parts["not_requested"]
+    how = {
+        "weights": f"estimate: {_params(budget)}",
+        "activations": f"estimate: {budget.settings.max_num_batched_tokens:,} tokens,"
+        f" {budget.settings.max_num_seqs:,} sequences",
+        "other": "estimate",
+        "cuda_graphs": "estimate",
+        "kv_cache": how_text(budget),
+        "not_requested": f"exact: 1 - {budget.utilization:g}",
+    }
+    rows = [
+        ("total", budget.gpu.memory_bytes, "as the CUDA driver reports it"),
+        ("requested", requested, "exact"),
+    ]
+    rows += [(label, budget.parts[key], how[key]) for key, label, _ in PARTS]
+    letters = {label: letter for _, label, letter in PARTS}
+    width = max(len(label) for label, _, _ in rows)
+    lines = [f"  {letters.get(a, ' ')} {a:{width}}  {_gib(b)}   {c}" for a, b, c in rows]
+    return [*lines, "", f"  |{bar(budget)}|"]
+
+
+def bar(budget: Budget, width: int = WIDTH) -> str:
+    """The GPU's memory as letters, each for the same number of bytes."""
+    values = [(letter, max(0, budget.parts[key])) for key, _, letter in PARTS]
+    total = sum(v for _, v in values)
+    text, done = "", 0
+    for letter, value in values:
+        done += value
+        text += letter * (round(width * done / total) - len(text))
+    return text
+
+
+def _params(budget: Budget) -> str:
+    p = budget.model.num_params
+    return f"{p / 1e9:.2f} billion parameters, {budget.quantization or budget.model.dtype}"
+
+
+def _groups(budget: Budget) -> list[str]:
+    plan = budget.plan
+    if not plan.groups:
+        return ["  This model has no KV cache."]
+    n = len(plan.groups)
+    word = "group shares" if n == 1 else "groups share"
+    out = [
+        f"  {n} KV-cache {word} the pool; a block of it is {_bytes(plan.block_bytes)} (exact)",
+        "",
+        "     group                layers  block size     page     padding   blocks of one request",
+    ]
+    for i, (g, blocks) in enumerate(zip(plan.groups, plan.request_blocks, strict=True)):
+        pages = {m.page_bytes for m in g.members}
+        page = _bytes(next(iter(pages))) if len(pages) == 1 else "unequal"
+        padding = 1 - g.content_bytes / plan.block_bytes
+        out.append(
+            f"  {i:2}  {kind_text(g):20} {len(g.layers):6}  {g.spec.block_size:6,} tok"
+            f"  {page:>9}  {100 * padding:6.2f} %   {blocks:9,}"
+        )
+    return out
+
+
+def _result(budget: Budget) -> list[str]:
+    plan = budget.plan
+    out = [
+        f"  num_gpu_blocks        {plan.num_blocks:,} (block 0 is the null block)",
+        f"  GPU KV cache size     {plan.tokens:,} tokens",
+        f"  Maximum concurrency   {plan.max_concurrency:.2f}x for {plan.limits.max_model_len:,} tokens per"
+        f" request",
+    ]
+    if not plan.starts:
+        longest = plan.longest
+        what = f"with max_model_len at most {longest:,}" if longest else "not even with a single token"
+        out.append(f"  vLLM WOULD NOT START: a request of max_model_len does not fit; it would {what}")
+    return out
+
+
+def _gib(value: float) -> str:
+    return f"{value / GIB:8.2f} GiB"
+
+
+def _bytes(value: int) -> str:
+    if value >= 2**20 and value % 2**18 == 0:
+        return f"{value / 2**20:g} MiB"
+    return f"{value / 2**10:g} KiB" if value >= 2**10 and value % 2**8 == 0 else f"{value:,} B"
+
+
+def as_data(budget: Budget) -> dict[str, Any]:
+    """The budget as plain data; bytes are of each GPU."""
+    plan = budget.plan
+    return {
+        "model": budget.model.name,
+        "gpu": budget.gpu.name if budget.gpu else None,
+        "tensor_parallel_size": budget.tensor_parallel,
+        "parameters": budget.model.num_params,
+        "memory_bytes": budget.gpu.memory_bytes if budget.gpu else None,
+        "parts_bytes": budget.parts,
+        "exact": {
+            "kv_cache": budget.pool.how != "estimated",
+            "weights": False,
+            "activations": False,
+            "other": False,
+            "cuda_graphs": False,
+        },
+        "pool_from": budget.pool.how,
+        "block_size": budget.settings.block_size,
+        "max_model_len": plan.limits.max_model_len,
+        "max_num_batched_tokens": budget.settings.max_num_batched_tokens,
+        "max_num_seqs": budget.settings.max_num_seqs,
+        "block_bytes": plan.block_bytes,
+        "num_gpu_blocks": plan.num_blocks,
+        "kv_cache_size_tokens": plan.tokens,
+        "max_concurrency": plan.max_concurrency,
+        "starts": plan.starts,
+        "longest_max_model_len": plan.longest,
+        "padding_share": padding_of(plan),
+        "unread_share": unread_share(plan, plan.limits.max_model_len),
+        "groups": [
+            {
+                "kind": g.spec.kind,
+                "layers": list(g.layers),
+                "block_size": g.spec.block_size,
+                "sliding_window": g.spec.sliding_window,
+                "attention_chunk_size": g.spec.attention_chunk_size,
+                "page_bytes": sorted({m.page_bytes for m in g.members}),
+                "padding_share": 1 - g.content_bytes / plan.block_bytes,
+                "blocks_per_request": blocks,
+            }
+            for g, blocks in zip(plan.groups, plan.request_blocks, strict=True)
+        ],
+        "notes": list(budget.model.notes),
+    }
+
+
+__all__ = [
+    "Budget",
+    "as_data",
+    "as_text",
+    "bar",
+    "budget_of",
+    "count",
+    "limits_of",
+    "padding_of",
+    "unread_share",
+]

@@ -1,0 +1,136 @@
+"""What is asked of both planners: every shipped model under many arguments, and made-up mixes of layers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from sim.models import find_model, model_names
+from sim.sizing.plan import Limits
+from sim.sizing.specs import LayerSpec
+from validation.sizing.real_layers import Question
+
+#: Models that vLLM 0.32.0 no longer has.
+GONE = ("llama-3.2-11b-vision",)
+GIB = 2**30
+
+
+def models() -> list[str]:
+    """Shipped models that vLLM 0.32.0 has."""
+    return [n for n in model_names() if n not in GONE]
+
+
+def divides(model: str, tensor_parallel: int) -> bool:
+    """Whether vLLM can split the model over so many GPUs."""
+    shape = find_model(model)
+    assert shape is not None
+    kv = shape.kv_heads
+    heads = not shape.heads or shape.heads % tensor_parallel == 0
+    kv_fits = not kv or (kv % tensor_parallel == 0 if kv >= tensor_parallel else tensor_parallel % kv == 0)
+    states = all(part.split % tensor_parallel == 0 for c in shape.cache_layers for part in c.state)
+    return heads and kv_fits and states
+
+
+def questions(model: str) -> Iterator[Question]:
+    """All questions about one model; the layers are built once for those that differ in memory only."""
+    shape = find_model(model)
+    assert shape is not None
+    length = min(shape.max_position, 65536)
+    for tp, dtype, block, caching in itertools.product(
+        (1, 2, 4, 8), ("auto", "fp8"), (None, 32, 128), (None, False)
+    ):
+        if not divides(model, tp) or (
+            caching is not None and not (shape.is_hybrid or shape.is_attention_free)
+        ):
+            continue
+        yield Question(
+            model,
+            tensor_parallel_size=tp,
+            kv_cache_dtype=dtype,
+            block_size=block,
+            enable_prefix_caching=caching,
+            max_model_len=length,
+            max_num_batched_tokens=max(2048, length) if shape.is_encoder_decoder else 8192,
+        )
+    base = Question(model, max_model_len=length, max_num_batched_tokens=8192)
+    yield replace(base, capability=100)
+    yield replace(base, capability=100, kv_cache_dtype="fp8", block_size=64)
+    yield replace(base, capability=80, kv_cache_dtype="fp8", block_size=128)
+    yield replace(base, max_num_batched_tokens=2048, async_scheduling=False)
+    yield replace(base, disable_hybrid_kv_cache_manager=True)
+
+
+def memories(q: Question) -> Iterator[Question]:
+    """The same question with several sizes of memory, one of them too small, and with a given number of"
+    " blocks."""
+    for gib in (0.25, 8, 23.7, 61.3, 512):
+        yield replace(q, available_bytes=int(gib * GIB) + 12345)
+    yield replace(q, num_gpu_blocks_override=70001)
+
+
+def random_mix(seed: int) -> tuple[list[LayerSpec], int, Limits, bool, int | None]:
+    """Layers of a model that does not exist: specs, bytes, limits, hybrid manager on or off, blocks given."""
+    rng = np.random.default_rng(seed)
+
+    def pick(values: tuple[int, ...]) -> int:
+        return int(values[int(rng.integers(len(values)))])
+
+    block = pick((8, 16, 16, 32, 48, 64))
+    mode = "align" if rng.random() < 0.5 else "none"
+    kinds: list[LayerSpec] = []
+    mla = rng.random() < 0.2
+    for _ in range(int(rng.integers(1, 5))):
+        heads, size = pick((1, 2, 4, 8)), pick((64, 80, 128, 256))
+        element = pick((1, 2, 2))
+        kind = (
+            "full",
+            "full",
+            "sliding_window",
+            "sliding_window",
+            "chunked_local",
+            "mamba",
+            "cross_attention",
+        )[int(rng.integers(7))]
+        if kind == "mamba":
+            state = int(rng.integers(1, 400)) * 512
+            kinds.append(
+                LayerSpec(
+                    "mamba",
+                    block if mode == "align" else 4096,
+                    state_bytes=state,
+                    mamba_cache_mode=mode,
+                    checkpoint_blocks=int(rng.random() < 0.3),
+                    page_size_padded=state + 512 if rng.random() < 0.3 else None,
+                )
+            )
+            continue
+        if kind == "full" and mla:
+            kinds.append(LayerSpec("mla", block, 1, pick((320, 576)), 0, element))
+            continue
+        own = block if rng.random() < 0.8 else block * pick((2, 4))
+        kinds.append(
+            LayerSpec(
+                kind,
+                own,
+                heads,
+                size,
+                size if rng.random() < 0.9 else size // 2,
+                element,
+                sliding_window=pick((64, 1000, 1024, 4096)) if kind == "sliding_window" else None,
+                attention_chunk_size=pick((512, 8192)) if kind == "chunked_local" else None,
+            )
+        )
+    counts = rng.integers(1, 15, len(kinds))
+    order = rng.permutation(np.repeat(np.arange(len(kinds)), counts))
+    if rng.random() < 0.5:
+        order = np.sort(order)
+    specs = [kinds[int(i)] for i in order]
+    length = pick((100, 1024, 4096, 40960))
+    tokens = pick((512, 2048, 8192))
+    in_flight = tokens * (2 if rng.random() < 0.5 else 1)
+    available = int(rng.integers(1, 2000)) * 2**23
+    override = int(rng.integers(2, 200_000)) if rng.random() < 0.2 else None
+    return specs, available, Limits(length, in_flight, tokens), bool(rng.random() < 0.8), override
