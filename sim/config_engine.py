@@ -45,6 +45,7 @@ class KVCacheGroup:
         sliding_window: window in tokens (type sliding_window).
         attention_chunk_size: chunk in tokens (type chunked_local).
         mamba_cache_mode: "align" or "none" (type mamba).
+        is_eagle_group: has layers of a drafter (where no group is marked they all count as such).
     """
 
     type: str = "full"
@@ -52,6 +53,7 @@ class KVCacheGroup:
     sliding_window: int | None = None
     attention_chunk_size: int | None = None
     mamba_cache_mode: str | None = None
+    is_eagle_group: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class EngineSettings:
     watermark: float = 0.0
     prefix_cache_retention_interval: int | None = 0
     prefix_match_unit: int | None = None
+    num_speculative_tokens: int = 0
+    speculative_method: str | None = None
     kv_cache_groups: tuple[KVCacheGroup, ...] = (KVCacheGroup(),)
     arrival_time: str = "seq"
     idle_steps: str = "skip"
@@ -132,6 +136,10 @@ class GroupConfig(Strict):
     sliding_window: Positive | None = key(None, "Window of a `sliding_window` group.", "tokens")
     attention_chunk_size: Positive | None = key(None, "Chunk of a `chunked_local` group.", "tokens")
     mamba_cache_mode: Literal["align", "none"] | None = key(None, "Caching of a `mamba` group.")
+    is_eagle_group: bool = key(
+        False,
+        "The group has layers of an `eagle` or `mtp` drafter; where no group says so, all count as such.",
+    )
 
 
 class SharedKeys(Strict):
@@ -179,6 +187,14 @@ class SharedKeys(Strict):
     )
     prefix_match_unit: Positive | None = key(
         None, "Granularity of a prefix hit; null: derived from the groups' block sizes.", "tokens"
+    )
+    num_speculative_tokens: Annotated[int, Field(ge=0, le=1024)] = key(
+        0, "Draft tokens that a decode step verifies; needs `speculative_method`.", "tokens"
+    )
+    speculative_method: Literal["eagle", "mtp", "draft_model", "ngram"] | None = key(
+        None,
+        "Where drafts come from. All but `ngram` write slots beyond the scheduled tokens; with `eagle` and"
+        " `mtp` the last block of a prefix hit is computed again.",
     )
     arrival_time: Literal["seq", "step"] = key(
         "seq",
@@ -418,12 +434,27 @@ def check_settings(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> lis
             f" max_model_len ({s.max_model_len})",
             "use 0 to turn the threshold off",
         )
+    if (s.num_speculative_tokens > 0) != (s.speculative_method is not None):
+        add(
+            "speculative_method",
+            f"speculative_method is {s.speculative_method} and num_speculative_tokens"
+            f" {s.num_speculative_tokens}",
+            "give both or none of them",
+        )
     return out + check_simulated(s, prefix)
 
 
 def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
     """What a config may say but the core does not simulate yet: the one place to lift such a limit."""
     out: list[Problem] = []
+    if s.num_speculative_tokens:
+        out.append(
+            Problem(
+                (*prefix, "num_speculative_tokens"),
+                f"num_speculative_tokens {s.num_speculative_tokens}: drafts are not simulated yet",
+                "leave it out",
+            )
+        )
     if s.vllm not in releases():
         known = f"known: '{FIRST_RELEASE}' to '{LAST_RELEASE}'"
         out.append(Problem((*prefix, "vllm"), f"the rules of vLLM {s.vllm} are not known", known))

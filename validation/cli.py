@@ -14,7 +14,17 @@ import click
 
 TARGETS = ("sim", "scheduler", "engine")
 HIDDEN_TARGETS = ("reference",)
-GROUP_FAMILIES = ("full", "sliding_window", "hybrid", "chunked_local", "mamba", "mixed", "partial", "any")
+GROUP_FAMILIES = (
+    "full",
+    "sliding_window",
+    "hybrid",
+    "chunked_local",
+    "mamba",
+    "mixed",
+    "partial",
+    "speculative",
+    "any",
+)
 EXIT_DIFFERENT = 1
 EXIT_INPUT = 2
 EXIT_STUCK = 3

@@ -40,7 +40,10 @@ def settings_to_json(settings: EngineSettings, name: str | None = None) -> str:
         if field.name == "switches":
             value = dict(value)
         if field.name == "kv_cache_groups":
-            value = [{k: v for k, v in asdict(group).items() if v is not None} for group in value]
+            value = [
+                {k: v for k, v in asdict(group).items() if v is not None and v is not False}
+                for group in value
+            ]
         values[field.name] = value
     return json.dumps(values, indent=1) + "\n"
 
@@ -67,7 +70,9 @@ def _most_blocks(settings: EngineSettings, group: KVCacheGroup, tokens: int) -> 
     """Blocks of one group that a request of so many tokens may hold at once (vLLM's admission caps)."""
     size = group.block_size or settings.block_size
     in_flight = settings.max_num_batched_tokens * (2 if settings.async_scheduling else 1)
-    blocks = -(-tokens // size)
+    drafts = settings.num_speculative_tokens
+    tokens, in_flight = min(tokens + 3 * drafts, settings.max_model_len), in_flight + 3 * drafts
+    blocks = -(-tokens // size) + (drafts if group.type == "mamba" else 0)
     if group.type == "sliding_window" and group.sliding_window is not None:
         reach = min(group.sliding_window - 1 + in_flight, settings.max_model_len)
         return min(blocks, -(-reach // size) + 1)
@@ -75,7 +80,7 @@ def _most_blocks(settings: EngineSettings, group: KVCacheGroup, tokens: int) -> 
         reach = min(group.attention_chunk_size + in_flight, settings.max_model_len)
         return min(blocks, -(-reach // size))
     if group.type == "mamba" and settings.enable_prefix_caching:
-        return min(blocks, 3) + 2  # states of the last steps, the next one, a copy of a partial hit
+        return min(blocks, 3 + drafts) + 2  # states of the last steps, the next one, a copy of a partial hit
     return blocks
 
 

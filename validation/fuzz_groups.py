@@ -14,6 +14,7 @@ import numpy as np
 
 from sim.config_engine import EngineSettings, KVCacheGroup
 from validation.fuzz_cases import Case, Draw, fit_pool, random_case, random_requests, random_settings
+from validation.logical import LogicalRequest
 
 #: Seeds of one family and of the next never meet.
 _FAMILY_SEED = 0x67726F75
@@ -34,6 +35,8 @@ def random_group_case(seed: int, family: str) -> Case:
     pressure = draw.chance(0.6)
     settings = _with_retention(draw, make(draw, _base(draw, pressure)))
     requests = random_requests(draw, settings, pressure)
+    if settings.num_speculative_tokens:
+        requests = tuple(_with_drafts(draw, request) for request in requests)
     slack = draw.one_of(0.0, 0.0, 0.1, 0.25, 0.5) if pressure else draw.one_of(0.0, 0.5, 1.0, 2.0, 8.0)
     return Case(f"{family}_{seed}", fit_pool(settings, requests, slack), requests)
 
@@ -169,6 +172,41 @@ def _partial(draw: Draw, s: EngineSettings) -> EngineSettings:
     return replace(s, kv_cache_groups=_shuffled(draw, [KVCacheGroup(type="mamba"), *others]))
 
 
+def _speculative(draw: Draw, s: EngineSettings) -> EngineSettings:
+    """Drafts of every kind, on groups of every type but chunks."""
+    drafts = draw.one_of(1, 1, 2, 3, 5)
+    make = draw.one_of(
+        None, None, _sliding_window, _hybrid, _hybrid, _mamba, _mixed, _mixed, _partial, _partial
+    )
+    s = s if make is None else make(draw, s)
+    groups = s.kv_cache_groups
+    if draw.chance(0.4):
+        marked = draw.between(0, len(groups) - 1)
+        groups = tuple(replace(g, is_eagle_group=i == marked) for i, g in enumerate(groups))
+    # A decode with all its drafts must fit a step: vLLM rather admits nothing than a part of it.
+    least = 2 + drafts
+    scheduled = s.max_num_scheduled_tokens
+    threshold = s.long_prefill_token_threshold
+    return replace(
+        s,
+        kv_cache_groups=groups,
+        num_speculative_tokens=drafts,
+        speculative_method=draw.one_of("eagle", "eagle", "mtp", "draft_model", "ngram"),
+        max_num_batched_tokens=max(s.max_num_batched_tokens, least),
+        max_num_scheduled_tokens=None if scheduled is None else max(scheduled, least),
+        long_prefill_token_threshold=max(threshold, min(least, s.max_model_len)) if threshold > 0 else 0,
+    )
+
+
+def _with_drafts(draw: Draw, request: LogicalRequest) -> LogicalRequest:
+    """How many drafts are right; the end token, if there is one, becomes one that occurs nowhere else."""
+    pattern = tuple(draw.between(0, draw.one_of(0, 1, 5)) for _ in range(draw.between(1, 5)))
+    output = request.output_token_ids
+    if request.stops_by_end_token:
+        output = (*output[:-1], 4095 if 4095 not in output[:-1] else 4096)
+    return replace(request, accepted_drafts=pattern, output_token_ids=output)
+
+
 _MAKERS: dict[str, Callable[[Draw, EngineSettings], EngineSettings]] = {
     "sliding_window": _sliding_window,
     "hybrid": _hybrid,
@@ -176,6 +214,7 @@ _MAKERS: dict[str, Callable[[Draw, EngineSettings], EngineSettings]] = {
     "mamba": _mamba,
     "mixed": _mixed,
     "partial": _partial,
+    "speculative": _speculative,
 }
 
 #: What `python -m validation fuzz --groups` takes, beside "full" and "any".

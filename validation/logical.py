@@ -23,6 +23,7 @@ class LogicalRequest:
 
     arrival_step: added just before the engine loop's step with this index.
     output_token_ids: the tokens that the model is made to produce.
+    accepted_drafts: drafts that its verifying steps accept, in turn and again from the beginning; (): none.
     max_tokens: None or len(output_token_ids): stops by length; larger: its last output token is an end token.
     """
 
@@ -33,6 +34,7 @@ class LogicalRequest:
     priority: int = 0
     cache_salt: str | None = None
     max_tokens: int | None = None
+    accepted_drafts: tuple[int, ...] = ()
 
     @property
     def stops_by_end_token(self) -> bool:
@@ -40,7 +42,7 @@ class LogicalRequest:
         return self.max_tokens is not None and self.max_tokens > len(self.output_token_ids)
 
     def to_json(self) -> dict[str, Any]:
-        """The object of one line; `max_tokens` only where it says something."""
+        """The object of one line; the last two keys only where they say something."""
         line: dict[str, Any] = {
             "request_id": self.request_id,
             "arrival_step": self.arrival_step,
@@ -51,11 +53,13 @@ class LogicalRequest:
         }
         if self.stops_by_end_token:
             line["max_tokens"] = self.max_tokens
+        if self.accepted_drafts:
+            line["accepted_drafts"] = list(self.accepted_drafts)
         return line
 
 
 _KEYS = ("request_id", "arrival_step", "prompt_token_ids", "output_token_ids")
-_OPTIONAL = ("priority", "cache_salt", "max_tokens")
+_OPTIONAL = ("priority", "cache_salt", "max_tokens", "accepted_drafts")
 
 
 def read_requests(path: str | os.PathLike[str]) -> list[LogicalRequest]:
@@ -107,7 +111,8 @@ def _parse(line: Any, file: str, number: int) -> LogicalRequest:
     def tokens(key: str) -> tuple[int, ...]:
         value = line[key]
         if not isinstance(value, list) or not value or any(type(t) is not int or t < 0 for t in value):
-            raise wrong(f"{key} must be a non-empty list of token ids (integers >= 0)")
+            what = "numbers" if key == "accepted_drafts" else "token ids"
+            raise wrong(f"{key} must be a non-empty list of {what} (integers >= 0)")
         return tuple(value)
 
     def integer(key: str, low: int | None) -> int:
@@ -130,6 +135,7 @@ def _parse(line: Any, file: str, number: int) -> LogicalRequest:
         priority=integer("priority", None),
         cache_salt=line.get("cache_salt"),
         max_tokens=limit,
+        accepted_drafts=tokens("accepted_drafts") if "accepted_drafts" in line else (),
     )
 
 

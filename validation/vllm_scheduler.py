@@ -56,10 +56,14 @@ def sampling_params(request: LogicalRequest) -> Any:
 def arm_end_token(live: Any, request: LogicalRequest) -> None:
     """Make the next token of a live request its end token, if it is the last of an output that ends by one.
 
-    The end token is an ordinary id of the vocabulary and may occur earlier in the output too.
+    The end token is an ordinary id of the vocabulary and may occur earlier in the output too. If it does not,
+    it may be one of several that a step yields.
     """
-    if request.stops_by_end_token and live.num_output_tokens == len(request.output_token_ids) - 1:
-        vllm_release.set_end_token(live, request.output_token_ids[-1])
+    output = request.output_token_ids
+    if request.stops_by_end_token and (
+        live.num_output_tokens == len(output) - 1 or output.index(output[-1]) == len(output) - 1
+    ):
+        vllm_release.set_end_token(live, output[-1])
 
 
 class SchedulerLoop(EngineLoop):
@@ -70,6 +74,7 @@ class SchedulerLoop(EngineLoop):
         super().__init__(settings, requests, scheduler)
         self.queue: deque[tuple[Any, frozenset[str]]] = deque()
         self.queues_empty_batch = vllm_release.queues_empty_batch()
+        self.verifications: dict[str, int] = {}
 
     def step(self) -> bool:
         """One step in the order of EngineCore.step_fn."""
@@ -121,19 +126,37 @@ class SchedulerLoop(EngineLoop):
 
     def _update(self, batch: Any, sampling: frozenset[str]) -> bool:
         ids = list(batch.num_scheduled_tokens)
-        sampled = [[self._next_token(r)] if r in sampling else [] for r in ids]
+        drafts = batch.scheduled_spec_decode_tokens
+        sampled = [self._next_tokens(r, len(drafts.get(r, ()))) if r in sampling else [] for r in ids]
         output = vllm_release.runner_output(ids, sampled)
         any_token = any(sampled)
         self.scheduler.update_from_output(batch, output)
+        if self.settings.num_speculative_tokens and not self.settings.async_scheduling:
+            self._propose([r for r in ids if r in sampling])
         return any_token
 
-    def _next_token(self, request_id: str) -> int:
-        """The token that a request's finished step yields; updates come in order, so it is the next one."""
+    def _next_tokens(self, request_id: str, num_drafts: int) -> list[int]:
+        """The tokens that a finished step yields; updates come in order, so they are the next ones."""
         live = self.scheduler.requests.get(request_id)
         if live is None:
-            return 0  # finished while this batch was in flight: vLLM ignores the token
-        arm_end_token(live, self.requests[request_id])
-        return self.requests[request_id].output_token_ids[live.num_output_tokens]
+            return [0]  # finished while this batch was in flight: vLLM ignores the token
+        request = self.requests[request_id]
+        arm_end_token(live, request)
+        accepted = 0
+        if num_drafts:
+            turn = self.verifications.get(request_id, 0)
+            self.verifications[request_id] = turn + 1
+            pattern = request.accepted_drafts or (0,)
+            accepted = min(pattern[turn % len(pattern)], num_drafts)
+        # Tokens behind the end are never looked at, but their number is.
+        tokens = (*request.output_token_ids, *[0] * (accepted + 1))
+        return list(tokens[live.num_output_tokens : live.num_output_tokens + accepted + 1])
+
+    def _propose(self, request_ids: list[str]) -> None:
+        from vllm.v1.outputs import DraftTokenIds
+
+        drafts = [[0] * self.settings.num_speculative_tokens for _ in request_ids]
+        self.scheduler.update_draft_token_ids(DraftTokenIds(request_ids, drafts))
 
 
 def record(settings: EngineSettings, requests: Sequence[LogicalRequest]) -> Recording:

@@ -129,6 +129,23 @@ def vllm_config(settings: EngineSettings, folder: Path, device: str = "cpu") -> 
     if any(group.type == "mamba" for group in settings.kv_cache_groups):
         config.cache_config.mamba_cache_mode = _mamba_mode(settings)
         config.cache_config.mamba_block_size = settings.block_size
+    if settings.num_speculative_tokens:
+        with refusals("this drafter"):
+            config.speculative_config = _speculative_config(settings)
+    return config
+
+
+def _speculative_config(settings: EngineSettings) -> Any:
+    """A drafter's configuration without a drafter: the control plane asks for the kind and a number."""
+    from vllm.config import SpeculativeConfig
+
+    config = SpeculativeConfig(
+        method="ngram",
+        num_speculative_tokens=settings.num_speculative_tokens,
+        prompt_lookup_max=2,
+        prompt_lookup_min=1,
+    )
+    config.method = settings.speculative_method
     return config
 
 
@@ -142,7 +159,7 @@ def kv_cache_config(settings: EngineSettings) -> Any:
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 
     groups = [
-        KVCacheGroupSpec([f"layer.{i}"], _group_spec(group, settings))
+        KVCacheGroupSpec([f"layer.{i}"], _group_spec(group, settings), is_eagle_group=group.is_eagle_group)
         for i, group in enumerate(settings.kv_cache_groups)
     ]
     values = {
@@ -175,6 +192,7 @@ def _group_spec(group: KVCacheGroup, settings: EngineSettings) -> Any:
         page = 2 * block_size * 2 * 32
         return MambaSpec(
             block_size=block_size,
+            num_speculative_blocks=settings.num_speculative_tokens,
             shapes=((page,),),
             dtypes=(torch.float32,),
             mamba_cache_mode=group.mamba_cache_mode or _mamba_mode(settings),

@@ -93,13 +93,20 @@ class KVCacheCoordinator:
             settings.max_model_len,
             settings.scheduler_block_size,
             in_flight[self.rules.admission_cap],
-            rules=self.rules,
+            settings.num_speculative_tokens,
+            self.rules,
         )
         self.managers: tuple[SingleTypeKVCacheManager, ...] = tuple(
             MANAGERS[group.type](group, self.block_pool, settings.enable_prefix_caching, i, limits)
             for i, group in enumerate(settings.groups)
         )
-        self.eagle_groups: frozenset[int] = frozenset()
+        marked = {i for i, group in enumerate(settings.kv_cache_groups) if group.is_eagle_group}
+        if settings.use_eagle and not marked:
+            marked = set(range(len(self.managers)))
+        self.eagle_groups = frozenset(marked)
+        for manager in self.managers:
+            if isinstance(manager, MambaManager):
+                manager.drop_eagle_checkpoint = settings.use_eagle
 
     def find_longest_cache_hit(self, block_hashes: Sequence[int], max_length: int) -> Hit:
         """Nothing: there is no cache."""
@@ -157,6 +164,15 @@ class KVCacheCoordinator:
 
 class UnitaryKVCacheCoordinator(KVCacheCoordinator):
     """One group with a prefix cache."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        enable_kv_cache_events: bool = False,
+        metrics_collector: KVCacheMetricsCollector | None = None,
+    ) -> None:
+        super().__init__(settings, enable_kv_cache_events, metrics_collector)
+        self.managers[0].use_eagle = bool(self.eagle_groups)
 
     def find_longest_cache_hit(self, block_hashes: Sequence[int], max_length: int) -> Hit:
         """The hit of the only group."""

@@ -28,9 +28,10 @@ WORKLOAD_KEYS = frozenset(
         "priority",
         "cache_salt",
         "max_tokens",
+        "accepted_drafts",
     }
 )
-"""Keys of a workload line; ``max_tokens`` is this twin's addition (see ``Request``)."""
+"""Keys of a workload line; the last two are additions to the format (see ``Request``)."""
 
 Phase = Literal["scheduled", "updated"]
 Observer = Callable[["Engine", Phase, int, SchedulerOutput, list[str]], None]
@@ -155,6 +156,8 @@ class Engine:
     def _update(self, step: int, batch: SchedulerOutput) -> None:
         self._sampled = self._sampled or bool(batch.sampling)
         self._report("updated", step, batch, self.scheduler.update_from_output(batch))
+        if not self.settings.async_scheduling:
+            self.scheduler.update_draft_tokens(batch)
 
     def _report(self, phase: Phase, step: int, batch: SchedulerOutput, finished: list[str]) -> None:
         ended, self._aborted = self._aborted + finished, []
@@ -217,4 +220,5 @@ class Engine:
             arrival_time=position if self.settings.arrival_time == "seq" else line["arrival_step"],
             cache_salt=line.get("cache_salt"),
             block_hasher=self._hasher,
+            accepted_drafts=line.get("accepted_drafts", ()),
         )

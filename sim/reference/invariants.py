@@ -143,11 +143,18 @@ def inv_7(state: State) -> Iterator[str]:
 
 
 def inv_8(state: State) -> Iterator[str]:
-    """INV-8: a running request's table has exactly the positions that its computed tokens need."""
+    """INV-8: a running request's table has exactly the positions that its computed tokens need.
+
+    With drafts, also those of slots that were given to drafts or to the drafter.
+    """
+    drafts = state.scheduler.settings.num_speculative_tokens
     for request in state.scheduler.running:
         for group in state.scheduler.kv_cache_manager.managers:
             length = len(group.req_to_blocks.get(request.request_id, ()))
-            if length != cdiv(request.num_computed_tokens, group.block_size):
+            least = cdiv(request.num_computed_tokens, group.block_size)
+            most = cdiv(request.num_computed_tokens + 3 * drafts, group.block_size)
+            most += 0 if group.holds_tokens else drafts
+            if not least <= length <= most:
                 yield f"{request} has {length} blocks of {group.block_size} tokens"
 
 
@@ -192,6 +199,7 @@ def inv_11(state: State) -> Iterator[str]:
     for request in state.scheduler.running:
         most = min(request.num_computed_tokens, request.num_tokens) if manager.enable_caching else 0
         least = request.num_computed_tokens - request.num_output_placeholders if most else 0
+        least = max(0, least - state.scheduler.settings.num_speculative_tokens)
         for group in manager.managers:
             size, unit = group.block_size, manager.hash_block_size
             counted = group.num_cached_block.get(request.request_id, 0)
@@ -221,7 +229,9 @@ def inv_12(state: State) -> Iterator[str]:
         fresh = (
             [b for b in state.batches if name in b.sampling] if not request.num_stale_output_tokens else []
         )
-        expected = len(fresh) if state.scheduler.settings.async_scheduling else 0
+        expected = sum(1 + b.num_draft_tokens.get(name, 0) for b in fresh)
+        if not state.scheduler.settings.async_scheduling:
+            expected = 0
         if request.num_output_placeholders != expected:
             yield f"{request} has {request.num_output_placeholders} placeholders, batches sample {expected}"
 
@@ -229,7 +239,8 @@ def inv_12(state: State) -> Iterator[str]:
 def inv_13(state: State) -> Iterator[str]:
     """INV-13: an unfinished request is within its limits, and has delivered a beginning of its output."""
     for request in state.scheduler.requests.values():
-        if request.num_computed_tokens > request.num_tokens + request.num_output_placeholders:
+        drafts = max((b.num_draft_tokens.get(request.request_id, 0) for b in state.batches), default=0)
+        if request.num_computed_tokens > request.num_tokens + request.num_output_placeholders + drafts:
             yield f"{request} has only {request.num_tokens} tokens"
         if request.num_tokens >= state.scheduler.settings.max_model_len:
             yield f"{request} has {request.num_tokens} tokens and goes on"
@@ -301,12 +312,16 @@ def inv_17(state: State) -> Iterator[str]:
 
 
 def inv_28(state: State) -> Iterator[str]:
-    """INV-28: a request holds no more blocks of a window or chunk than the admission cap reserves for it."""
+    """INV-28: a request holds no more blocks of a window or chunk than the admission cap reserves for it.
+
+    The cap does not count drafts.
+    """
+    drafts = state.scheduler.settings.num_speculative_tokens
     for group in state.scheduler.kv_cache_manager.managers:
         cap = group.admission_cap()
         for request_id, table in group.req_to_blocks.items():
             held = sum(not b.is_null for b in table)
-            if cap is not None and held > cap:
+            if cap is not None and held > cap + cdiv(3 * drafts, group.block_size):
                 yield f"{request_id!r} holds {held} blocks in group {group.kv_cache_group_id}, at most {cap}"
 
 

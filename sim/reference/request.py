@@ -35,6 +35,8 @@ class Request:
         priority: lower is served first.
         arrival_time: orders requests of equal priority.
         cache_salt: separates prefix caches; None or empty for none.
+        accepted_drafts: how many drafts the request's verifying steps accept, in turn and again from the
+            beginning; at most as many as were scheduled. Empty: none.
         block_hasher: hashes full blocks as tokens arrive; None when prefix caching is off.
 
     Attributes:
@@ -45,6 +47,7 @@ class Request:
         drop_stale_output: stale output is thrown away instead of delivered.
         shared_prefix_boundary: length of a prefix that some KV-cache group had cached beyond the hit when
             the request was last looked up; 0 if there was none. States and windows there are worth keeping.
+        num_draft_tokens: tokens that a drafter proposed to verify with the next step.
         is_prefill_chunk: the last scheduled step did not reach the request's last known token.
     """
 
@@ -58,6 +61,7 @@ class Request:
         arrival_time: int = 0,
         cache_salt: str | None = None,
         block_hasher: BlockHasher | None = None,
+        accepted_drafts: Sequence[int] = (),
     ) -> None:
         if not prompt_token_ids or not output_token_ids:
             raise ValueError(f"request {request_id!r}: prompt and output must not be empty")
@@ -78,9 +82,12 @@ class Request:
         self.num_stale_output_tokens = 0
         self.drop_stale_output = False
         self.shared_prefix_boundary = 0
+        self.num_draft_tokens = 0
         self.is_prefill_chunk = False
         self.num_preemptions = 0
         self.block_hashes: list[int] = []
+        self._accepted_drafts = list(accepted_drafts)
+        self._num_verifications = 0
         self._block_hasher = block_hasher
         self.update_block_hashes()
 
@@ -103,6 +110,16 @@ class Request:
     def stops_by_token(self) -> bool:
         """Whether the last forced output is an end-of-sequence token rather than the length limit."""
         return self.max_tokens > len(self.forced_output)
+
+    def verify_drafts(self, num_drafts: int) -> int:
+        """How many of a step's drafts turn out to be right."""
+        if not num_drafts:
+            return 0
+        turn = self._num_verifications
+        self._num_verifications += 1
+        if not self._accepted_drafts:
+            return 0
+        return min(self._accepted_drafts[turn % len(self._accepted_drafts)], num_drafts)
 
     def append_output_token_ids(self, token_id: int) -> None:
         """Deliver one sampled token; a block that it completes gets its hash now."""

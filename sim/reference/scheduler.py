@@ -1,8 +1,8 @@
 """What runs in the next step, and what its output does to the state.
 
 Mirrors vLLM 0.32.0, ``Scheduler`` and ``AsyncScheduler`` (``vllm/v1/core/sched/scheduler.py``,
-``async_scheduler.py``) for text-only models without connectors, LoRA, structured output or speculation, and
-other releases where a rule differs (``settings.rules``).
+``async_scheduler.py``) for text-only models without connectors, LoRA or structured output, and other
+releases where a rule differs (``settings.rules``).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class SchedulerOutput:
 
     Attributes:
         num_scheduled_tokens: tokens by request id, in scheduling order.
+        num_draft_tokens: how many of the tokens are drafts to verify, by request id; absent: none.
         sampling: ids of the requests for which the model will sample a token.
         preempted: ids of the requests that lost their blocks in this call, in order.
         scheduled_running, scheduled_new, scheduled_resumed: ids by kind, in order.
@@ -31,6 +32,7 @@ class SchedulerOutput:
     """
 
     num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
+    num_draft_tokens: dict[str, int] = field(default_factory=dict)
     sampling: set[str] = field(default_factory=set)
     preempted: list[str] = field(default_factory=list)
     scheduled_running: list[str] = field(default_factory=list)
@@ -81,7 +83,8 @@ class Scheduler:
             and settings.hash_block_size < settings.scheduler_block_size
             and self.kv_cache_manager.coordinator.fine_grained
         )
-        self._drops_eagle_block = False
+        self._drops_eagle_block = settings.use_eagle
+        self._prefill_scheduled = False
 
     # ---- requests in and out -------------------------------------------------------------------------------
 
@@ -130,6 +133,7 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Choose the next batch: running requests first, then, if nobody was preempted, waiting ones."""
         self.kv_cache_manager.new_step_starts()
+        self._prefill_scheduled = False
         out = SchedulerOutput(finished_req_ids=self.finished_req_ids)
         threshold = self._long_prefill_threshold()
         budget = self._schedule_running(out, self.settings.token_budget, threshold)
@@ -142,8 +146,11 @@ class Scheduler:
         return out
 
     def _input_budget(self, out: SchedulerOutput) -> int:
-        # A second limit beside the token budget: it binds where max_num_scheduled_tokens is the larger one.
-        return self.settings.max_num_batched_tokens - out.total_num_scheduled_tokens
+        # A second limit beside the token budget: it binds where max_num_scheduled_tokens is the larger one,
+        # or where a drafter wants inputs of its own.
+        requests = len(out.num_scheduled_tokens) + 1
+        taken = out.total_num_scheduled_tokens + requests * self.settings.num_draft_slots
+        return self.settings.max_num_batched_tokens - taken
 
     def _long_prefill_threshold(self) -> int:
         # A request that is alone has nobody to starve, so the cap is off for it (0.31 and later).
@@ -164,7 +171,8 @@ class Scheduler:
             if self._awaits_last_token(request):
                 index += 1
                 continue
-            tokens = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
+            known = request.num_tokens + request.num_output_placeholders
+            tokens = known + request.num_draft_tokens - request.num_computed_tokens
             if 0 < threshold < tokens:
                 tokens = threshold
             tokens = min(tokens, budget, self._input_budget(out))
@@ -174,7 +182,10 @@ class Scheduler:
                 index += 1
                 continue
             while True:
-                scheduled = self.kv_cache_manager.allocate_slots(request, tokens) is not None
+                new_blocks = self.kv_cache_manager.allocate_slots(
+                    request, tokens, num_lookahead_tokens=self.settings.num_lookahead_tokens
+                )
+                scheduled = new_blocks is not None
                 if scheduled:
                     break
                 victim, position = self._pop_victim()
@@ -187,6 +198,7 @@ class Scheduler:
                 if victim.request_id in out.num_scheduled_tokens:
                     out.scheduled_running.remove(victim.request_id)
                     budget += out.num_scheduled_tokens.pop(victim.request_id)
+                    out.num_draft_tokens.pop(victim.request_id, None)
                 self._preempt_request(victim)
                 out.preempted.append(victim.request_id)
                 if victim is request:
@@ -198,6 +210,11 @@ class Scheduler:
                 break
             out.scheduled_running.append(request.request_id)
             out.num_scheduled_tokens[request.request_id] = tokens
+            drafts = min(request.num_draft_tokens, request.num_computed_tokens + tokens - known)
+            if drafts > 0:
+                out.num_draft_tokens[request.request_id] = drafts
+            request.num_draft_tokens = 0
+            self._prefill_scheduled |= request.is_prefill_chunk
             budget -= tokens
             index += 1
         return budget
@@ -219,6 +236,11 @@ class Scheduler:
                 self.kv_cache_manager.record_prefix_cache_stats(request, num_hit_tokens)
             room = min(budget, self._input_budget(out))
             tokens = request.num_tokens - num_hit_tokens
+            padded = self._pads_decode(out, request, num_hit_tokens)
+            if padded:
+                tokens += self.settings.num_speculative_tokens
+                if tokens > room:
+                    break
             if 0 < threshold < tokens:
                 tokens = threshold
             if not self.settings.enable_chunked_prefill and tokens > room:
@@ -226,6 +248,9 @@ class Scheduler:
             tokens = self._align_to_states(request, num_hit_tokens, min(tokens, room))
             if tokens == 0:
                 break
+            if padded and tokens != 1 + self.settings.num_speculative_tokens:
+                # Rows of drafts come all or not at all.
+                padded, tokens = False, 1
             new_blocks = self.kv_cache_manager.allocate_slots(
                 request,
                 tokens,
@@ -233,6 +258,7 @@ class Scheduler:
                 new_computed_blocks=hit_blocks,
                 full_sequence_must_fit=self.settings.reserves_full_sequence,
                 has_scheduled_reqs=bool(self.running),
+                num_lookahead_tokens=self.settings.num_lookahead_tokens,
             )
             if new_blocks is None:
                 break
@@ -245,9 +271,25 @@ class Scheduler:
             request.status = RequestStatus.RUNNING
             request.num_computed_tokens = num_hit_tokens
             out.num_scheduled_tokens[request.request_id] = tokens
+            if padded:
+                out.num_draft_tokens[request.request_id] = self.settings.num_speculative_tokens
             budget -= tokens
         for request in reversed(set_aside):
             self.waiting.prepend_request(request)
+
+    def _pads_decode(self, out: SchedulerOutput, request: Request, num_hit_tokens: int) -> bool:
+        """Whether an admission that computes one token gets rows for drafts too, to look like a decode.
+
+        Not beside a prefill chunk, and only if the length limit leaves room for the rows and a token more.
+        """
+        drafts = self.settings.num_speculative_tokens
+        return (
+            drafts > 0
+            and request.num_tokens - num_hit_tokens == 1
+            and not self._prefill_scheduled
+            and (bool(out.scheduled_running) or num_hit_tokens > 0)
+            and num_hit_tokens + 1 + drafts + 1 <= self.settings.max_model_len
+        )
 
     def _align_to_states(self, request: Request, start: int, tokens: int) -> int:
         """Cut a prefill chunk where a Mamba state is to be cached; 0 if it can't reach such a place.
@@ -315,6 +357,7 @@ class Scheduler:
         request.drop_stale_output = drop_stale_output or keeps_dropping
         request.num_stale_output_tokens = request.num_in_flight_tokens
         request.num_output_placeholders = 0
+        request.num_draft_tokens = 0
         request.num_preemptions += 1
         self.num_preemptions += 1
         self.waiting.prepend_request(request)
@@ -351,17 +394,40 @@ class Scheduler:
                 assert request.num_stale_output_tokens >= 0
                 if request.drop_stale_output:
                     continue
-            if request_id in out.sampling and self._deliver(request, is_stale):
+            if request_id not in out.sampling:
+                continue
+            drafts = out.num_draft_tokens.get(request_id, 0)
+            accepted = request.verify_drafts(drafts)
+            if not is_stale:
+                self._take_back(request, drafts - accepted)
+            if self._deliver(request, 1 + accepted, is_stale):
                 self._free_request(request)
                 finished.append(request)
         self.running = [r for r in self.running if r not in finished]
         self.waiting.remove_requests(finished)
         return [r.request_id for r in finished]
 
-    def _deliver(self, request: Request, is_stale: bool) -> bool:
-        """Append the sampled token; True when the request stops with it."""
-        request.append_output_token_ids(request.next_output_token)
-        return check_stop(request, self.settings.max_model_len)
+    def update_draft_tokens(self, out: SchedulerOutput) -> None:
+        """After a synchronous step: the requests that sampled have drafts to verify."""
+        for request_id in out.num_scheduled_tokens:
+            request = self.requests.get(request_id)
+            if request is not None and request_id in out.sampling:
+                request.num_draft_tokens = self.settings.num_speculative_tokens
+
+    def _take_back(self, request: Request, num_rejected: int) -> None:
+        """Rejected drafts were never computed. Their slots stay."""
+        if request.num_computed_tokens > 0:
+            request.num_computed_tokens -= num_rejected
+        if request.num_output_placeholders > 0:
+            request.num_output_placeholders -= num_rejected
+
+    def _deliver(self, request: Request, num_generated: int, is_stale: bool) -> bool:
+        """Append the generated tokens up to one that stops the request; True when there is such a one."""
+        for _ in range(num_generated):
+            request.append_output_token_ids(request.next_output_token)
+            if check_stop(request, self.settings.max_model_len):
+                return True
+        return False
 
     def _free_request(self, request: Request) -> None:
         assert request.is_finished()
@@ -395,13 +461,16 @@ class AsyncScheduler(Scheduler):
         super()._update_after_schedule(out)
         for request_id in out.num_scheduled_tokens:
             if request_id in out.sampling:
-                self.requests[request_id].num_output_placeholders += 1
+                request = self.requests[request_id]
+                request.num_output_placeholders += 1 + out.num_draft_tokens.get(request_id, 0)
+                request.num_draft_tokens = self.settings.num_speculative_tokens
 
-    def _deliver(self, request: Request, is_stale: bool) -> bool:
+    def _deliver(self, request: Request, num_generated: int, is_stale: bool) -> bool:
         was_running = request.status == RequestStatus.RUNNING
-        stopped = super()._deliver(request, is_stale)
+        before = request.num_tokens
+        stopped = super()._deliver(request, num_generated, is_stale)
         if not is_stale:
-            request.num_output_placeholders -= 1
+            request.num_output_placeholders -= request.num_tokens - before
             assert request.num_output_placeholders >= 0
         if was_running:
             known = request.num_computed_tokens - request.num_output_placeholders

@@ -25,6 +25,7 @@ class KVCacheGroup:
         sliding_window: tokens that a token reads, itself included (type ``sliding_window``).
         attention_chunk_size: tokens of a chunk (type ``chunked_local``).
         mamba_cache_mode: ``align`` with prefix caching, ``none`` without; None for what applies.
+        is_eagle_group: has layers of a drafter. Where no group is marked they all count as such.
     """
 
     type: str = "full"
@@ -32,6 +33,7 @@ class KVCacheGroup:
     sliding_window: int | None = None
     attention_chunk_size: int | None = None
     mamba_cache_mode: str | None = None
+    is_eagle_group: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Settings:
     watermark: float = 0.0
     prefix_cache_retention_interval: int | None = 0
     prefix_match_unit: int | None = None
+    num_speculative_tokens: int = 0
+    speculative_method: str | None = None
     kv_cache_groups: tuple[KVCacheGroup, ...] = (KVCacheGroup(),)
     arrival_time: str = "seq"
     idle_steps: str = "skip"
@@ -89,6 +93,29 @@ class Settings:
         return self.max_num_seqs if self.max_num_active_seqs is None else self.max_num_active_seqs
 
     @property
+    def use_eagle(self) -> bool:
+        """Whether the drafter reads the model's hidden states: hits lose their last block to it."""
+        return self.speculative_method in ("eagle", "mtp")
+
+    @property
+    def num_lookahead_tokens(self) -> int:
+        """Slots beyond the scheduled tokens, which the drafter writes.
+
+        vLLM 0.32.0, ``VllmConfig.num_lookahead_tokens`` (``vllm/config/vllm.py``).
+        """
+        return (
+            self.num_speculative_tokens if self.use_eagle or self.speculative_method == "draft_model" else 0
+        )
+
+    @property
+    def num_draft_slots(self) -> int:
+        """Input tokens that the drafter adds to each scheduled request.
+
+        vLLM 0.32.0, ``SpeculativeConfig.max_num_new_slots_for_drafting`` (``vllm/config/speculative.py``).
+        """
+        return int(self.speculative_method == "draft_model")
+
+    @property
     def groups(self) -> tuple[KVCacheGroup, ...]:
         """The groups with everything filled in that the engine decides; equal ones are looked up together."""
         mode = "align" if self.enable_prefix_caching else "none"
@@ -97,6 +124,7 @@ class Settings:
                 group,
                 block_size=group.block_size or self.block_size,
                 mamba_cache_mode=mode if group.type == "mamba" else None,
+                is_eagle_group=False,
             )
             for group in self.kv_cache_groups
         )
@@ -162,6 +190,10 @@ class Settings:
             raise ValueError(
                 f"max_num_active_seqs ({self.active_seqs}) exceeds max_num_seqs ({self.max_num_seqs})"
             )
+        if (self.num_speculative_tokens > 0) != (self.speculative_method is not None):
+            raise ValueError("num_speculative_tokens and speculative_method go together")
+        if self.speculative_method not in (None, "eagle", "mtp", "draft_model", "ngram"):
+            raise ValueError(f"there is no speculative_method {self.speculative_method!r}")
         self._check_groups()
 
     def _check_groups(self) -> None:
@@ -194,8 +226,8 @@ class Settings:
             )
         if "cross_attention" in types:
             raise ValueError("cross attention has no prefix cache: turn enable_prefix_caching off")
-        if "chunked_local" in types and len(set(sizes)) > 1:
-            raise ValueError(f"chunked local attention wants groups of one block size, got {sizes}")
+        if "chunked_local" in types and (len(set(sizes)) > 1 or self.use_eagle):
+            raise ValueError("chunked local attention wants groups of one block size, and no eagle or mtp")
         interval = self.prefix_cache_retention_interval
         sparse = bool(types & {"sliding_window", "mamba"})
         if interval and (not sparse or interval % self.scheduler_block_size):

@@ -93,10 +93,10 @@ class TimedScheduler(SchedulerLoop):
         self.clock.ns = max(self.clock.ns, self.ends.pop(id(batch)))
         return super()._update(batch, sampling)
 
-    def _next_token(self, request_id: str) -> int:
+    def _next_tokens(self, request_id: str, num_drafts: int) -> list[int]:
         if request_id in self.scheduler.requests:
             self.new_tokens[request_id] = 1
-        return super()._next_token(request_id)
+        return super()._next_tokens(request_id, num_drafts)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,6 @@ class MambaManager(SingleTypeKVCacheManager):
         allocated: requests that were given blocks since they were admitted.
         cached_this_step: keys that this step's batch will fill: nobody may hit them before the next step.
         drop_eagle_checkpoint: states are kept one unit further left, where the hit of a drafter's group ends.
-        shared_prefix_checkpoint: also give a key to a state where another request's prefix ends in a block.
     """
 
     supports_fine_grained_lookup = True
@@ -67,7 +66,6 @@ class MambaManager(SingleTypeKVCacheManager):
         self.allocated: set[str] = set()
         self.cached_this_step: set[BlockKey] = set()
         self.drop_eagle_checkpoint = False
-        self.shared_prefix_checkpoint = False
 
     # ---- hits ----------------------------------------------------------------------------------------------
 
@@ -233,14 +231,7 @@ class MambaManager(SingleTypeKVCacheManager):
         unit = self.block_pool.hash_block_size
         if num_tokens <= 0 or num_tokens % unit:
             return None
-        at_junction = (
-            self.shared_prefix_checkpoint
-            and num_tokens == request.shared_prefix_boundary
-            and request.num_computed_tokens < num_tokens <= request.num_prompt_tokens
-        )
-        if not at_junction and num_tokens != checkpoint_position(
-            request.num_prompt_tokens, unit, self.drop_eagle_checkpoint
-        ):
+        if num_tokens != checkpoint_position(request.num_prompt_tokens, unit, self.drop_eagle_checkpoint):
             return None
         position = cdiv(num_tokens, self.block_size) - 1
         table = self.req_to_blocks.get(request.request_id, [])
