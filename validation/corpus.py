@@ -133,6 +133,11 @@ def _group_features(case: Case) -> dict[str, bool]:
         "unequal block sizes": len(sizes) > 1,
         "hash unit": s.prefix_match_unit is not None,
         "retention interval": bool(s.prefix_cache_retention_interval),
+        "drafts": s.num_speculative_tokens > 0,
+        "dropped blocks": s.speculative_method in ("eagle", "mtp"),
+        "draft model": s.speculative_method == "draft_model",
+        "ngram": s.speculative_method == "ngram",
+        "a drafter's group": any(g.is_eagle_group for g in s.kv_cache_groups),
     }
 
 

@@ -159,7 +159,11 @@ def kv_cache_config(settings: EngineSettings) -> Any:
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 
     groups = [
-        KVCacheGroupSpec([f"layer.{i}"], _group_spec(group, settings), is_eagle_group=group.is_eagle_group)
+        KVCacheGroupSpec(
+            [f"layer.{i}"],
+            _group_spec(group, settings),
+            **({"is_eagle_group": True} if group.is_eagle_group else {}),
+        )
         for i, group in enumerate(settings.kv_cache_groups)
     ]
     values = {
@@ -190,9 +194,10 @@ def _group_spec(group: KVCacheGroup, settings: EngineSettings) -> Any:
         return ChunkedLocalAttentionSpec(**attention, attention_chunk_size=group.attention_chunk_size)
     if group.type == "mamba":
         page = 2 * block_size * 2 * 32
+        drafts = settings.num_speculative_tokens
         return MambaSpec(
             block_size=block_size,
-            num_speculative_blocks=settings.num_speculative_tokens,
+            **({"num_speculative_blocks": drafts} if drafts else {}),
             shapes=((page,),),
             dtypes=(torch.float32,),
             mamba_cache_mode=group.mamba_cache_mode or _mamba_mode(settings),

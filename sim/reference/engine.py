@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from sim.reference.async_scheduler import create_scheduler
 from sim.reference.block_hash import BlockHasher
 from sim.reference.metrics import KVCacheMetricsCollector
 from sim.reference.request import Request
-from sim.reference.scheduler import SchedulerOutput, create_scheduler
+from sim.reference.scheduler_output import SchedulerOutput
 from sim.reference.settings import Settings
 
 BATCH_QUEUE_SIZE = 2

@@ -15,7 +15,8 @@ from sim.reference.block_pool import BlockPool
 from sim.reference.engine import Engine
 from sim.reference.managers import cdiv
 from sim.reference.request import Request, RequestStatus
-from sim.reference.scheduler import Scheduler, SchedulerOutput
+from sim.reference.scheduler import Scheduler
+from sim.reference.scheduler_output import SchedulerOutput
 
 
 class InvariantError(AssertionError):

@@ -1,49 +1,20 @@
 """What runs in the next step, and what its output does to the state.
 
-Mirrors vLLM 0.32.0, ``Scheduler`` and ``AsyncScheduler`` (``vllm/v1/core/sched/scheduler.py``,
-``async_scheduler.py``) for text-only models without connectors, LoRA or structured output, and other
-releases where a rule differs (``settings.rules``).
+Mirrors vLLM 0.32.0, ``Scheduler`` (``vllm/v1/core/sched/scheduler.py``), for text-only models without
+connectors, LoRA or structured output, and other releases where a rule differs (``settings.rules``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from sim.reference.kv_cache_manager import KVCacheManager
-from sim.reference.managers.mamba import checkpoint_position
 from sim.reference.metrics import KVCacheMetricsCollector
 from sim.reference.request import Request, RequestStatus, check_stop
 from sim.reference.request_queue import create_request_queue
+from sim.reference.scheduler_output import SchedulerOutput
 from sim.reference.settings import Settings
-
-
-@dataclass
-class SchedulerOutput:
-    """One batch.
-
-    Attributes:
-        num_scheduled_tokens: tokens by request id, in scheduling order.
-        num_draft_tokens: how many of the tokens are drafts to verify, by request id; absent: none.
-        sampling: ids of the requests for which the model will sample a token.
-        preempted: ids of the requests that lost their blocks in this call, in order.
-        scheduled_running, scheduled_new, scheduled_resumed: ids by kind, in order.
-        finished_req_ids: requests that ended since the previous batch (workers are told).
-    """
-
-    num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
-    num_draft_tokens: dict[str, int] = field(default_factory=dict)
-    sampling: set[str] = field(default_factory=set)
-    preempted: list[str] = field(default_factory=list)
-    scheduled_running: list[str] = field(default_factory=list)
-    scheduled_new: list[str] = field(default_factory=list)
-    scheduled_resumed: list[str] = field(default_factory=list)
-    finished_req_ids: list[str] = field(default_factory=list)
-
-    @property
-    def total_num_scheduled_tokens(self) -> int:
-        """Tokens in the batch."""
-        return sum(self.num_scheduled_tokens.values())
+from sim.reference.state_split import StateSplit
 
 
 class Scheduler:
@@ -75,15 +46,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.finished_req_ids: list[str] = []
         self.num_preemptions = 0
-        self._has_aligned_states = settings.enable_prefix_caching and any(
-            group.type == "mamba" for group in settings.groups
-        )
-        self._has_fine_grained_hits = (
-            self._has_aligned_states
-            and settings.hash_block_size < settings.scheduler_block_size
-            and self.kv_cache_manager.coordinator.fine_grained
-        )
-        self._drops_eagle_block = settings.use_eagle
+        self._state_split = StateSplit(settings, self.kv_cache_manager.coordinator.fine_grained)
         self._prefill_scheduled = False
 
     # ---- requests in and out -------------------------------------------------------------------------------
@@ -177,7 +140,7 @@ class Scheduler:
                 tokens = threshold
             tokens = min(tokens, budget, self._input_budget(out))
             tokens = max(0, min(tokens, self.settings.max_model_len - request.num_computed_tokens - 1))
-            tokens = self._align_to_states(request, request.num_computed_tokens, tokens)
+            tokens = self._state_split.cut(request, request.num_computed_tokens, tokens)
             if tokens == 0:
                 index += 1
                 continue
@@ -245,7 +208,7 @@ class Scheduler:
                 tokens = threshold
             if not self.settings.enable_chunked_prefill and tokens > room:
                 break
-            tokens = self._align_to_states(request, num_hit_tokens, min(tokens, room))
+            tokens = self._state_split.cut(request, num_hit_tokens, min(tokens, room))
             if tokens == 0:
                 break
             if padded and tokens != 1 + self.settings.num_speculative_tokens:
@@ -290,38 +253,6 @@ class Scheduler:
             and (bool(out.scheduled_running) or num_hit_tokens > 0)
             and num_hit_tokens + 1 + drafts + 1 <= self.settings.max_model_len
         )
-
-    def _align_to_states(self, request: Request, start: int, tokens: int) -> int:
-        """Cut a prefill chunk where a Mamba state is to be cached; 0 if it can't reach such a place.
-
-        vLLM 0.32.0, ``Scheduler._mamba_block_aligned_split``. States exist at the ends of chunks only, so
-        chunks end at the ends of blocks, except the last one, and except where a block is larger than a
-        chunk can be.
-        """
-        prefill_end = max(request.num_prompt_tokens, request.num_tokens - 1)
-        if not self._has_aligned_states or start >= prefill_end:
-            return tokens
-        size = self.settings.block_size
-        end = start + tokens
-        if end < prefill_end:
-            most = self.settings.token_budget
-            if self.settings.long_prefill_token_threshold > 0:
-                most = min(most, self.settings.long_prefill_token_threshold)
-            aligned = end // size * size
-            if aligned > start or size <= most:
-                end = aligned
-        stops = [checkpoint_position(request.num_tokens, size, self._drops_eagle_block)]
-        if start % size:
-            stops.append((start // size + 1) * size)
-        if self._has_fine_grained_hits:
-            unit = self.settings.hash_block_size
-            tail = checkpoint_position(request.num_prompt_tokens, unit, self._drops_eagle_block)
-            if stops[0] < tail < request.num_prompt_tokens:
-                stops.append(tail)
-        junction = request.shared_prefix_boundary
-        if start < junction < end:
-            stops.append(start + (junction - start) // size * size)
-        return max(min([s for s in stops if start < s < end], default=end) - start, 0)
 
     def _awaits_last_token(self, request: Request) -> bool:
         """Whether the tokens in flight are known to reach ``max_tokens``: no further step is needed."""
@@ -449,40 +380,3 @@ class Scheduler:
             while self.running:
                 self._preempt_request(self.running.pop(), drop_stale_output=True)
         return self.kv_cache_manager.reset_prefix_cache()
-
-
-class AsyncScheduler(Scheduler):
-    """Schedules a batch before the output of the one before is known.
-
-    A sampled token that is not known yet is a placeholder: it counts for scheduling, not for caching.
-    """
-
-    def _update_after_schedule(self, out: SchedulerOutput) -> None:
-        super()._update_after_schedule(out)
-        for request_id in out.num_scheduled_tokens:
-            if request_id in out.sampling:
-                request = self.requests[request_id]
-                request.num_output_placeholders += 1 + out.num_draft_tokens.get(request_id, 0)
-                request.num_draft_tokens = self.settings.num_speculative_tokens
-
-    def _deliver(self, request: Request, num_generated: int, is_stale: bool) -> bool:
-        was_running = request.status == RequestStatus.RUNNING
-        before = request.num_tokens
-        stopped = super()._deliver(request, num_generated, is_stale)
-        if not is_stale:
-            request.num_output_placeholders -= request.num_tokens - before
-            assert request.num_output_placeholders >= 0
-        if was_running:
-            known = request.num_computed_tokens - request.num_output_placeholders
-            self.kv_cache_manager.cache_blocks(request, known)
-        return stopped
-
-
-def create_scheduler(
-    settings: Settings,
-    enable_kv_cache_events: bool = False,
-    metrics_collector: KVCacheMetricsCollector | None = None,
-) -> Scheduler:
-    """The scheduler that ``settings.async_scheduling`` asks for."""
-    cls = AsyncScheduler if settings.async_scheduling else Scheduler
-    return cls(settings, enable_kv_cache_events, metrics_collector)

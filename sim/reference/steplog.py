@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sim.reference.engine import Engine, Phase
-from sim.reference.scheduler import Scheduler, SchedulerOutput
+from sim.reference.scheduler import Scheduler
+from sim.reference.scheduler_output import SchedulerOutput
 from sim.reference.settings import Settings
 
 Row = dict[str, Any]

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from sim.reference import Engine, EngineStuck, Request, RequestStatus, Settings, record
+from sim.reference.async_scheduler import AsyncScheduler
 from sim.reference.block_hash import BlockHasher
 from sim.reference.kv_cache_manager import KVCacheManager
-from sim.reference.scheduler import AsyncScheduler, Scheduler, SchedulerOutput
+from sim.reference.scheduler import Scheduler
+from sim.reference.scheduler_output import SchedulerOutput
 
 HASHER = BlockHasher(4)
 

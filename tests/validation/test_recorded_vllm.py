@@ -107,6 +107,14 @@ def test_recordings_with_groups_show_what_they_are_kept_for() -> None:
         "three block sizes",
         "hash unit + mamba",
         "hash unit + hits after preemption",
+        "drafts + preemption",
+        "drafts + end token",
+        "dropped blocks + hits",
+        "dropped blocks + async",
+        "dropped blocks + unequal block sizes",
+        "dropped blocks + mamba",
+        "draft model + hits",
+        "a drafter's group + hits",
     } <= shown, sorted(shown)
     assert size < 1_000_000
 

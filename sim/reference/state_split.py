@@ -1,0 +1,57 @@
+"""Prefill chunks that end where a Mamba state is to be cached.
+
+Mirrors vLLM 0.32.0, ``Scheduler._mamba_block_aligned_split`` (``vllm/v1/core/sched/scheduler.py``).
+"""
+
+from __future__ import annotations
+
+from sim.reference.managers.mamba import checkpoint_position
+from sim.reference.request import Request
+from sim.reference.settings import Settings
+
+
+class StateSplit:
+    """Cuts chunks; without cached states it leaves them as they are.
+
+    Args:
+        settings: engine settings.
+        fine_grained: prefix hits may end inside a block.
+    """
+
+    def __init__(self, settings: Settings, fine_grained: bool) -> None:
+        self._settings = settings
+        self._applies = settings.enable_prefix_caching and any(g.type == "mamba" for g in settings.groups)
+        self._fine_grained = fine_grained and settings.hash_block_size < settings.scheduler_block_size
+
+    def cut(self, request: Request, start: int, tokens: int) -> int:
+        """How many of the ``tokens`` that follow the first ``start`` ones to compute in this step.
+
+        States exist at the ends of chunks only, so chunks end at the ends of blocks, except the last one, and
+        except where a block is larger than a chunk can be. 0: such a place can't be reached in this step.
+        """
+        prefill_end = max(request.num_prompt_tokens, request.num_tokens - 1)
+        if not self._applies or start >= prefill_end:
+            return tokens
+        settings = self._settings
+        size, drops = settings.block_size, settings.use_eagle
+        end = start + tokens
+        if end < prefill_end:
+            most = settings.token_budget
+            if settings.long_prefill_token_threshold > 0:
+                most = min(most, settings.long_prefill_token_threshold)
+            aligned = end // size * size
+            if aligned > start or size <= most:
+                end = aligned
+        last = checkpoint_position(request.num_tokens, size, drops)
+        stops = [last]
+        if start % size:
+            stops.append((start // size + 1) * size)
+        if self._fine_grained:
+            tail = checkpoint_position(request.num_prompt_tokens, settings.hash_block_size, drops)
+            if last < tail < request.num_prompt_tokens:
+                stops.append(tail)
+        junction = request.shared_prefix_boundary
+        if start < junction < end:
+            # Another request's prefix ends there: this state is worth having, too.
+            stops.append(start + (junction - start) // size * size)
+        return max(min((stop for stop in stops if start < stop < end), default=end) - start, 0)
