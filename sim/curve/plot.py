@@ -8,7 +8,7 @@ import numpy as np
 
 from sim.curve.table import RULES, SHOWN_ERRORS, Result
 from sim.report import style
-from sim.report.units import count, share, thousands
+from sim.report.units import count, plural, share, thousands
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def draw(result: Result, kind: str) -> bytes:
         curve = result.curve
         figure.text(0.018, 0.962, result.name, fontsize=13, fontweight="bold", va="center")
         said = (
-            f"{count(curve.requests)} requests, {count(curve.lookups)} lookups of blocks of"
+            f"{plural(curve.requests, 'request')}, {count(curve.lookups)} lookups of blocks of"
             f" {curve.options.block_size} tokens"
         )
         if not curve.exact:
@@ -92,7 +92,8 @@ def _axes(ax: Axes, result: Result) -> None:
 
     curve = result.curve
     ax.set_xlim(float(result.dense[0]), float(result.dense[-1]))
-    top = min(1.0, max(curve.ceiling, curve.token_ceiling, 0.02) * 1.22)
+    highest = max(curve.ceiling, curve.token_ceiling)
+    top = min(1.0, max(highest, 0.02) * 1.22) if highest > 0 else 1.0
     ax.set_ylim(0, top)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g} %"))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: thousands(v)))

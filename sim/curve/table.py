@@ -223,12 +223,13 @@ def text(result: Result) -> str:
             f"sample: {100 * options.sample:g} % of the blocks, {curve.sampled:,} lookups; ±: 95 % interval"
         )
     lines += ["", *_aligned(_rows(result)), ""]
+    about = "" if curve.exact else "about "
     compulsory = curve.missed_blocks / max(curve.lookups, 1)
     facts = [
         (
             "compulsory misses",
-            f"{curve.missed_blocks:,.0f} blocks are looked up for the first time, {share(compulsory)} of the"
-            f" lookups: no cache hits them; {curve.distinct:,} different blocks in all",
+            f"{about}{curve.missed_blocks:,.0f} blocks are looked up for the first time, {share(compulsory)} of"
+            f" the lookups: no cache hits them; {about}{curve.distinct:,} different blocks in all",
         )
     ]
     knee = curve.knee()
