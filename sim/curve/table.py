@@ -228,8 +228,8 @@ def text(result: Result) -> str:
     facts = [
         (
             "compulsory misses",
-            f"{about}{curve.missed_blocks:,.0f} blocks are looked up for the first time, {share(compulsory)} of"
-            f" the lookups: no cache hits them; {about}{curve.distinct:,} different blocks in all",
+            f"{about}{curve.missed_blocks:,.0f} blocks are looked up for the first time, {share(compulsory)}"
+            f" of the lookups: no cache hits them; {about}{curve.distinct:,} different blocks in all",
         )
     ]
     knee = curve.knee()
