@@ -21,6 +21,7 @@ from sim.core.engine import init_engine
 from sim.core.prefix_map import table_words
 from sim.core.probes import bitmap_words
 from sim.core.residency import HISTORY
+from sim.groups import GroupLayout, layout_of
 from sim.step_time import StepTime
 from workloads.requests import Workload
 
@@ -36,7 +37,6 @@ _PRIORITY_MODES = {
     "go_on": c.PRIORITY_GO_ON,
 }
 _WINDOW_BASES = {"optimistic": c.WINDOW_OPTIMISTIC, "processed": c.WINDOW_PROCESSED}
-_ADMISSION_CAPS = {"none": c.CAP_NONE, "batch": c.CAP_BATCH, "in_flight": c.CAP_IN_FLIGHT}
 _LOG_ROWS = 16384
 _EVENT_ROWS = 65536
 #: Upper bounds of the buckets of vLLM's residency histograms (vLLM 0.32.0, KV_CACHE_RESIDENCY_BUCKETS).
@@ -115,7 +115,6 @@ def _rules(e: EngineSettings) -> dict[str, int]:
         "stats_at_lookup": int(rules.stats_at == "lookup"),
         "queue_empty_batch": int(rules.empty_batch == "queued"),
         "window_free_basis": _WINDOW_BASES[rules.window_free_basis],
-        "admission_cap": _ADMISSION_CAPS[rules.admission_cap],
         "retention": retention,
         "hybrid_aligned": int(rules.hybrid_cacheable == "aligned"),
         "shared_prefix_boundary": int(rules.shared_prefix_boundary == "on"),
@@ -123,13 +122,19 @@ def _rules(e: EngineSettings) -> dict[str, int]:
     }
 
 
-def _params(e: EngineSettings, w: Workload, log: LogOptions) -> s.Record:
+def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions) -> s.Record:
     logical = w.clock == "logical"
     return _record(
         s.PARAMS,
         {
             "num_blocks": e.num_gpu_blocks,
-            "num_groups": len(e.kv_cache_groups),
+            "num_groups": len(layout.groups),
+            "num_specs": len(layout.specs),
+            "hybrid": int(layout.hybrid),
+            "block_size": e.block_size,
+            "scheduler_block_size": layout.block_size,
+            "mamba_align": int(layout.mamba_align),
+            "partial_width": layout.partial_width,
             "max_num_scheduled_tokens": e.scheduled_tokens,
             "max_num_batched_tokens": e.max_num_batched_tokens,
             "max_num_active_seqs": e.active_seqs,
@@ -155,15 +160,35 @@ def _params(e: EngineSettings, w: Workload, log: LogOptions) -> s.Record:
     )
 
 
+def _groups(layout: GroupLayout) -> tuple[s.Record, s.Record]:
+    """The records of the groups and of their specs."""
+    groups = _array(s.GROUP, len(layout.groups))
+    specs = _array(s.SPEC, len(layout.specs))
+    for records, sources in ((groups, layout.groups), (specs, layout.specs)):
+        records.attention[:] = [g.attention for g in sources]
+        records.block_size[:] = [g.block_size for g in sources]
+        records.hash_ratio[:] = records.block_size // layout.hash_unit
+        records.window[:] = [g.window for g in sources]
+    groups.spec[:] = [g.spec for g in layout.groups]
+    groups.admission_cap[:] = [g.admission_cap for g in layout.groups]
+    groups.token_slots[:] = [g.token_slots for g in layout.groups]
+    specs.tail_blocks[:] = [g.tail_blocks for g in layout.specs]
+    return groups, specs
+
+
 def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
     n = int(params.num_blocks)
+    keys = n * int(params.partial_width)
+    partial_capacity = 1 << (2 * keys).bit_length()
     sizes = [(n >> shift) + 1 for shift in (6, 12, 18)]
     blocks = _array(s.BLOCK, n + 2)
     for name in ("prev_free", "next_free", "dup_prev", "dup_next"):
         blocks[name] = -1
     event_rows = 1
     if params.log_events:
-        per_phase = (4 * n if params.log_events == c.LOG_ALL else 0) + 8 * slots + 64
+        per_phase = (
+            (4 * n * (1 + params.partial_width) if params.log_events == c.LOG_ALL else 0) + 8 * slots + 64
+        )
         event_rows = max(_EVENT_ROWS, 2 * per_phase)
     followed = _array(s.FOLLOWED, n if params.follow_blocks else 1)
     followed["birth"] = -1
@@ -174,6 +199,8 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
         blocks=blocks,
         reused=np.zeros(n, dtype=np.uint8),
         table=_zeros(np.dtype(np.uint64), table_words(n)),
+        partial_keys=np.zeros(max(keys, 1), dtype=np.uint64),
+        partial_table=np.zeros(2 * partial_capacity, dtype=np.uint64),
         free_bits=np.zeros(bitmap_words(n), dtype=np.uint64),
         run_len=np.zeros(n, dtype=np.int32),
         len_count=np.zeros(n + 1, dtype=np.int32),
@@ -303,12 +330,9 @@ def allocate(
     sequences are at most ``longest`` tokens. The workload's arrays are copied, never changed. With ``shared``
     the engine has no arrivals of its own and knows the requests by the shared records.
     """
-    params = _params(engine, workload, log)
-    num_groups = len(engine.kv_cache_groups)
-    groups = _array(s.GROUP, num_groups)
-    groups.attention[:] = c.GROUP_FULL
-    groups.block_size[:] = [g.block_size or engine.block_size for g in engine.kv_cache_groups]
-    groups.hash_ratio[:] = groups.block_size // engine.block_size
+    layout = layout_of(engine)
+    params = _params(engine, layout, workload, log)
+    groups, specs = _groups(layout)
     capacity = max(1, len(workload) + extra_requests)
     # the head of the waiting queue owns a slot beside the running requests
     slots = min(engine.active_seqs, capacity) + 1
@@ -317,7 +341,7 @@ def allocate(
     # an asynchronous step may lie one token past the last one
     longest = min(longest + 2, engine.max_model_len)
     table_width = max(1, -(-longest // int(groups.block_size.min())))
-    hash_units = max(1, -(-longest // engine.block_size))
+    hash_units = max(1, -(-longest // layout.hash_unit))
     own = 0 if shared else len(workload)
     ctl = _record(s.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns})
     count = _record(s.COUNTERS, {})
@@ -329,21 +353,26 @@ def allocate(
         requests = request_records(engine, workload, capacity)
         seg_ptr, pieces = prompt_pieces(workload, capacity, max(1, workload.seg_id.size + extra_pieces))
         order, sentinel = arrival_order(workload), capacity
+    tables = _array(s.TABLE, (groups.size, slots))
+    tables.last_state[:] = -1
     kv = s.KVCache(
+        plain=layout.plain,
         params=params,
         ctl=ctl,
         count=count,
         pool=_pool(params, ctl, slots),
         groups=groups,
+        specs=specs,
         requests=requests,
-        tables=_array(s.TABLE, (num_groups, slots)),
-        table_blocks=np.zeros((num_groups, slots, table_width), dtype=np.int32),
+        tables=tables,
+        table_blocks=np.zeros((groups.size, slots, table_width), dtype=np.int32),
         slots=_array(s.SLOT, slots),
         hashes=np.zeros((slots, hash_units), dtype=np.uint64),
+        step_keys=np.zeros(8 * groups.size * slots, dtype=np.uint64),
         seg_ptr=seg_ptr,
         pieces=pieces,
         tokens=workload.tokens if workload.tokens.size else np.zeros(1, dtype=np.int32),
-        hash_mult=hash_multipliers(engine.block_size),
+        hash_mult=hash_multipliers(layout.hash_unit),
     )
     state = s.State(
         params=params,

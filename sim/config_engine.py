@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sim.config_explain import validate_model
+from sim.config_groups import check_groups
 from sim.config_switches import Release, SwitchKeys
 from sim.config_types import Bytes, Positive, Share, Strict, key
 from sim.config_yaml import Problem, read_json, to_input_errors
@@ -27,8 +28,6 @@ from sim.profiles import (
     releases,
     rules_of,
 )
-
-SIMULATED_GROUP_TYPES = ("full",)
 
 GroupType = Literal["full", "sliding_window", "chunked_local", "mamba", "cross_attention"]
 KVCacheDtype = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]
@@ -458,32 +457,7 @@ def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> li
     if s.vllm not in releases():
         known = f"known: '{FIRST_RELEASE}' to '{LAST_RELEASE}'"
         out.append(Problem((*prefix, "vllm"), f"the rules of vLLM {s.vllm} are not known", known))
-    if s.prefix_match_unit not in (None, s.block_size):
-        out.append(
-            Problem(
-                (*prefix, "prefix_match_unit"),
-                f"prefix_match_unit {s.prefix_match_unit}: hits finer than a block are not simulated yet",
-                f"leave it out, or use the block size ({s.block_size})",
-            )
-        )
-    for i, group in enumerate(s.kv_cache_groups):
-        if group.type not in SIMULATED_GROUP_TYPES:
-            out.append(
-                Problem(
-                    (*prefix, "kv_cache_groups", i, "type"),
-                    f"kv_cache_groups[{i}].type: {group.type} is not simulated yet",
-                    f"simulated: {', '.join(SIMULATED_GROUP_TYPES)}",
-                )
-            )
-    if len(s.kv_cache_groups) > 1 and all(g.type in SIMULATED_GROUP_TYPES for g in s.kv_cache_groups):
-        out.append(
-            Problem(
-                (*prefix, "kv_cache_groups"),
-                f"{len(s.kv_cache_groups)} KV-cache groups: more than one is not simulated yet",
-                "vLLM puts all full-attention layers of equal shape in one group",
-            )
-        )
-    return out
+    return out + check_groups(s, prefix)
 
 
 def require_simulated(s: EngineSettings) -> None:

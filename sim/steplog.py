@@ -77,7 +77,7 @@ class RowRecorder:
         ]
         empty = np.zeros(0, dtype=np.int32)
         by_request = [group[i] for i in range(len(running)) for group in tables]
-        allocated = kv.groups.allocated * kv.groups.block_size
+        allocated = kv.groups.allocated * kv.groups.block_size * kv.groups.token_slots
         wasted = allocated - kv.groups.held
         ref_cnt = blocks.ref_cnt.copy()
         ref_cnt[0] = 0
@@ -90,7 +90,7 @@ class RowRecorder:
             "num_waiting": int(ctl.num_waiting),
             "num_free_blocks": int(meta.num_free),
             "used_blocks": int(st.params.num_blocks - 1 - meta.num_free),
-            "num_cached_hashes": int(meta.num_keys),
+            "num_cached_hashes": int(meta.num_keys + meta.num_partial_keys),
             "num_cached_blocks": int(meta.num_cached),
             "num_scheduled_tokens": int(batch.tokens),
             "num_scheduled_reqs": int(batch.entries),

@@ -59,12 +59,13 @@ def snapshot_of_state(
         order = np.zeros(n, dtype=np.int32)
         free_order = order[: free_queue_order(pool, order)].copy()
         key = _dense(pool.blocks["block_hash"][:n])
-        if pool.params.follow_blocks:
+        # a window is hit without the blocks before it, and only selected blocks of it are cached
+        if pool.params.follow_blocks and state.kv.plain:
             unreachable = _unreachable(pool, len(state.kv.groups))
     return FragmentationSnapshot(
         time_ns=int(state.ctl.now) if time_ns is None else time_ns,
         step=int(state.ctl.step),
-        block_sizes=tuple(int(size) for size in state.kv.groups["block_size"]),
+        block_sizes=tuple((state.kv.groups["block_size"] * state.kv.groups["token_slots"]).tolist()),
         state=block_states(pool),
         ref_cnt=ref_cnt,
         key=key,

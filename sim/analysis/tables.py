@@ -68,7 +68,7 @@ class LiveTables:
 
     def entries(self, block_sizes: tuple[int, ...]) -> tuple[I64, I64, I64, I64]:
         """Entries of all tables without null blocks, in order: block, index of the request here, group, and
-        computed tokens in the block; ``block_sizes`` by group.
+        computed tokens in the block; ``block_sizes`` by group, 0 where blocks hold states instead of tokens.
         """
         lengths = np.diff(self.ptr)
         table = np.repeat(np.arange(len(lengths)), lengths)
@@ -88,8 +88,11 @@ class LiveTables:
         def total(values: NDArray[Any]) -> I64:
             return np.bincount(index, weights=values, minlength=n).astype(np.int64)
 
-        ptr = np.searchsorted(index * groups + group, np.arange(n * groups + 1))
-        runs = consecutive_runs(block, ptr).reshape(n, groups).sum(axis=1)
+        # each null block is a run of its own, which is not counted
+        null = self.blocks == 0
+        ids = np.where(null, -2 * np.arange(1, len(self.blocks) + 1), self.blocks)
+        nulls = np.diff(np.concatenate([[0], np.cumsum(null)])[self.ptr])
+        runs = (consecutive_runs(ids, self.ptr) - nulls).reshape(n, groups).sum(axis=1)
         owners = np.bincount(block)
         allocated, tokens = total(size), total(held)
         return RequestRows(

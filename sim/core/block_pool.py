@@ -19,6 +19,7 @@ from sim.core.free_queue import (
     queue_take,
 )
 from sim.core.jit import inner, leaf
+from sim.core.partial_keys import clear_partial_keys, drop_partial_keys
 from sim.core.prefetch import prefetch
 from sim.core.prefix_map import map_clear, map_get_one_block, map_insert, map_pop, map_prefetch
 from sim.core.probes import probe_free, probe_reset, probe_take
@@ -73,6 +74,8 @@ def maybe_evict_cached_block(pool: Pool, b: int) -> bool:
     pool.meta.evictions += 1
     pool.meta.evicted_unused += pool.reused[b] == 0
     emit(pool, c.EV_BLOCK_REMOVED, -1, b, np.int64(key), 0)
+    if pool.params.partial_width:
+        drop_partial_keys(pool, b)
     return True
 
 
@@ -202,6 +205,7 @@ def reset_prefix_cache(pool: Pool) -> bool:
     if pool.params.num_blocks - get_num_free_blocks(pool) != 1:
         return False
     map_clear(pool)
+    clear_partial_keys(pool)
     follow_nothing(pool)
     for b in range(pool.params.num_blocks):
         pool.blocks.block_hash[b] = _NO_HASH

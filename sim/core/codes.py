@@ -3,7 +3,10 @@
 from enum import IntEnum
 
 # KV-cache group types (vLLM 0.32.0, KVCacheSpec subclasses)
-GROUP_FULL = 0
+GROUP_FULL = 0  # MLA too, which differs in page size alone
+GROUP_SLIDING_WINDOW = 1
+GROUP_CHUNKED_LOCAL = 2
+GROUP_MAMBA = 3  # one running state a request; with prefix caching in mode "align"
 
 # Scheduling policies
 POLICY_FCFS = 0
@@ -22,11 +25,6 @@ PRIORITY_GO_ON = 2  # and a request that is its own victim does not end the phas
 # Window groups: which computed tokens count when blocks leave the window (VLLM.md 5.3)
 WINDOW_OPTIMISTIC = 0  # those of batches in flight too
 WINDOW_PROCESSED = 1  # processed ones only (>= 0.26)
-
-# Window groups: tokens beyond the window in the full-sequence check (VLLM.md 5.6)
-CAP_NONE = 0  # no cap: all known tokens
-CAP_BATCH = 1  # max_num_batched_tokens (>= 0.20)
-CAP_IN_FLIGHT = 2  # max_num_batched_tokens for each batch that may be in flight (>= 0.26)
 
 # Retention of window blocks where it is no interval (VLLM.md 5.4)
 RETAIN_ALL = -2  # every full block is cached (<= 0.22)

@@ -16,6 +16,7 @@ from sim.core import kv_cache_manager as kv
 from sim.core.block_pool import init_pool
 from sim.core.events import emit, event_headroom
 from sim.core.jit import entry, inner, leaf
+from sim.core.kv_tables import hold_tokens
 from sim.core.lifecycle import (
     NEVER,
     arrival_heap_push,
@@ -293,8 +294,7 @@ def abort_request(st: State, r: int) -> bool:
             st.queues.lists.running[kept] = other
             kept += 1
     st.ctl.num_running = kept
-    for g in range(st.params.num_groups):
-        st.kv.groups.held[g] -= st.requests.num_computed[r]
+    hold_tokens(st.kv, -st.requests.num_computed[r])
     kv.free(st.kv, r)
     emit(st.kv.pool, c.EV_FINISHED, r, -1, c.S_ABORTED, st.requests.num_tokens[r])
     st.ctl.finished_pending += 1

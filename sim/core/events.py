@@ -33,5 +33,9 @@ def _append(pool: Pool, kind: int, request: int, block: int, a: int, b: int) -> 
 @leaf
 def event_headroom(pool: Pool, num_slots: int) -> int:
     """Rows that one phase can add at the most: blocks evicted and stored twice over, every request moved."""
-    blocks = 4 * pool.params.num_blocks if pool.params.log_events == c.LOG_ALL else 0
+    blocks = (
+        4 * pool.params.num_blocks * (1 + pool.params.partial_width)
+        if pool.params.log_events == c.LOG_ALL
+        else 0
+    )
     return blocks + 8 * num_slots + 64

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from sim.core import kv_groups
+from sim.core import cache_hit, kv_rules, kv_tables
 from sim.core.block_pool import get_num_free_blocks
 from sim.core.jit import inner, leaf
 from sim.core.state import KVCache
@@ -15,6 +13,7 @@ FAIL_RESERVE = 1  # the whole known sequence would not fit
 FAIL_WATERMARK = 2  # it would fit, but for the watermark
 FAIL_POOL = 3  # too few free blocks for this step
 FAIL_RUNNING = 4  # a running request found none for its next tokens (event log only)
+FAIL_STATE = 5  # its hit is a Mamba state that another request computes in this step
 
 
 @leaf
@@ -40,122 +39,118 @@ def release_slot(kv: KVCache, r: int) -> None:
     if slot < 0:
         return
     if kv.ctl.memo_req == r:
-        kv_groups.forget_lookup(kv)
+        cache_hit.forget_lookup(kv)
     kv.slots.free_stack[kv.ctl.num_free_slots] = slot
     kv.ctl.num_free_slots += 1
     kv.requests.slot[r] = -1
 
 
 @leaf
-def remember_lookup(kv: KVCache, r: int, slot: int, num_hits: int) -> None:
+def remember_lookup(kv: KVCache, r: int, slot: int) -> None:
     """The look-up of a request that could not be admitted need not start over in the next step."""
-    kv_groups.remember_lookup(kv, r, slot, num_hits)
+    cache_hit.remember_lookup(kv, r, slot)
 
 
 @leaf
 def get_computed_blocks(kv: KVCache, r: int, slot: int) -> int:
-    """Number of hit blocks a group; at least the last token is left to compute."""
+    """Tokens of the prefix hit; at least the last token is left to compute."""
     if kv.params.enable_caching == 0:
         return 0
-    return kv_groups.find_longest_cache_hit(kv, r, slot, kv.requests.num_tokens[r] - 1)
+    return kv_rules.find_longest_cache_hit(kv, r, slot, kv.requests.num_tokens[r] - 1)
 
 
 @leaf
-def _num_new_blocks(kv: KVCache, slot: int, num_tokens: int, num_hits: int) -> int:
+def new_step_starts(kv: KVCache) -> None:
+    """A schedule() call begins: the states cached in earlier ones are written by now."""
+    kv.ctl.num_step_keys = 0
+
+
+@inner
+def _blocks_to_admit(kv: KVCache, r: int, slot: int, num_tokens: int, hit_tokens: int, whole: bool) -> int:
+    """Free blocks that slots for ``num_tokens`` take from a waiting request's point of view."""
     need = 0
     for g in range(kv.params.num_groups):
-        need += kv_groups.get_num_new_blocks(kv, slot, g, num_tokens, num_hits)
+        skipped = kv_rules.skipped_blocks(kv, g, hit_tokens)
+        hits = kv.tables.hits[g, slot]
+        need += kv_rules.num_new_blocks(kv, slot, g, num_tokens, hits, skipped, whole)
+        need += cache_hit.count_free_hits(kv, r, slot, g, skipped)
     return need
 
 
 @inner
-def can_admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, num_hits: int, has_running: bool) -> int:
+def can_admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_tokens: int, has_running: bool) -> int:
     """Whether a waiting request fits (the checks of ``allocate_slots``), before anything is changed.
 
     Full-sequence reserve first, on all known tokens, then this step's tokens; both leave the watermark free
     when some request is running. Returns ALLOCATED or a failure code.
     """
+    if kv_rules.waits_for_state(kv, slot):
+        return FAIL_STATE
     watermark = kv.params.watermark_blocks if has_running else 0
     free = get_num_free_blocks(kv.pool)
     limit = kv.params.max_model_len
-    evictable = kv_groups.count_free_hits(kv, r, slot, num_hits)
     if kv.params.reserve_full_isl:
-        need = evictable + _num_new_blocks(kv, slot, min(kv.requests.num_tokens[r], limit), num_hits)
+        need = _blocks_to_admit(kv, r, slot, min(kv.requests.num_tokens[r], limit), hit_tokens, True)
         if need + watermark > free:
             return FAIL_WATERMARK if need <= free else FAIL_RESERVE
-    computed = num_hits * kv.groups.block_size[0]
-    need = evictable + _num_new_blocks(kv, slot, min(computed + num_new_tokens, limit), num_hits)
+    need = _blocks_to_admit(kv, r, slot, min(hit_tokens + num_new_tokens, limit), hit_tokens, False)
     if need + watermark > free:
         return FAIL_WATERMARK if need <= free else FAIL_POOL
     return ALLOCATED
 
 
 @inner
-def blocks_wanted(kv: KVCache, r: int, slot: int, num_new_tokens: int, num_hits: int) -> int:
+def blocks_wanted(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_tokens: int) -> int:
     """Free blocks that the refused admission asked for: for all known tokens under the full-sequence reserve,
     else for this step's.
     """
-    tokens = num_hits * kv.groups.block_size[0] + num_new_tokens
-    if kv.params.reserve_full_isl:
-        tokens = kv.requests.num_tokens[r]
-    evictable = kv_groups.count_free_hits(kv, r, slot, num_hits)
-    return evictable + _num_new_blocks(kv, slot, min(tokens, kv.params.max_model_len), num_hits)
+    tokens = kv.requests.num_tokens[r] if kv.params.reserve_full_isl else hit_tokens + num_new_tokens
+    whole = kv.params.reserve_full_isl != 0
+    return _blocks_to_admit(kv, r, slot, min(tokens, kv.params.max_model_len), hit_tokens, whole)
 
 
 @inner
 def blocks_wanted_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> int:
     """Free blocks that a running request asks for."""
     target = min(kv.requests.num_computed[r] + num_new_tokens, kv.params.max_model_len)
-    return _num_new_blocks(kv, slot, target, 0)
+    need = 0
+    for g in range(kv.params.num_groups):
+        need += kv_rules.num_new_blocks(kv, slot, g, target, 0, 0, False)
+    return need
 
 
 @leaf
-def admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, num_hits: int) -> None:
+def admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_tokens: int) -> None:
     """Give a waiting request its hit blocks and the new ones; all groups touch before any allocates."""
-    kv_groups.forget_lookup(kv)
-    for g in range(kv.params.num_groups):
-        kv_groups.add_local_computed_blocks(kv, slot, g, num_hits)
-    computed = num_hits * kv.groups.block_size[0]
-    _grow(kv, r, slot, computed, num_new_tokens)
+    cache_hit.forget_lookup(kv)
+    if kv.params.enable_caching:
+        for g in range(kv.params.num_groups):
+            kv_rules.adopt_hits(kv, slot, g, kv_rules.skipped_blocks(kv, g, hit_tokens))
+    _grow(kv, r, slot, hit_tokens, num_new_tokens)
 
 
 @inner
 def _grow(kv: KVCache, r: int, slot: int, computed: int, num_new_tokens: int) -> None:
     target = min(computed + num_new_tokens, kv.params.max_model_len)
     for g in range(kv.params.num_groups):
-        kv_groups.allocate_new_blocks(kv, slot, g, target)
-    n = kv.tables.length[0, slot]
-    if n > kv.requests.peak_blocks[r]:
-        kv.requests.peak_blocks[r] = n
+        kv_rules.allocate_new_blocks(kv, slot, g, target)
+    held = kv_tables.blocks_held(kv, slot)
+    if held > kv.requests.peak_blocks[r]:
+        kv.requests.peak_blocks[r] = held
     # tokens that are only placeholders have no identity yet and stay out of the cache
     cache_blocks(kv, r, slot, min(computed + num_new_tokens, kv.requests.num_tokens[r]))
-
-
-@inner
-def _note_quiet(kv: KVCache, r: int, slot: int) -> None:
-    """Note up to how many computed tokens a running request will need no block and fill none.
-
-    Until then nothing of ``allocate_slots`` and ``cache_blocks`` has an effect, and both are left out.
-    """
-    quiet = np.int64(kv.params.max_model_len)
-    for g in range(kv.params.num_groups):
-        size = kv.groups.block_size[g]
-        quiet = min(quiet, kv.tables.length[g, slot] * size)
-        if kv.params.enable_caching:
-            quiet = min(quiet, kv.tables.num_cached[g, slot] * size + size - 1)
-    kv.requests.quiet[r] = quiet
 
 
 @leaf
 def allocate_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> bool:
     """``allocate_slots`` of a running request: no hits, no reserve, no watermark; False when the pool is
-    short.
+    short. What has left an attention window is freed in any case.
     """
     computed = kv.requests.num_computed[r]
     if computed + num_new_tokens <= kv.requests.quiet[r]:
         return True
-    target = min(computed + num_new_tokens, kv.params.max_model_len)
-    if _num_new_blocks(kv, slot, target, 0) > get_num_free_blocks(kv.pool):
+    kv_rules.remove_left_behind(kv, r, slot)
+    if blocks_wanted_running(kv, r, slot, num_new_tokens) > get_num_free_blocks(kv.pool):
         return False
     _grow(kv, r, slot, computed, num_new_tokens)
     return True
@@ -165,9 +160,8 @@ def allocate_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> boo
 def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
     """Cache what ``num_tokens`` known and computed tokens fill, group by group."""
     if kv.params.enable_caching:
-        for g in range(kv.params.num_groups):
-            kv_groups.cache_blocks(kv, r, slot, g, num_tokens)
-    _note_quiet(kv, r, slot)
+        kv_rules.cache_blocks(kv, r, slot, num_tokens)
+    kv.requests.quiet[r] = kv_rules.quiet_tokens(kv, r, slot)
 
 
 @inner
@@ -177,5 +171,5 @@ def free(kv: KVCache, r: int) -> None:
     if slot < 0:
         return
     for g in range(kv.params.num_groups):
-        kv_groups.free_table(kv, slot, g)
+        kv_tables.free_table(kv, slot, g)
     release_slot(kv, r)

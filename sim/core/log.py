@@ -13,7 +13,8 @@ def slots_in_tables(st: State) -> int:
     """Slots of the running requests' blocks, over all groups."""
     total = 0
     for g in range(st.params.num_groups):
-        total += st.kv.groups.allocated[g] * st.kv.groups.block_size[g]
+        if st.kv.groups.token_slots[g]:
+            total += st.kv.groups.allocated[g] * st.kv.groups.block_size[g]
     return total
 
 
@@ -42,7 +43,7 @@ def write_row(st: State, time: int) -> None:
     row[i, 3] = st.ctl.num_waiting
     row[i, 4] = free
     row[i, 5] = st.params.num_blocks - 1 - free
-    row[i, 6] = st.kv.pool.meta.num_keys
+    row[i, 6] = st.kv.pool.meta.num_keys + st.kv.pool.meta.num_partial_keys
     row[i, 7] = st.kv.pool.meta.num_cached
     row[i, 8] = st.kv.pool.meta.num_cached_free
     row[i, 9] = st.queues.batches.tokens[batch]

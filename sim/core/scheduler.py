@@ -10,6 +10,8 @@ from sim.core import codes as c
 from sim.core import kv_cache_manager as kv
 from sim.core.events import emit
 from sim.core.jit import inner, leaf
+from sim.core.kv_rules import fit_chunk
+from sim.core.kv_tables import blocks_held, hold_tokens
 from sim.core.lifecycle import request_ended
 from sim.core.request_queue import waiting_peek, waiting_push, waiting_remove
 from sim.core.state import State
@@ -34,9 +36,8 @@ def _long_prefill_threshold(st: State) -> int:
 def _preempt(st: State, r: int) -> None:
     """``_preempt_request``: free the blocks, forget what was computed, go to the head of the queue."""
     slot = st.requests.slot[r]
-    for g in range(st.params.num_groups):
-        st.kv.groups.held[g] -= st.requests.num_computed[r]
-    emit(st.kv.pool, c.EV_PREEMPTED, r, -1, st.requests.num_computed[r], st.kv.tables.length[0, slot])
+    hold_tokens(st.kv, -st.requests.num_computed[r])
+    emit(st.kv.pool, c.EV_PREEMPTED, r, -1, st.requests.num_computed[r], blocks_held(st.kv, slot))
     kv.free(st.kv, r)
     st.requests.status[r] = c.S_PREEMPTED
     st.requests.lost[r] = st.requests.num_computed[r]
@@ -137,6 +138,7 @@ def _schedule_running(st: State, batch: int, budget: int, threshold: int) -> int
         if 0 < threshold < n:
             n = threshold
         n = min(n, budget, st.params.max_model_len - computed - 1)
+        n = fit_chunk(st, r, computed, n)
         if n == 0:
             index += 1
             continue
@@ -180,7 +182,7 @@ def _take_slot_as_head(st: State, r: int) -> int:
 
 
 @inner
-def _record_failure(st: State, r: int, slot: int, n: int, num_hits: int, outcome: int) -> None:
+def _record_failure(st: State, r: int, slot: int, n: int, hit_tokens: int, outcome: int) -> None:
     """Count a refused admission; its event has the free blocks in the place of a block id."""
     if outcome == kv.FAIL_RESERVE:
         st.count.fail_reserve += 1
@@ -189,7 +191,7 @@ def _record_failure(st: State, r: int, slot: int, n: int, num_hits: int, outcome
     else:
         st.count.fail_pool += 1
     if st.params.log_events:
-        wanted = kv.blocks_wanted(st.kv, r, slot, n, num_hits)
+        wanted = kv.blocks_wanted(st.kv, r, slot, n, hit_tokens)
         emit(st.kv.pool, c.EV_ALLOCATION_FAILED, r, st.kv.pool.meta.num_free, outcome, wanted)
 
 
@@ -235,8 +237,7 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
             break
         r = waiting_peek(st)
         slot = _take_slot_as_head(st, r)
-        num_hits = kv.get_computed_blocks(st.kv, r, slot)
-        hit_tokens = num_hits * st.kv.groups.block_size[0]
+        hit_tokens = kv.get_computed_blocks(st.kv, r, slot)
         if st.params.stats_at_lookup:
             _record_lookup(st, r, hit_tokens)
         n = rq.num_tokens[r] - hit_tokens
@@ -244,13 +245,15 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
             n = threshold
         if st.params.enable_chunked_prefill == 0 and n > budget:
             break
-        n = min(n, budget)
-        outcome = kv.can_admit(st.kv, r, slot, n, num_hits, st.ctl.num_running > 0)
-        if outcome != kv.ALLOCATED:
-            kv.remember_lookup(st.kv, r, slot, num_hits)
-            _record_failure(st, r, slot, n, num_hits, outcome)
+        n = fit_chunk(st, r, hit_tokens, min(n, budget))
+        if n == 0:
             break
-        kv.admit(st.kv, r, slot, n, num_hits)
+        outcome = kv.can_admit(st.kv, r, slot, n, hit_tokens, st.ctl.num_running > 0)
+        if outcome != kv.ALLOCATED:
+            kv.remember_lookup(st.kv, r, slot)
+            _record_failure(st, r, slot, n, hit_tokens, outcome)
+            break
+        kv.admit(st.kv, r, slot, n, hit_tokens)
         _record_admission(st, r, hit_tokens, st.ctl.now)
         waiting_remove(st, r)
         st.ctl.head_req = -1
@@ -258,8 +261,7 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
         st.ctl.num_running += 1
         rq.status[r] = c.S_RUNNING
         rq.num_computed[r] = hit_tokens
-        for g in range(st.params.num_groups):
-            st.kv.groups.held[g] += hit_tokens
+        hold_tokens(st.kv, hit_tokens)
         _add_to_batch(st, batch, r, n)
         budget -= n
 
@@ -294,8 +296,7 @@ def _after_schedule(st: State, batch: int) -> None:
         else:
             pairs += n * before + n * (n + 1) // 2
             prefill_context += before + n
-    for g in range(st.params.num_groups):
-        st.kv.groups.held[g] += total
+    hold_tokens(st.kv, total)
     st.queues.batches.tokens[batch] = total
     st.queues.batches.duration[batch] = step_duration_ns(
         st.step_time,
@@ -320,6 +321,7 @@ def _after_schedule(st: State, batch: int) -> None:
 def schedule(st: State, batch: int) -> None:
     """Build one batch in ring entry ``batch`` (``Scheduler.schedule``)."""
     st.ctl.num_preempted = 0
+    kv.new_step_starts(st.kv)
     st.queues.batches.entries[batch] = 0
     st.queues.batches.loop_step[batch] = st.ctl.step
     threshold = _long_prefill_threshold(st)
@@ -339,10 +341,13 @@ def _finish(st: State, r: int, was_running: bool, now: int) -> None:
     slot = rq.slot[r]
     if was_running:
         for g in range(st.params.num_groups):
-            slots = st.kv.tables.length[g, slot] * st.kv.groups.block_size[g]
-            rq.allocated_slots[r] += slots
-            rq.wasted_slots[r] += slots - rq.num_computed[r]
-            st.kv.groups.held[g] -= rq.num_computed[r]
+            if st.kv.groups.token_slots[g]:
+                size = st.kv.groups.block_size[g]
+                nulls = st.kv.tables.nulls[g, slot]
+                slots = (st.kv.tables.length[g, slot] - nulls) * size
+                rq.allocated_slots[r] += slots
+                rq.wasted_slots[r] += slots - (rq.num_computed[r] - nulls * size)
+        hold_tokens(st.kv, -rq.num_computed[r])
     else:
         waiting_remove(st, r)
         if st.ctl.head_req == r:

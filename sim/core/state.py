@@ -4,9 +4,9 @@ Things that come in numbers (blocks, requests, slots) are record arrays, one cac
 are single records. Numba passes a record as one pointer, which keeps the argument lists of the jitted
 functions short: compile time grows faster than linearly with the number of arrays in a NamedTuple.
 
-N blocks, G KV-cache groups, R requests (capacity), S slots, B blocks a table can have, H hash units a request
-can have. A slot is the index of a request's block tables and hashes; a request owns one from its first
-look-up to its end or preemption.
+N blocks, G KV-cache groups of P different specs, R requests (capacity), S slots, B blocks a table can have, H
+hash units a request can have. A slot is the index of a request's block tables and hashes; a request owns one
+from its first look-up to its end or preemption.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ PARAMS = _dtype(
     {
         "num_blocks": np.int64,  # N, the null block included
         "num_groups": np.int64,  # G
+        "num_specs": np.int64,  # P
+        "hybrid": np.int64,  # several groups under prefix caching (HybridKVCacheCoordinator)
+        "block_size": np.int64,  # the engine's own, tokens
+        "scheduler_block_size": np.int64,  # least common multiple of the groups' block sizes
+        "mamba_align": np.int64,  # prefills are cut where a Mamba state is to be cached
         "max_num_scheduled_tokens": np.int64,
         "max_num_batched_tokens": np.int64,
         "max_num_active_seqs": np.int64,
@@ -55,10 +60,10 @@ PARAMS = _dtype(
         "stats_at_lookup": np.int64,  # look-ups are counted when made, not when they led to an admission
         "queue_empty_batch": np.int64,  # async: a batch without tokens may wait in the batch queue
         "window_free_basis": np.int64,  # WINDOW_*: computed tokens that move a window on
-        "admission_cap": np.int64,  # CAP_*: full-sequence reserve of window groups
         "retention": np.int64,  # RETAIN_*, or the retention interval in tokens
         "hybrid_aligned": np.int64,  # several groups: tokens are cached up to the common block size
         "shared_prefix_boundary": np.int64,  # several groups: retain at a prefix that only some groups hit
+        "partial_width": np.int64,  # further keys that a block can have, see ``partial_keys``
         "partial_tail_keys": np.int64,  # groups of unequal block size: a key for the prompt's partial tail
         "clock": np.int64,  # CLOCK_*
         "idle_run": np.int64,  # logical clock: step through idle indices instead of skipping them
@@ -104,6 +109,7 @@ CONTROL = _dtype(
         "num_ended": np.int64,  # requests that reached a final state
         "num_ended_watched": np.int64,  # watched ones among them that the caller has not seen yet
         "num_free_slots": np.int64,  # height of the stack of free slots
+        "num_step_keys": np.int64,  # entries of step_keys in use
         "next_sample": np.int64,
         "log_len": np.int64,
         "num_events": np.int64,
@@ -146,6 +152,7 @@ POOL_META = _dtype(
     {
         "num_free": np.int64,  # length of the free queue
         "num_keys": np.int64,  # keys in the prefix map
+        "num_partial_keys": np.int64,  # different keys of prompts that end inside a block
         "free_runs": np.int64,  # maximal runs of consecutive ids in the free set
         "largest_free_run": np.int64,
         "num_cached": np.int64,  # blocks that carry a hash
@@ -191,8 +198,24 @@ GROUP = _dtype(
         "attention": np.int64,  # GROUP_*
         "block_size": np.int64,  # tokens
         "hash_ratio": np.int64,  # hash units a block
+        "spec": np.int64,  # index of the group's spec
+        "window": np.int64,  # tokens of a sliding window or of an attention chunk
+        "admission_cap": np.int64,  # blocks that one request can hold at once, 0: no limit
+        "token_slots": np.int64,  # 1: a block has slots for tokens, 0: it holds a state
         "allocated": np.int64,  # gauge: blocks in the tables, null blocks not counted
-        "held": np.int64,  # gauge: computed tokens that they hold
+        "held": np.int64,  # gauge: computed tokens that they hold, 0 for states
+    }
+)
+
+#: KV-cache groups that share one spec are looked up together (vLLM 0.32.0, SpecGroup).
+SPEC = _dtype(
+    {
+        "attention": np.int64,  # GROUP_*
+        "block_size": np.int64,  # tokens
+        "hash_ratio": np.int64,
+        "window": np.int64,
+        "tail_blocks": np.int64,  # cached blocks in a row that a hit in a sliding window needs
+        "hit_tokens": np.int64,  # of the look-up in progress, -1: not looked up
     }
 )
 
@@ -202,6 +225,11 @@ TABLE = _dtype(
         "length": np.int32,
         "num_cached": np.int32,  # blocks already offered to the prefix map
         "runs": np.int32,  # maximal runs of consecutive ids
+        "nulls": np.int32,  # places that hold the null block
+        "hits": np.int32,  # blocks of the last look-up, null blocks included
+        "first_hit": np.int32,  # the hits before this one are null blocks
+        "last_state": np.int32,  # Mamba: place of the state before the running one, -1: none
+        "retired": np.int32,  # Mamba: places before this one have been given up
     }
 )
 
@@ -248,6 +276,7 @@ REQUEST = _dtype(
         "hit_tokens": np.int32,
         "resumed_hits": np.int32,
         "recomputed": np.int32,
+        "shared_boundary": np.int32,  # longest prefix that one group had and another lacked, tokens; 0: none
         "id_rank": np.int32,  # rank of the request id as a string
         "parent": np.int32,
         "next_sibling": np.int32,
@@ -291,6 +320,8 @@ class Pool(Struct):
     blocks: Record  # BLOCK[N+2]
     reused: U8  # (N,) 1: hit at least once since it was cached
     table: U64  # prefix map, see prefix_map: buckets of eight words
+    partial_keys: U64  # (N*partial_width or 1,) by place of the boundary in its block, 0: none
+    partial_table: U64  # (2*capacity,) [2*i] a key (0: empty), [2*i+1] the blocks that have it
     free_bits: U64  # (N//64 + 4,) bit 64 + b: block b is free
     run_len: I32  # (N,) at both ends of a free run of 64 blocks and more: its length
     len_count: I32  # (N+1,) number of free runs of each length
@@ -308,16 +339,19 @@ class Pool(Struct):
 class KVCache(Struct):
     """KVCacheManager and coordinator: the pool, the block tables and the hashes of the requests' tokens."""
 
+    plain: bool  # full attention alone, with one block size; see ``switch``
     params: Record  # PARAMS
     ctl: Record  # CONTROL
     count: Record  # COUNTERS
     pool: Pool
     groups: Record  # GROUP[G]
+    specs: Record  # SPEC[P], full attention first
     requests: Record  # REQUEST[R+2]
     tables: Record  # TABLE[G, S]
     table_blocks: I32  # (G, S, B)
     slots: Record  # SLOT[S]
     hashes: U64  # (S, H)
+    step_keys: U64  # (8*G*S,) keys of the Mamba states cached since the last schedule() began
     seg_ptr: I64  # (R+1,) pieces of a prompt
     pieces: Record  # PIECE[M]
     tokens: I32  # (K,) pool of explicit token ids

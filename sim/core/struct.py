@@ -37,8 +37,9 @@ class Struct:
     """Base of the groups of state; subclasses annotate their attributes and are made with all of them by
     name.
 
-    An attribute is a C-contiguous array, a record (np.record), an int, or another Struct. None may be rebound
-    once the struct has been passed to a jitted function.
+    An attribute is a C-contiguous array, a record (np.record), an int, another Struct, or a bool, which is
+    part of the struct's type (see ``switch``). None may be rebound once the struct has been passed to jitted
+    code.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -115,6 +116,8 @@ def _field_type(value: Any) -> types.Type:
         return _array_type(value.dtype, value.ndim)
     if isinstance(value, np.void):
         return _record_type(value.dtype)
+    if isinstance(value, bool):
+        return types.BooleanLiteral(value)
     return numba.typeof(value)
 
 
@@ -194,4 +197,6 @@ def _lower_struct_attribute(context: Any, builder: Any, kind: StructType, addres
         return builder.inttoptr(load(0), context.get_value_type(field))
     if isinstance(field, StructType):
         return load(0)
+    if isinstance(field, types.BooleanLiteral):
+        return context.get_constant_generic(builder, field, field.literal_value)
     return context.cast(builder, load(0), types.int64, field)

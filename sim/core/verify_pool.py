@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -118,6 +119,21 @@ def inv_4(pool: Pool) -> Iterator[str]:
         yield f"{len(places)} keys in the map, num_keys is {pool.meta.num_keys}"
 
 
+def inv_29(pool: Pool) -> Iterator[str]:
+    """INV-29: further keys are those of cached blocks, each counted once for every block that has it."""
+    width = int(pool.params.partial_width)
+    places = zip(pool.partial_table[0::2].tolist(), pool.partial_table[1::2].tolist(), strict=True)
+    table = {key: count for key, count in places if key}
+    keys: Counter[int] = Counter()
+    for b in range(int(pool.params.num_blocks)):
+        own = [int(k) for k in pool.partial_keys[b * width : (b + 1) * width] if k]
+        keys.update(own)
+        if own and not pool.blocks.block_hash[b]:
+            yield f"block {b} has further keys {own} and no key"
+    if table != keys or len(table) != pool.meta.num_partial_keys:
+        yield f"further keys {dict(keys)}, the table says {table}, counted are {pool.meta.num_partial_keys}"
+
+
 def inv_5(pool: Pool) -> Iterator[str]:
     """INV-5: without prefix caching nothing is cached."""
     cached = int((pool.blocks["block_hash"] != 0).sum())
@@ -191,4 +207,5 @@ POOL_INVARIANTS: dict[str, PoolCheck] = {
     "INV-5": inv_5,
     "INV-18": inv_18,
     "INV-19": inv_19,
+    "INV-29": inv_29,
 }

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.core import codes as c
 from sim.core.state import State
 from sim.core.verify_pool import map_places
 
@@ -68,13 +69,17 @@ def inv_6(v: View) -> Iterator[str]:
 
 
 def inv_7(v: View) -> Iterator[str]:
-    """INV-7: a table holds no block twice, and no null block."""
+    """INV-7: a table holds no block twice; null blocks only where the group gives blocks up, and counted."""
     groups, slots = v.st.kv.tables.shape
     for g in range(groups):
         for slot in range(slots):
             ids = v.table(g, slot)
-            if len(set(ids)) != len(ids) or 0 in ids:
+            blocks = [b for b in ids if b]
+            nulls = len(ids) - len(blocks)
+            if len(set(blocks)) != len(blocks) or (nulls and v.st.kv.groups.attention[g] == c.GROUP_FULL):
                 yield f"table of slot {slot}, group {g}: {ids}"
+            if nulls != v.st.kv.tables.nulls[g, slot]:
+                yield f"slot {slot}, group {g} counts {v.st.kv.tables.nulls[g, slot]} null blocks: {ids}"
 
 
 def inv_8(v: View) -> Iterator[str]:
@@ -87,12 +92,28 @@ def inv_8(v: View) -> Iterator[str]:
                 yield f"request {r} with {computed} tokens has {length} blocks of {size} tokens"
 
 
+def inv_28(v: View) -> Iterator[str]:
+    """INV-28: what a request gave up in a window group is the beginning of its table, and out of reach."""
+    st = v.st
+    for r in v.running:
+        computed = int(st.requests.num_computed[r])
+        for g, size in enumerate(st.kv.groups["block_size"].tolist()):
+            kind, window = int(st.kv.groups.attention[g]), int(st.kv.groups.window[g])
+            if kind not in (c.GROUP_SLIDING_WINDOW, c.GROUP_CHUNKED_LOCAL):
+                continue
+            passed = computed - window + 1 if kind == c.GROUP_SLIDING_WINDOW else computed // window * window
+            table = v.table(g, v.slot(r))
+            nulls = table.count(0)
+            if any(table[:nulls]) or nulls > max(passed, 0) // size:
+                yield f"request {r} with {computed} tokens, window {window}: table {table}"
+
+
 def inv_9(v: View) -> Iterator[str]:
     """INV-9: only running requests hold blocks; a waiting one has nothing computed and no placeholder."""
     st = v.st
     free = np.ones(st.kv.slots.size, dtype=bool)
     free[[v.slot(r) for r in v.running]] = False
-    for name in ("length", "num_cached", "runs"):
+    for name in ("length", "num_cached", "runs", "nulls", "retired"):
         for g, slot in np.argwhere(st.kv.tables[name] * free):
             yield f"slot {slot} of no running request has {name} {st.kv.tables[name][g, slot]} in group {g}"
     for r in v.waiting:
@@ -106,8 +127,9 @@ def inv_9(v: View) -> Iterator[str]:
 def inv_11(v: View) -> Iterator[str]:
     """INV-11: the counted leading blocks of a running request carry its own keys, the others none.
 
-    Counted are the blocks that its computed tokens of known identity fill. A token that is known only since
-    the last update (async scheduling) may count at the request's next schedule.
+    Counted are the blocks that its computed tokens of known identity fill, up to where a hit may end. A token
+    that is known only since the last update (async scheduling) may count at the request's next schedule. In
+    groups that cache selected blocks a counted one may also have no key.
     """
     st, rq = v.st, v.st.requests
     for r in v.running:
@@ -115,15 +137,20 @@ def inv_11(v: View) -> Iterator[str]:
         computed = int(rq.num_computed[r])
         most = min(computed, int(rq.num_tokens[r])) if st.params.enable_caching else 0
         least = computed - int(rq.placeholders[r]) if most else 0
+        unit = int(st.params.scheduler_block_size) if st.params.hybrid and st.params.hybrid_aligned else 1
         for g, (size, ratio) in enumerate(
             zip(st.kv.groups["block_size"].tolist(), st.kv.groups["hash_ratio"].tolist(), strict=True)
         ):
             counted = int(st.kv.tables.num_cached[g, slot])
-            if not least // size <= counted <= most // size:
+            selected = st.kv.groups.attention[g] in (c.GROUP_SLIDING_WINDOW, c.GROUP_MAMBA)
+            if not least // unit * unit // size <= counted <= most // unit * unit // size:
                 yield f"request {r} counts {counted} cached blocks of {size} tokens, computed {computed}"
             for i, b in enumerate(v.table(g, slot)):
+                if b == 0:
+                    continue
                 key = _group_key(int(st.kv.hashes[slot, (i + 1) * ratio - 1]), g) if i < counted else 0
-                if int(st.kv.pool.blocks.block_hash[b]) != key:
+                found = int(st.kv.pool.blocks.block_hash[b])
+                if found != key and not (selected and found == 0):
                     yield f"request {r} block {i}: block {b} does not carry key {key:#x}"
 
 
@@ -194,16 +221,20 @@ def inv_20(v: View) -> Iterator[str]:
     for g in range(st.kv.groups.size):
         in_group = 0
         for slot in range(st.kv.slots.size):
-            table = np.array(v.table(g, slot))
-            found = int((np.diff(table) != 1).sum()) + 1 if table.size else 0
+            table = np.array(v.table(g, slot), dtype=np.int64)
+            blocks_here = table[table > 0]
+            before = np.concatenate([[0], table[:-1]])
+            found = int(((table > 0) & ((before == 0) | (table != before + 1))).sum())
             if found != st.kv.tables.runs[g, slot]:
                 yield f"table of slot {slot}, group {g} has {found} runs, says {st.kv.tables.runs[g, slot]}"
-            in_group += table.size
+            in_group += blocks_here.size
             runs += found
         blocks += in_group
-        if (st.kv.groups.allocated[g], st.kv.groups.held[g]) != (in_group, computed):
+        given_up = int(st.kv.tables["nulls"][g].sum()) * int(st.kv.groups.block_size[g])
+        held = computed - given_up if st.kv.groups.token_slots[g] else 0
+        if (st.kv.groups.allocated[g], st.kv.groups.held[g]) != (in_group, held):
             yield (
-                f"group {g} has {in_group} blocks and {computed} tokens; "
+                f"group {g} has {in_group} blocks and {held} tokens; "
                 f"gauges say {st.kv.groups.allocated[g]} and {st.kv.groups.held[g]}"
             )
     if (st.count.table_blocks, st.count.table_runs) != (blocks, runs):
@@ -249,7 +280,7 @@ def inv_22(v: View) -> Iterator[str]:
     first = {int(blocks.block_hash[b]): b for _, _, b in map_places(st.kv.pool)}
     ratio = int(st.kv.groups.hash_ratio[0])
     allowed = set()
-    for g in range(st.kv.groups.size):
+    for g in np.flatnonzero(st.kv.groups["spec"] == 0).tolist():
         remembered = st.kv.table_blocks[g, slot, : ctl.memo_marked].tolist()
         allowed |= {(b, i + 1) for i, b in enumerate(remembered)}
         for i, b in enumerate(remembered[:hits]):
@@ -274,4 +305,5 @@ TABLE_INVARIANTS: dict[str, Check] = {
     "INV-20": inv_20,
     "INV-21": inv_21,
     "INV-22": inv_22,
+    "INV-28": inv_28,
 }

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings
+from sim.config_engine import EngineSettings, KVCacheGroup
 from sim.core import codes as c
 from sim.core.engine import run_until
 from sim.core.state import State
@@ -44,6 +45,8 @@ def draw_case(seed: int, clock: str, **log: Any) -> Case:
     base = random_case(seed)
     rng = random.Random(seed + 1)
     engine = EngineSettings(**{**base.settings, "idle_steps": rng.choice(["skip", "skip", "run"])})
+    if seed % 3 == 1:
+        engine = with_groups(random.Random(seed + 2), engine)
     log = {"follow_blocks": seed % 3 == 0, **log}
     if clock == "logical":
         workload = _workload(rng, engine, base.workload, "logical")
@@ -56,6 +59,30 @@ def draw_case(seed: int, clock: str, **log: Any) -> Case:
     }
     workload = _workload(rng, engine, base.workload, "time")
     return Case(engine, workload, step_time, LogOptions(**options))
+
+
+def with_groups(rng: random.Random, engine: EngineSettings) -> EngineSettings:
+    """The engine with random KV-cache groups, and a pool that is as tight as before."""
+    size = engine.block_size
+
+    def group() -> KVCacheGroup:
+        kind = rng.choice(["full", "sliding_window", "chunked_local", "mamba"])
+        window = rng.randint(1, 6 * size) if kind == "sliding_window" else None
+        chunk = rng.randint(1, 4) * size if kind == "chunked_local" else None
+        return KVCacheGroup(kind, sliding_window=window, attention_chunk_size=chunk)
+
+    groups = tuple(group() for _ in range(rng.randint(1, 4)))
+    if len(groups) > 1 and all(g.type in ("full", "sliding_window") for g in groups):
+        groups = tuple(replace(g, block_size=size * rng.choice([1, 1, 2, 3])) for g in groups)
+    retention = 0
+    if any(g.type in ("sliding_window", "mamba") for g in groups):
+        retention = rng.choice([0, None, 6 * size * rng.randint(1, 2)])
+    return replace(
+        engine,
+        kv_cache_groups=groups,
+        num_gpu_blocks=1 + (engine.num_gpu_blocks - 1) * len(groups),
+        prefix_cache_retention_interval=retention,
+    )
 
 
 def _workload(

@@ -74,6 +74,20 @@ def busy_state(policy: str) -> State:
     return state
 
 
+def leave_a_gap(st: State) -> None:
+    """Make the full attention of the busy state a sliding window whose table has a hole."""
+    st.kv.groups.attention[0] = c.GROUP_SLIDING_WINDOW
+    st.kv.groups.window[0] = 1
+    st.kv.table_blocks[0, slot(st), 1] = 0
+
+
+def give_up_too_much(st: State) -> None:
+    """... or has lost a block that it still reads."""
+    st.kv.groups.attention[0] = c.GROUP_CHUNKED_LOCAL
+    st.kv.groups.window[0] = 1024
+    st.kv.table_blocks[0, slot(st), 0] = 0
+
+
 def running(st: State, i: int = 0) -> int:
     return int(st.queues.lists.running[i])
 
@@ -185,7 +199,11 @@ SPOILERS: dict[str, dict[str, Callable[[State], None]]] = {
     },
     "INV-5": {"caching": lambda s: s.params.__setattr__("enable_caching", 0)},
     "INV-6": {"count": add(lambda s: s.kv.pool.blocks.ref_cnt, lambda s: s.kv.table_blocks[0, slot(s), 0])},
-    "INV-7": {"twice": repeat_in_table},
+    "INV-7": {
+        "twice": repeat_in_table,
+        "null": lambda s: s.kv.table_blocks.__setitem__((0, slot(s), 1), 0),
+        "count": add(lambda s: s.kv.tables.nulls, lambda s: (0, slot(s))),
+    },
     "INV-8": {"length": add(lambda s: s.kv.tables.length, lambda s: (0, slot(s)), -1)},
     "INV-9": {
         "computed": add(lambda s: s.requests.num_computed, lambda s: s.ctl.head_req),
@@ -287,6 +305,11 @@ SPOILERS: dict[str, dict[str, Callable[[State], None]]] = {
         "events": gauge(ctl, "events_lost"),
         "rows": gauge(ctl, "log_len", 10**6),
         "watched": gauge(ctl, "num_ended_watched"),
+    },
+    "INV-28": {"gap": leave_a_gap, "within reach": give_up_too_much},
+    "INV-29": {
+        "count": gauge(lambda s: s.kv.pool.meta, "num_partial_keys"),
+        "table": lambda s: s.kv.pool.partial_table.__setitem__(slice(0, 2), [7, 1]),
     },
 }
 

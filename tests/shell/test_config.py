@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from sim.config import load_config
 from sim.config_engine import (
@@ -188,15 +191,16 @@ def test_what_is_not_simulated_yet_is_refused(write) -> None:
     path = write(
         GOOD.replace(
             "engine:\n",
-            "engine:\n  prefix_match_unit: 8\n  kv_cache_groups:\n"
-            "  - {type: full}\n  - {type: sliding_window, sliding_window: 1024}\n",
+            "engine:\n  kv_cache_groups:\n"
+            "  - {type: full, block_size: 8}\n  - {type: mamba, block_size: 16}\n",
         )
     )
     found = problems(path)
-    assert found[0].startswith("a.yaml:4:22: prefix_match_unit 8")
-    assert found[1].startswith("a.yaml:7:12: kv_cache_groups[1].type: sliding_window is not simulated yet")
-    with pytest.raises(InputError, match="sliding_window is not simulated yet"):
-        require_simulated(EngineSettings(kv_cache_groups=(KVCacheGroup("sliding_window"),)))
+    assert found[0].startswith("a.yaml:6:5: kv_cache_groups[1]: hits inside a Mamba block")
+    with pytest.raises(InputError, match="hits inside a Mamba block"):
+        require_simulated(
+            EngineSettings(prefix_match_unit=8, kv_cache_groups=(KVCacheGroup("full"), KVCacheGroup("mamba")))
+        )
 
 
 @pytest.mark.parametrize(
@@ -260,16 +264,14 @@ def test_engine_json(tmp_path: Path) -> None:
 
 
 def test_conformance_configs_load(conformance_dir: Path) -> None:
-    """Those of one full-attention group load; the others are refused by type, at its place."""
-    refused = []
-    paths = sorted(conformance_dir.glob("*/config.json"))
-    for path in paths:
-        try:
-            load_engine_json(path)
-        except InputError as e:
-            refused.append(e)
-    assert len(paths) - len(refused) == 13
-    assert all("is not simulated yet" in e.message and e.line is not None for e in refused)
+    settings = [load_engine_json(path) for path in sorted(conformance_dir.glob("*/config.json"))]
+    assert len(settings) == 17
+    assert {g.type for s in settings for g in s.kv_cache_groups} == {
+        "full",
+        "sliding_window",
+        "chunked_local",
+        "mamba",
+    }
 
 
 def test_resolved_numbers(write) -> None:
@@ -338,3 +340,42 @@ def test_costs_and_hints() -> None:
     assert [format_cost(x) for x in (5e5, 2.5, 1e9, 0.0, 7.0)] == ["500us", "2.5ns", "1s", "0ns", "7ns"]
     assert did_you_mean("H100", ["h100"]) == "did you mean 'h100'?"
     assert did_you_mean("zzz", ["h100"]) is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("{kv_cache_groups: [{type: sliding_window}]}", "a sliding_window group needs sliding_window"),
+        ("{kv_cache_groups: [{type: chunked_local}]}", "a chunked_local group needs attention_chunk_size"),
+        (
+            "{kv_cache_groups: [{type: full, sliding_window: 8}]}",
+            "sliding_window means nothing for a full group",
+        ),
+        (
+            "{kv_cache_groups: [{type: mamba, mamba_cache_mode: none}, {type: full}]}",
+            "mamba_cache_mode none with prefix caching on",
+        ),
+        ("{kv_cache_groups: [{type: full, block_size: 32}]}", "block_size 32 differs from block_size 16"),
+        ("{prefix_match_unit: 8}", "with a single group hits end at blocks of 16 tokens"),
+        (
+            "{prefix_match_unit: 5, kv_cache_groups: [{type: full}, {type: full, block_size: 32}]}",
+            "prefix_match_unit 5 does not divide",
+        ),
+        (
+            "{kv_cache_groups: [{type: chunked_local, attention_chunk_size: 64},"
+            " {type: full, block_size: 32}]}",
+            "chunked local attention beside groups of another block size",
+        ),
+        ("{prefix_cache_retention_interval: 64}", "without a sliding-window or Mamba group"),
+        (
+            "{prefix_cache_retention_interval: 40,"
+            " kv_cache_groups: [{type: full}, {type: sliding_window, sliding_window: 64}]}",
+            "is not a multiple of 16 tokens",
+        ),
+    ],
+)
+def test_groups_that_vllm_refuses(tmp_path: Path, engine: str, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(YAML(typ="safe").load(engine)))
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_engine_json(path)

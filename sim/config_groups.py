@@ -1,0 +1,118 @@
+"""What vLLM 0.32.0 refuses in the KV-cache groups of an engine, and what the core does not simulate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sim.config_yaml import Problem
+
+if TYPE_CHECKING:
+    from sim.config_engine import EngineSettings
+
+#: The key that a type of group can't do without.
+_NEEDS = {"sliding_window": "sliding_window", "chunked_local": "attention_chunk_size"}
+_OWN = ("sliding_window", "attention_chunk_size", "mamba_cache_mode")
+
+
+def check_groups(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
+    """Problems of `kv_cache_groups`, `prefix_match_unit` and `prefix_cache_retention_interval`.
+
+    Args:
+        s: the settings.
+        prefix: path of the engine's section in the document, for the places of the problems.
+    """
+    found = [*_each_group(s, prefix)]
+    return found or [*_block_sizes(s, prefix), *_retention(s, prefix)]
+
+
+def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Problem]:
+    for i, group in enumerate(s.kv_cache_groups):
+        place = (*prefix, "kv_cache_groups", i)
+        name = f"kv_cache_groups[{i}]"
+        needed = _NEEDS.get(group.type)
+        if needed and getattr(group, needed) is None:
+            yield Problem(
+                (*place, "type"), f"{name}: a {group.type} group needs {needed}", f"add {needed}: N"
+            )
+        for key in _OWN:
+            fits = needed == key or (key == "mamba_cache_mode" and group.type == "mamba")
+            if getattr(group, key) is not None and not fits:
+                yield Problem(
+                    (*place, key), f"{name}: {key} means nothing for a {group.type} group", "drop it"
+                )
+        mode = "align" if s.enable_prefix_caching else "none"
+        if group.type == "mamba" and group.mamba_cache_mode not in (None, mode):
+            state = "on" if s.enable_prefix_caching else "off"
+            yield Problem(
+                (*place, "mamba_cache_mode"),
+                f"{name}: mamba_cache_mode {group.mamba_cache_mode} with prefix caching {state}",
+                f"vLLM uses {mode} then: leave the key out",
+            )
+
+
+def _block_sizes(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Problem]:
+    """Block sizes against each other and against the hash unit; they matter to prefix caching alone."""
+    if not s.enable_prefix_caching:
+        return
+    sizes = [g.block_size or s.block_size for g in s.kv_cache_groups]
+    unit = s.prefix_match_unit
+    unit_place = (*prefix, "prefix_match_unit")
+    if len(sizes) == 1:
+        if sizes[0] != s.block_size:
+            yield Problem(
+                (*prefix, "kv_cache_groups", 0, "block_size"),
+                f"kv_cache_groups[0].block_size {sizes[0]} differs from block_size {s.block_size}",
+                "with a single group vLLM hashes whole blocks: give one block size",
+            )
+        if unit not in (None, s.block_size):
+            yield Problem(
+                unit_place,
+                f"prefix_match_unit {unit}: with a single group hits end at blocks of {s.block_size} tokens",
+                f"leave it out, or use the block size ({s.block_size})",
+            )
+        return
+    if unit is not None and any(size % unit for size in sizes):
+        yield Problem(
+            unit_place,
+            f"prefix_match_unit {unit} does not divide the block sizes of the groups ({sizes})",
+            f"use a divisor of {math.gcd(*sizes)}",
+        )
+        return
+    smallest = unit or math.gcd(*sizes)
+    for i, (group, size) in enumerate(zip(s.kv_cache_groups, sizes, strict=True)):
+        if group.type == "chunked_local" and size != math.lcm(*sizes):
+            yield Problem(
+                (*prefix, "kv_cache_groups", i, "type"),
+                f"kv_cache_groups[{i}]: chunked local attention beside groups of another block size",
+                f"give all groups one block size; found {sizes}",
+            )
+        if group.type == "mamba" and size > smallest:
+            yield Problem(
+                unit_place if unit else (*prefix, "kv_cache_groups", i),
+                f"kv_cache_groups[{i}]: hits inside a Mamba block (blocks of {size} tokens,"
+                f" hashes of {smallest}) are not simulated",
+                "give all groups one block size and leave prefix_match_unit out",
+            )
+
+
+def _retention(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Problem]:
+    interval = s.prefix_cache_retention_interval
+    if not interval:
+        return
+    place = (*prefix, "prefix_cache_retention_interval")
+    if not any(g.type in ("sliding_window", "mamba") for g in s.kv_cache_groups):
+        yield Problem(
+            place,
+            f"prefix_cache_retention_interval {interval} without a sliding-window or Mamba group",
+            "it has no effect on other groups, so vLLM refuses it: use 0",
+        )
+        return
+    common = math.lcm(*(g.block_size or s.block_size for g in s.kv_cache_groups))
+    if interval % common:
+        yield Problem(
+            place,
+            f"prefix_cache_retention_interval {interval} is not a multiple of {common} tokens",
+            "hits end at multiples of the groups' common block size",
+        )

@@ -1,0 +1,224 @@
+"""Look-up of cached prefixes, one rule for each attention type (vLLM 0.32.0,
+v1/core/single_type_kv_cache_manager.py, ``find_longest_cache_hit``).
+
+A look-up changes nothing in the pool. It writes the hit blocks to the front of the slot's tables, whose
+lengths stay 0, and their number to ``tables.hits``; the hits before ``tables.first_hit`` are null blocks.
+"""
+
+from __future__ import annotations
+
+from sim.core import codes as c
+from sim.core.block_hash import ensure_hashes
+from sim.core.block_pool import get_cached_block
+from sim.core.jit import inner, leaf
+from sim.core.state import KVCache
+
+# Hashes are made in chunks while a look-up goes on; those behind the first miss are needed soon after anyway.
+_LOOKUP_CHUNK = 32
+
+
+@inner
+def _is_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
+    """Whether block i of the prefix is cached in every group of the spec; notes the blocks."""
+    # the hash of a larger block is that of its last unit, which chains over the others (>= 0.24)
+    h = kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1]
+    for g in range(kv.params.num_groups):
+        if kv.groups.spec[g] != s:
+            continue
+        b = get_cached_block(kv.pool, h, g)
+        if b < 0:
+            return False
+        kv.table_blocks[g, slot, i] = b
+    return True
+
+
+@inner
+def set_hits(kv: KVCache, slot: int, s: int, hits: int, first_hit: int) -> None:
+    """Note the result of a look-up in the tables of the spec's groups."""
+    for g in range(kv.params.num_groups):
+        if kv.groups.spec[g] == s:
+            kv.tables.hits[g, slot] = hits
+            kv.tables.first_hit[g, slot] = min(first_hit, hits)
+
+
+@inner
+def find_in_full(kv: KVCache, r: int, slot: int, s: int, max_length: int) -> int:
+    """``FullAttentionManager``: left to right until the first miss. Returns the number of hit blocks.
+
+    A remembered look-up of the same request goes on where it ended.
+    """
+    limit = max_length // kv.specs.block_size[s]
+    ratio = kv.specs.hash_ratio[s]
+    n = 0
+    if s == 0 and kv.ctl.memo_req == r:
+        n = kv.ctl.memo_hits
+        _unmark_from(kv, n)
+    while n < limit:
+        if (n + 1) * ratio > kv.slots.num_hashed[slot]:
+            ensure_hashes(kv, r, slot, min(limit, n + _LOOKUP_CHUNK) * ratio)
+        if not _is_hit(kv, slot, s, n):
+            break
+        n += 1
+    return n
+
+
+@leaf
+def _ends_well(kv: KVCache, s: int, end: int, alignment: int) -> bool:
+    """Whether a hit may end with block ``end - 1``."""
+    size = kv.specs.block_size[s]
+    return size == alignment or end * size % alignment == 0
+
+
+@inner
+def find_in_window(kv: KVCache, r: int, slot: int, s: int, max_length: int, alignment: int) -> int:
+    """``SlidingWindowManager``: the rightmost run of cached blocks as long as the window, or the cached
+    beginning if it is shorter. Returns the number of hit blocks, null blocks in front of the run included.
+
+    vLLM probes each block from the right; here a window is probed from its left, since a miss there rules
+    out every window that holds the block.
+    """
+    limit = max_length // kv.specs.block_size[s]
+    ensure_hashes(kv, r, slot, limit * kv.specs.hash_ratio[s])
+    need = max(kv.specs.tail_blocks[s], 1)
+    end = limit
+    while end >= need:
+        if not _ends_well(kv, s, end, alignment):
+            end -= 1
+            continue
+        i = end - need
+        while i < end and _is_hit(kv, slot, s, i):
+            i += 1
+        if i == end:
+            set_hits(kv, slot, s, end, end - need)
+            return end
+        end = i
+    n = 0
+    while n < limit and _is_hit(kv, slot, s, n):
+        n += 1
+    while not _ends_well(kv, s, n, alignment):
+        n -= 1
+    set_hits(kv, slot, s, n, 0)
+    return n
+
+
+@inner
+def find_in_chunk(kv: KVCache, r: int, slot: int, s: int, max_length: int) -> int:
+    """``ChunkedLocalAttentionManager``: what lies before the current chunk counts as a hit unseen."""
+    size = kv.specs.block_size[s]
+    limit = max_length // size
+    chunk = kv.specs.window[s]
+    first = max_length // chunk * chunk // size
+    ensure_hashes(kv, r, slot, limit * kv.specs.hash_ratio[s])
+    n = first
+    while n < limit and _is_hit(kv, slot, s, n):
+        n += 1
+    set_hits(kv, slot, s, n, first)
+    return n
+
+
+@inner
+def find_state(kv: KVCache, r: int, slot: int, s: int, max_length: int, alignment: int) -> int:
+    """``MambaManager``: the last cached state alone is needed."""
+    limit = max_length // kv.specs.block_size[s]
+    ensure_hashes(kv, r, slot, limit * kv.specs.hash_ratio[s])
+    n = limit
+    while n > 0 and not (_ends_well(kv, s, n, alignment) and _is_hit(kv, slot, s, n - 1)):
+        n -= 1
+    set_hits(kv, slot, s, n, max(n - 1, 0))
+    return n
+
+
+@inner
+def find_in_spec(kv: KVCache, r: int, slot: int, s: int, max_length: int, alignment: int) -> int:
+    """Longest hit of one spec, in tokens."""
+    kind = kv.specs.attention[s]
+    if kind == c.GROUP_FULL:
+        n = find_in_full(kv, r, slot, s, max_length)
+        while not _ends_well(kv, s, n, alignment):
+            n -= 1
+        set_hits(kv, slot, s, n, 0)
+    elif kind == c.GROUP_SLIDING_WINDOW:
+        n = find_in_window(kv, r, slot, s, max_length, alignment)
+    elif kind == c.GROUP_CHUNKED_LOCAL:
+        n = find_in_chunk(kv, r, slot, s, max_length)
+    else:
+        n = find_state(kv, r, slot, s, max_length, alignment)
+    return n * kv.specs.block_size[s]
+
+
+@inner
+def _unmark_from(kv: KVCache, position: int) -> None:
+    """Take the marks of the remembered look-up off, from ``position`` on."""
+    for g in range(kv.params.num_groups):
+        if kv.groups.spec[g] != 0:
+            continue
+        for i in range(position, kv.ctl.memo_marked):
+            b = kv.table_blocks[g, kv.ctl.memo_slot, i]
+            # a block that was evicted meanwhile has lost its mark, and may be anything now
+            if kv.pool.blocks.mark[b] == i + 1:
+                kv.pool.blocks.mark[b] = 0
+                if kv.pool.blocks.ref_cnt[b] == 0:
+                    kv.ctl.memo_free -= 1
+    kv.ctl.memo_marked = min(kv.ctl.memo_marked, position)
+
+
+@inner
+def forget_lookup(kv: KVCache) -> None:
+    """Drop the remembered look-up."""
+    if kv.ctl.memo_req >= 0:
+        _unmark_from(kv, 0)
+        kv.ctl.memo_req = -1
+
+
+@inner
+def remember_lookup(kv: KVCache, r: int, slot: int) -> None:
+    """Keep the hits of a request that could not be admitted, since vLLM looks it up again in every step.
+
+    The hit blocks of the full-attention groups are marked: an eviction shortens the remembered prefix, and a
+    reference that comes or goes changes ``memo_free``, so that the next look-up starts at the first miss.
+    """
+    if kv.params.enable_caching == 0 or kv.specs.attention[0] != c.GROUP_FULL:
+        return
+    if kv.ctl.memo_req != r:
+        forget_lookup(kv)
+        kv.ctl.memo_req = r
+        kv.ctl.memo_slot = slot
+        kv.ctl.memo_marked = 0
+        kv.ctl.memo_free = 0
+    hits = kv.specs.hit_tokens[0] // kv.specs.block_size[0]
+    for g in range(kv.params.num_groups):
+        if kv.groups.spec[g] != 0:
+            continue
+        for i in range(kv.ctl.memo_marked, hits):
+            b = kv.table_blocks[g, slot, i]
+            kv.pool.blocks.mark[b] = i + 1
+            if kv.pool.blocks.ref_cnt[b] == 0:
+                kv.ctl.memo_free += 1
+    kv.ctl.memo_marked = hits
+    kv.ctl.memo_hits = hits
+
+
+@inner
+def count_free_hits(kv: KVCache, r: int, slot: int, g: int, skipped: int) -> int:
+    """Hit blocks of one group without a reference: touching them takes them out of the free queue.
+
+    The first ``skipped`` hits are not touched. The marked hits of the groups of the first spec are counted
+    once for all of them, with the first group.
+    """
+    first = max(skipped, kv.tables.first_hit[g, slot])
+    free = 0
+    if kv.groups.spec[g] == 0 and kv.ctl.memo_req == r and kv.tables.hits[g, slot] >= kv.ctl.memo_marked:
+        first = kv.ctl.memo_marked
+        free = kv.ctl.memo_free if _is_first_of_spec(kv, g) else 0
+    for i in range(first, kv.tables.hits[g, slot]):
+        if kv.pool.blocks.ref_cnt[kv.table_blocks[g, slot, i]] == 0:
+            free += 1
+    return free
+
+
+@leaf
+def _is_first_of_spec(kv: KVCache, g: int) -> bool:
+    for other in range(g):
+        if kv.groups.spec[other] == kv.groups.spec[g]:
+            return False
+    return True

@@ -1,0 +1,90 @@
+"""One prefix for all KV-cache groups (vLLM 0.32.0, v1/core/kv_cache_coordinator.py).
+
+A hit is a length in tokens on which every group agrees. Groups of one spec are looked up together, those of
+full attention first.
+"""
+
+from __future__ import annotations
+
+from sim.core import codes as c
+from sim.core import kv_groups
+from sim.core.cache_hit import find_in_spec, set_hits
+from sim.core.jit import inner, leaf
+from sim.core.kv_tables import cdiv
+from sim.core.partial_keys import cache_partial_tail
+from sim.core.state import KVCache
+
+
+@inner
+def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> int:
+    """Tokens of the longest prefix that every group has, and the hits of each group in its table.
+
+    The request's ``shared_boundary`` becomes the longest prefix that some group had, if another one had less
+    (``get_computed_blocks``).
+    """
+    if kv.params.hybrid == 0:
+        kv.specs.hit_tokens[0] = find_in_spec(kv, r, slot, 0, max_length, kv.specs.block_size[0])
+        return kv.specs.hit_tokens[0]
+    alignment = kv.params.scheduler_block_size
+    for s in range(kv.params.num_specs):
+        kv.specs.hit_tokens[s] = -1
+    # with full attention and one other spec, the other one's answer is final
+    once = kv.params.num_specs == 2 and kv.specs.attention[0] == c.GROUP_FULL
+    length = max_length
+    longest = 0
+    while True:
+        current = length
+        for s in range(kv.params.num_specs):
+            if kv.specs.attention[s] == c.GROUP_FULL and kv.specs.hit_tokens[s] >= 0:
+                # what is cached of a prefix is cached of its beginnings
+                current = min(current, kv.specs.hit_tokens[s])
+                continue
+            current = find_in_spec(kv, r, slot, s, current, alignment)
+            kv.specs.hit_tokens[s] = current
+            longest = max(longest, current)
+        if current >= length:
+            break
+        length = current
+        if once:
+            break
+    for s in range(kv.params.num_specs):
+        if kv.specs.attention[s] == c.GROUP_FULL:
+            set_hits(kv, slot, s, cdiv(length, kv.specs.block_size[s]), 0)
+    if kv.params.shared_prefix_boundary:
+        kv.requests.shared_boundary[r] = longest if longest > length else 0
+    return length
+
+
+@leaf
+def _num_cacheable_tokens(kv: KVCache, num_tokens: int) -> int:
+    """Known tokens that a later hit could end in (``get_num_cacheable_tokens``)."""
+    if kv.params.hybrid == 0 or kv.params.hybrid_aligned == 0:
+        return num_tokens
+    return num_tokens // kv.params.scheduler_block_size * kv.params.scheduler_block_size
+
+
+@inner
+def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
+    """Offer what ``num_tokens`` known tokens fill to the prefix map, group by group."""
+    cacheable = _num_cacheable_tokens(kv, num_tokens)
+    for g in range(kv.params.num_groups):
+        kv_groups.cache_blocks(kv, r, slot, g, cacheable)
+        if kv.groups.attention[g] == c.GROUP_MAMBA:
+            kv_groups.renew_prompt_state(kv, r, slot, g, cacheable)
+        elif kv.groups.attention[g] == c.GROUP_FULL and kv.groups.hash_ratio[g] > 1:
+            if kv.params.partial_tail_keys:
+                cache_partial_tail(kv, r, slot, g, cacheable)
+
+
+@inner
+def waits_for_state(kv: KVCache, slot: int) -> bool:
+    """Whether the hit ends in a Mamba state that another request computes in this very step."""
+    if kv.ctl.num_step_keys == 0:
+        return False
+    for g in range(kv.params.num_groups):
+        hits = kv.tables.hits[g, slot]
+        if kv.groups.attention[g] == c.GROUP_MAMBA and hits > 0:
+            b = kv.table_blocks[g, slot, hits - 1]
+            if kv_groups.is_state_of_this_step(kv, kv.pool.blocks.block_hash[b]):
+                return True
+    return False

@@ -1,0 +1,53 @@
+"""Where a prefill chunk must end for its Mamba state to be cached (vLLM 0.32.0,
+``Scheduler._mamba_block_aligned_split``, mode "align").
+"""
+
+from __future__ import annotations
+
+from sim.core.jit import inner, leaf
+from sim.core.state import State
+
+
+@inner
+def _mamba_block_aligned_split(st: State, r: int, start: int, num_new_tokens: int) -> int:
+    """Tokens of the chunk that starts at ``start`` and may have ``num_new_tokens``; 0 when none fit.
+
+    A state is written where a chunk ends, so chunks end at block boundaries, at the last boundary that a hit
+    on this prompt can use, and where an earlier look-up found the prefix of another request to end.
+    """
+    rq = st.requests
+    size = st.params.block_size
+    prefill_end = max(rq.prompt_len[r], rq.num_tokens[r] - 1)
+    if start >= prefill_end:
+        return num_new_tokens
+    end = start + num_new_tokens
+    if end < prefill_end:
+        limit = st.params.max_num_scheduled_tokens
+        if st.params.long_prefill_token_threshold > 0:
+            limit = min(limit, st.params.long_prefill_token_threshold)
+        aligned = end // size * size
+        # a block that no chunk can fill is approached in parts
+        if aligned > start or size <= limit:
+            end = aligned
+    stop = end
+    if start % size != 0:
+        boundary = (start // size + 1) * size
+        if boundary < stop:
+            stop = boundary
+    last_state = (rq.num_tokens[r] - 1) // size * size
+    if start < last_state < stop:
+        stop = last_state
+    junction = rq.shared_boundary[r]
+    if start < junction < end:
+        junction = start + (junction - start) // size * size
+        if start < junction < stop:
+            stop = junction
+    return max(stop - start, 0)
+
+
+@leaf
+def fit_chunk(st: State, r: int, start: int, num_new_tokens: int) -> int:
+    """Tokens of the chunk that starts at ``start``; 0 when it has to wait for a larger budget."""
+    if st.params.mamba_align:
+        return _mamba_block_aligned_split(st, r, start, num_new_tokens)
+    return num_new_tokens

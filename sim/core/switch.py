@@ -1,0 +1,72 @@
+"""Two versions of one rule, of which the type of the state picks one at compile time.
+
+An engine with full attention alone needs none of the rules about windows and states: its ``KVCache`` carries
+``plain = True`` as part of its type, so that it is compiled without them, in less time and into faster code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from numba.core import types
+from numba.core.datamodel import models
+from numba.extending import register_model, typeof_impl
+
+from sim.core.struct import StructType
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Switch(Generic[F]):
+    """A function that is ``plain`` for a state with ``plain = True`` and ``general`` for the others.
+
+    The first argument is a KVCache, or a struct with one as ``kv``.
+    """
+
+    def __init__(self, plain: F, general: F) -> None:
+        self.plain = plain
+        self.general = general
+
+    def __call__(self, state: Any, *args: Any) -> Any:
+        kv = getattr(state, "kv", state)
+        return (self.plain if kv.plain else self.general)(state, *args)
+
+    def chosen(self, state: types.Type) -> Any:
+        """Jitted function for a Numba type of the first argument."""
+        assert isinstance(state, StructType)
+        nested = state.field("kv")
+        owner = nested[0] if nested else state
+        assert isinstance(owner, StructType)
+        field = owner.field("plain")
+        assert field is not None
+        assert isinstance(field[0], types.BooleanLiteral)
+        return self.plain if field[0].literal_value else self.general
+
+
+class SwitchType(types.Callable, types.Dummy):
+    """Numba type of a Switch; a call of it is a call of the chosen function."""
+
+    def __init__(self, switch: Switch[Any]) -> None:
+        self.switch = switch
+        super().__init__(f"Switch({id(switch)})")
+
+    def get_call_type(self, context: Any, args: Any, kws: Any) -> Any:
+        """Signature of the chosen function for these arguments, which it compiles."""
+        return types.Dispatcher(self.switch.chosen(args[0])).get_call_type(context, args, kws)
+
+    def get_call_signatures(self) -> tuple[list[Any], bool]:
+        """Signatures known beforehand: none."""
+        return [], True
+
+    def get_impl_key(self, sig: Any) -> Any:
+        """Compiled function of a signature."""
+        return types.Dispatcher(self.switch.chosen(sig.args[0])).get_impl_key(sig)
+
+
+@typeof_impl.register(Switch)
+def _typeof_switch(value: Switch[Any], _context: Any) -> SwitchType:
+    return SwitchType(value)
+
+
+register_model(SwitchType)(models.OpaqueModel)

@@ -1,0 +1,133 @@
+"""The KV-cache groups of an engine as the core takes them: specs, hash unit, common block size, limits.
+
+Mirrors what vLLM 0.32.0 derives from its ``KVCacheConfig`` at start-up: ``resolve_kv_cache_block_sizes``,
+``HybridKVCacheCoordinator.verify_and_split_kv_cache_groups``, ``max_admission_blocks_per_request``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sim.config_engine import EngineSettings, KVCacheGroup
+from sim.core import codes as c
+
+_ATTENTION = {
+    "full": c.GROUP_FULL,
+    "sliding_window": c.GROUP_SLIDING_WINDOW,
+    "chunked_local": c.GROUP_CHUNKED_LOCAL,
+    "mamba": c.GROUP_MAMBA,
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group.
+
+    Attributes:
+        attention: GROUP_*.
+        block_size: tokens.
+        window: tokens of the window or the chunk, 0: none.
+        admission_cap: blocks that the full-sequence reserve counts at most, 0: no limit.
+        spec: index into `GroupLayout.specs`.
+    """
+
+    attention: int
+    block_size: int
+    window: int
+    admission_cap: int
+    spec: int
+
+    @property
+    def token_slots(self) -> bool:
+        """Whether its blocks have slots for tokens; a Mamba block holds a state."""
+        return self.attention != c.GROUP_MAMBA
+
+    @property
+    def tail_blocks(self) -> int:
+        """Cached blocks in a row that a hit in a sliding window needs."""
+        return -(-(self.window - 1) // self.block_size) if self.attention == c.GROUP_SLIDING_WINDOW else 0
+
+
+@dataclass(frozen=True)
+class GroupLayout:
+    """All groups of an engine.
+
+    Attributes:
+        groups: in vLLM's order.
+        specs: the first group of each different spec, those of full attention first.
+        block_size: least common multiple of the groups' block sizes: where a hit may end, tokens.
+        hash_unit: tokens of one hash.
+        hybrid: several groups under prefix caching.
+        mamba_align: prefix caching with a Mamba group.
+    """
+
+    groups: tuple[Group, ...]
+    specs: tuple[Group, ...]
+    block_size: int
+    hash_unit: int
+    hybrid: bool
+    mamba_align: bool
+
+    @property
+    def plain(self) -> bool:
+        """Full attention alone, with one block size, which is hashed as a whole."""
+        return len(self.specs) == 1 and self.specs[0].attention == c.GROUP_FULL and not self.mixed
+
+    @property
+    def partial_width(self) -> int:
+        """Boundaries inside a full-attention block at which a prompt may end: further keys of the block."""
+        ratios = [g.block_size // self.hash_unit for g in self.groups if g.attention == c.GROUP_FULL]
+        return max([1, *ratios]) - 1 if self.hybrid else 0
+
+    @property
+    def mixed(self) -> bool:
+        """Some block has several hashes."""
+        return any(g.block_size != self.hash_unit for g in self.groups)
+
+
+def _cap(engine: EngineSettings, group: KVCacheGroup, block_size: int) -> int:
+    """Blocks that one request can hold at once in a group that gives up its window, 0: all of them."""
+    if engine.rules.admission_cap == "none" or group.type not in ("sliding_window", "chunked_local"):
+        return 0
+    batches = 2 if engine.async_scheduling and engine.rules.admission_cap == "in_flight" else 1
+    beyond = batches * engine.max_num_batched_tokens
+    if group.type == "sliding_window":
+        tokens = min((group.sliding_window or 0) - 1 + beyond, engine.max_model_len)
+        # the window may begin inside a block
+        return -(-tokens // block_size) + 1
+    tokens = min((group.attention_chunk_size or 0) + beyond, engine.max_model_len)
+    return -(-tokens // block_size)
+
+
+def layout_of(engine: EngineSettings) -> GroupLayout:
+    """The groups of these settings."""
+    found: list[tuple[KVCacheGroup, int]] = []
+    for group in engine.kv_cache_groups:
+        found.append((group, group.block_size or engine.block_size))
+    keys = [(g.type, size, g.sliding_window, g.attention_chunk_size) for g, size in found]
+    different = sorted(dict.fromkeys(keys), key=lambda spec: spec[0] != "full")
+    groups = tuple(
+        Group(
+            _ATTENTION[g.type],
+            size,
+            g.sliding_window or g.attention_chunk_size or 0,
+            _cap(engine, g, size),
+            different.index(spec),
+        )
+        for (g, size), spec in zip(found, keys, strict=True)
+    )
+    sizes = [g.block_size for g in groups]
+    common = math.lcm(*sizes)
+    caching = engine.enable_prefix_caching
+    unit = common
+    if caching and len(groups) > 1:
+        unit = engine.prefix_match_unit or math.gcd(*sizes)
+    return GroupLayout(
+        groups=groups,
+        specs=tuple(groups[keys.index(spec)] for spec in different),
+        block_size=common,
+        hash_unit=unit,
+        hybrid=caching and len(groups) > 1,
+        mamba_align=caching and any(g.attention == c.GROUP_MAMBA for g in groups),
+    )
