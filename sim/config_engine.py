@@ -44,6 +44,7 @@ class KVCacheGroup:
         sliding_window: window in tokens (type sliding_window).
         attention_chunk_size: chunk in tokens (type chunked_local).
         mamba_cache_mode: "align" or "none" (type mamba).
+        encoder_tokens: encoder tokens of each request (type cross_attention).
         is_eagle_group: has layers of a drafter (where no group is marked they all count as such).
     """
 
@@ -52,6 +53,7 @@ class KVCacheGroup:
     sliding_window: int | None = None
     attention_chunk_size: int | None = None
     mamba_cache_mode: str | None = None
+    encoder_tokens: int | None = None
     is_eagle_group: bool = False
 
 
@@ -135,6 +137,9 @@ class GroupConfig(Strict):
     sliding_window: Positive | None = key(None, "Window of a `sliding_window` group.", "tokens")
     attention_chunk_size: Positive | None = key(None, "Chunk of a `chunked_local` group.", "tokens")
     mamba_cache_mode: Literal["align", "none"] | None = key(None, "Caching of a `mamba` group.")
+    encoder_tokens: Positive | None = key(
+        None, "Encoder tokens of each request, for a `cross_attention` group (Whisper: 1500).", "tokens"
+    )
     is_eagle_group: bool = key(
         False,
         "The group has layers of an `eagle` or `mtp` drafter; where no group says so, all count as such.",

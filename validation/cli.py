@@ -23,6 +23,7 @@ GROUP_FAMILIES = (
     "mixed",
     "partial",
     "speculative",
+    "cross_attention",
     "any",
 )
 EXIT_DIFFERENT = 1

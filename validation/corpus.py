@@ -133,6 +133,7 @@ def _group_features(case: Case) -> dict[str, bool]:
         "unequal block sizes": len(sizes) > 1,
         "hash unit": s.prefix_match_unit is not None,
         "retention interval": bool(s.prefix_cache_retention_interval),
+        "cross": "cross_attention" in types,
         "drafts": s.num_speculative_tokens > 0,
         "dropped blocks": s.speculative_method in ("eagle", "mtp"),
         "draft model": s.speculative_method == "draft_model",

@@ -72,6 +72,8 @@ def _most_blocks(settings: EngineSettings, group: KVCacheGroup, tokens: int) -> 
     in_flight = settings.max_num_batched_tokens * (2 if settings.async_scheduling else 1)
     drafts = settings.num_speculative_tokens
     tokens, in_flight = min(tokens + 3 * drafts, settings.max_model_len), in_flight + 3 * drafts
+    if group.type == "cross_attention" and group.encoder_tokens is not None:
+        return -(-group.encoder_tokens // size)
     blocks = -(-tokens // size) + (drafts if group.type == "mamba" else 0)
     if group.type == "sliding_window" and group.sliding_window is not None:
         reach = min(group.sliding_window - 1 + in_flight, settings.max_model_len)

@@ -207,6 +207,25 @@ def _with_drafts(draw: Draw, request: LogicalRequest) -> LogicalRequest:
     return replace(request, accepted_drafts=pattern, output_token_ids=output)
 
 
+def _cross_attention(draw: Draw, s: EngineSettings) -> EngineSettings:
+    """An encoder-decoder model: neither prefix caching nor chunked prefill."""
+    own = KVCacheGroup()
+    cross = KVCacheGroup(
+        type="cross_attention", encoder_tokens=draw.one_of(1, draw.between(1, 40), s.max_num_batched_tokens)
+    )
+    groups = draw.one_of([own, cross], [own, cross], [own, cross, cross], [own, own, cross])
+    return replace(
+        s,
+        kv_cache_groups=_shuffled(draw, groups),
+        enable_prefix_caching=False,
+        enable_chunked_prefill=False,
+        long_prefill_token_threshold=0,
+        long_prefill_token_threshold_adaptive=False,
+        max_num_batched_tokens=max(s.max_num_batched_tokens, s.max_model_len),
+        max_num_scheduled_tokens=None,
+    )
+
+
 _MAKERS: dict[str, Callable[[Draw, EngineSettings], EngineSettings]] = {
     "sliding_window": _sliding_window,
     "hybrid": _hybrid,
@@ -215,6 +234,7 @@ _MAKERS: dict[str, Callable[[Draw, EngineSettings], EngineSettings]] = {
     "mixed": _mixed,
     "partial": _partial,
     "speculative": _speculative,
+    "cross_attention": _cross_attention,
 }
 
 #: What `python -m validation fuzz --groups` takes, beside "full" and "any".

@@ -179,6 +179,7 @@ def _group_spec(group: KVCacheGroup, settings: EngineSettings) -> Any:
     import torch
     from vllm.v1.kv_cache_interface import (
         ChunkedLocalAttentionSpec,
+        CrossAttentionSpec,
         FullAttentionSpec,
         MambaSpec,
         SlidingWindowSpec,
@@ -192,6 +193,8 @@ def _group_spec(group: KVCacheGroup, settings: EngineSettings) -> Any:
         return SlidingWindowSpec(**attention, sliding_window=group.sliding_window)
     if group.type == "chunked_local":
         return ChunkedLocalAttentionSpec(**attention, attention_chunk_size=group.attention_chunk_size)
+    if group.type == "cross_attention":
+        return CrossAttentionSpec(**attention)
     if group.type == "mamba":
         page = 2 * block_size * 2 * 32
         drafts = settings.num_speculative_tokens

@@ -146,7 +146,8 @@ def inv_7(state: State) -> Iterator[str]:
 def inv_8(state: State) -> Iterator[str]:
     """INV-8: a running request's table has exactly the positions that its computed tokens need.
 
-    With drafts, also those of slots that were given to drafts or to the drafter.
+    With drafts, also those of slots that were given to drafts or to the drafter. Cross attention: those of
+    the encoder tokens.
     """
     drafts = state.scheduler.settings.num_speculative_tokens
     for request in state.scheduler.running:
@@ -155,6 +156,8 @@ def inv_8(state: State) -> Iterator[str]:
             least = cdiv(request.num_computed_tokens, group.block_size)
             most = cdiv(request.num_computed_tokens + 3 * drafts, group.block_size)
             most += 0 if group.holds_tokens else drafts
+            if group.group.type == "cross_attention":
+                least = most = cdiv(state.scheduler.settings.encoder_tokens, group.block_size)
             if not least <= length <= most:
                 yield f"{request} has {length} blocks of {group.block_size} tokens"
 

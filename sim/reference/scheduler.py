@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sim.reference.encoder_cache import EncoderCache
 from sim.reference.kv_cache_manager import KVCacheManager
 from sim.reference.metrics import KVCacheMetricsCollector
 from sim.reference.request import Request, RequestStatus, check_stop
@@ -46,6 +47,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.finished_req_ids: list[str] = []
         self.num_preemptions = 0
+        self._encoder_cache = EncoderCache(settings)
         self._state_split = StateSplit(settings, self.kv_cache_manager.coordinator.fine_grained)
         self._prefill_scheduled = False
 
@@ -96,6 +98,7 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Choose the next batch: running requests first, then, if nobody was preempted, waiting ones."""
         self.kv_cache_manager.new_step_starts()
+        self._encoder_cache.new_step_starts()
         self._prefill_scheduled = False
         out = SchedulerOutput(finished_req_ids=self.finished_req_ids)
         threshold = self._long_prefill_threshold()
@@ -214,6 +217,8 @@ class Scheduler:
             if padded and tokens != 1 + self.settings.num_speculative_tokens:
                 # Rows of drafts come all or not at all.
                 padded, tokens = False, 1
+            if not self._encoder_cache.has_room():
+                break
             new_blocks = self.kv_cache_manager.allocate_slots(
                 request,
                 tokens,
@@ -222,9 +227,12 @@ class Scheduler:
                 full_sequence_must_fit=self.settings.reserves_full_sequence,
                 has_scheduled_reqs=bool(self.running),
                 num_lookahead_tokens=self.settings.num_lookahead_tokens,
+                num_encoder_tokens=self._encoder_cache.input_tokens,
             )
             if new_blocks is None:
+                self._encoder_cache.give_back()
                 break
+            self._encoder_cache.take()
             if self.rules.stats_at == "admission":
                 self.kv_cache_manager.record_prefix_cache_stats(request, num_hit_tokens)
             self.waiting.pop_request()
@@ -282,6 +290,7 @@ class Scheduler:
         """
         assert request.status == RequestStatus.RUNNING
         self.kv_cache_manager.free(request)
+        self._encoder_cache.give_back()
         request.status = RequestStatus.PREEMPTED
         request.num_computed_tokens = 0
         keeps_dropping = request.drop_stale_output and request.num_stale_output_tokens > 0
@@ -325,6 +334,8 @@ class Scheduler:
                 assert request.num_stale_output_tokens >= 0
                 if request.drop_stale_output:
                     continue
+            if request.num_computed_tokens > 0:
+                self._encoder_cache.give_back()
             if request_id not in out.sampling:
                 continue
             drafts = out.num_draft_tokens.get(request_id, 0)
@@ -363,6 +374,7 @@ class Scheduler:
     def _free_request(self, request: Request) -> None:
         assert request.is_finished()
         self.finished_req_ids.append(request.request_id)
+        self._encoder_cache.give_back()
         self.kv_cache_manager.free(request)
         del self.requests[request.request_id]
 

@@ -25,6 +25,7 @@ class KVCacheGroup:
         sliding_window: tokens that a token reads, itself included (type ``sliding_window``).
         attention_chunk_size: tokens of a chunk (type ``chunked_local``).
         mamba_cache_mode: ``align`` with prefix caching, ``none`` without; None for what applies.
+        encoder_tokens: encoder tokens of each request (type ``cross_attention``).
         is_eagle_group: has layers of a drafter. Where no group is marked they all count as such.
     """
 
@@ -33,6 +34,7 @@ class KVCacheGroup:
     sliding_window: int | None = None
     attention_chunk_size: int | None = None
     mamba_cache_mode: str | None = None
+    encoder_tokens: int | None = None
     is_eagle_group: bool = False
 
 
@@ -91,6 +93,11 @@ class Settings:
     def active_seqs(self) -> int:
         """Most requests that may run at once."""
         return self.max_num_seqs if self.max_num_active_seqs is None else self.max_num_active_seqs
+
+    @property
+    def encoder_tokens(self) -> int:
+        """Encoder tokens of each request; 0 for models without cross attention."""
+        return max(group.encoder_tokens or 0 for group in self.kv_cache_groups)
 
     @property
     def use_eagle(self) -> bool:
@@ -197,7 +204,11 @@ class Settings:
         self._check_groups()
 
     def _check_groups(self) -> None:
-        needed = {"sliding_window": "sliding_window", "chunked_local": "attention_chunk_size"}
+        needed = {
+            "sliding_window": "sliding_window",
+            "chunked_local": "attention_chunk_size",
+            "cross_attention": "encoder_tokens",
+        }
         for group in self.kv_cache_groups:
             if group.type not in ("full", "sliding_window", "chunked_local", "mamba", "cross_attention"):
                 raise ValueError(f"kv_cache_groups: there are no groups of type {group.type!r}")

@@ -115,6 +115,8 @@ def test_recordings_with_groups_show_what_they_are_kept_for() -> None:
         "dropped blocks + mamba",
         "draft model + hits",
         "a drafter's group + hits",
+        "cross + preemption",
+        "cross + async",
     } <= shown, sorted(shown)
     assert size < 1_000_000
 
