@@ -21,6 +21,8 @@ NEED_VLLM := tests/validation/test_operations.py \
 validate: $(VLLM_READY)  ## compare with a real vLLM 0.32.0 on this machine's CPU: recordings, random cases, engines
 	$(VLLM_PYTHON) -m validation run $(VALIDATE_ARGS)
 	for file in $(NEED_VLLM); do $(VLLM_PYTHON) -m pytest -p no:cacheprovider $$file $(PYTEST_ARGS) || exit 1; done
+	$(VLLM_PYTHON) -m validation serve-options
+	$(VLLM_PYTHON) -m validation sizing --quick --mixes 1000
 	$(VLLM_PYTHON) -m validation.mutations
 
 .PHONY: fuzz

@@ -71,6 +71,11 @@ ENTRIES = (
         "sim.published.token_usage",
     ),
     Entry(
+        "padding",
+        "KV memory that holds nothing of use where all layers keep all tokens (RFC 11382).",
+        "sim.published.padding",
+    ),
+    Entry(
         "watermark",
         "Preemptions by watermark, as measured on a real vLLM (PR 44594).",
         "sim.published.watermark",

@@ -18,7 +18,7 @@ from sim.sizing.groups import Group, group_layers
 from sim.sizing.layers import CacheArgs, CacheLayout, cache_layout, element_bytes
 from sim.sizing.plan import Limits, PoolPlan, plan_pool
 from sim.sizing.pool import PoolSize, core_groups
-from sim.sizing.specs import CannotGroup, LayerSpec
+from sim.sizing.specs import CannotGroup, LayerSpec, unread_share
 
 __all__ = [
     "CacheArgs",
@@ -38,5 +38,6 @@ __all__ = [
     "left_over",
     "plan_pool",
     "requested_bytes",
+    "unread_share",
     "weight_bytes",
 ]

@@ -12,14 +12,14 @@ from sim.config_yaml import Document, Place, Problem, to_input_errors
 from sim.errors import raise_all
 from sim.gpus import GIB, Gpu, find_gpu
 from sim.models import ModelShape
-from sim.report.units import count
 from sim.resolve import load_shape
-from sim.resolve_engine import engine_settings, limits_of
+from sim.resolve_engine import engine_settings
 from sim.serve_args import ServeSource, serve_edit
 from sim.sizing.budget import estimated_parts
 from sim.sizing.groups import Group
 from sim.sizing.plan import PoolPlan
 from sim.sizing.pool import PoolSize
+from sim.sizing.specs import unread_share
 
 WIDTH = 60
 #: Parts of the budget in the order in which they are shown: key, label, letter of the bar.
@@ -62,6 +62,15 @@ class Budget:
     def plan(self) -> PoolPlan:
         assert self.pool.plan is not None
         return self.pool.plan
+
+    @property
+    def unread(self) -> float:
+        """Share of a longest request's slots that lie outside the windows of layers that keep all tokens."""
+        members = [m for g in self.plan.groups for m in g.members]
+        kept = any(m.is_full and (m.sliding_window or m.attention_chunk_size) for m in members)
+        if not kept or self.pool.layout is None:
+            return 0.0
+        return unread_share(self.pool.layout.specs, self.plan.limits.max_model_len)
 
 
 def budget_of(
@@ -123,29 +132,6 @@ def budget_of(
     )
 
 
-def unread_share(plan: PoolPlan, tokens: int, encoder_tokens: int = 0) -> float:
-    """Share of one request's slots that no layer can attend to any more, or ever.
-
-    Every layer of a group of full attention holds a slot for each token; a layer with a window needs those
-    of its
-    window, a layer with cross attention those of the encoder only. Blocks that are not full are left out.
-
-    Args:
-        plan: groups as planned.
-        tokens: of the decoder, text and image placeholders together.
-        encoder_tokens: of them, those that cross attention needs (and self-attention does not).
-    """
-    held = needed = 0.0
-    for group in plan.groups:
-        for member in group.members:
-            if member.kind == "mamba":
-                continue
-            slots = member.tokens_needed(tokens) if member.kind != "full" else tokens
-            held += slots * member.token_bytes
-            needed += member.tokens_needed(tokens, encoder_tokens) * member.token_bytes
-    return 1.0 - needed / held if held else 0.0
-
-
 def padding_of(plan: PoolPlan) -> dict[str, float]:
     """Shares of the bytes of one request of `max_model_len` that hold nothing, by cause.
 
@@ -199,13 +185,8 @@ def as_text(budget: Budget) -> str:
     out.append(
         f"    {100 * lost['layers']:6.2f} %  is lost to groups of fewer layers than the widest (exact)"
     )
-    if any(
-        s.kind == "full" and (s.sliding_window or s.attention_chunk_size)
-        for g in plan.groups
-        for s in g.members
-    ):
-        unread = unread_share(plan, plan.limits.max_model_len)
-        out.append(f"    {100 * unread:6.2f} %  is kept, but out of the windows of its layers (exact)")
+    if budget.unread:
+        out.append(f"    {100 * budget.unread:6.2f} %  is kept, but out of the windows of its layers (exact)")
     out += ["", *_result(budget)]
     if model.notes:
         out += ["", *(f"  note: {n}" for n in model.notes)]
@@ -329,7 +310,7 @@ def as_data(budget: Budget) -> dict[str, Any]:
         "starts": plan.starts,
         "longest_max_model_len": plan.longest,
         "padding_share": padding_of(plan),
-        "unread_share": unread_share(plan, plan.limits.max_model_len),
+        "unread_share": budget.unread,
         "groups": [
             {
                 "kind": g.spec.kind,
@@ -347,14 +328,4 @@ def as_data(budget: Budget) -> dict[str, Any]:
     }
 
 
-__all__ = [
-    "Budget",
-    "as_data",
-    "as_text",
-    "bar",
-    "budget_of",
-    "count",
-    "limits_of",
-    "padding_of",
-    "unread_share",
-]
+__all__ = ["Budget", "as_data", "as_text", "bar", "budget_of", "padding_of"]

@@ -170,3 +170,21 @@ def same_slots(specs: Sequence[LayerSpec]) -> bool:
         key = (first.speculative_blocks, first.checkpoint_blocks, first.page_bytes)
         return all((s.speculative_blocks, s.checkpoint_blocks, s.page_bytes) == key for s in specs)
     return True
+
+
+def unread_share(specs: Sequence[LayerSpec], tokens: int, encoder_tokens: int = 0) -> float:
+    """Share of one request's slots that no layer can attend to, if every layer keeps all tokens.
+
+    A layer with a window needs the tokens of its window, one with cross attention those of the encoder, any
+    other
+    those of the text. States are left out, and so are blocks that are not full.
+
+    Args:
+        specs: of the model's layers, with their windows.
+        tokens: of the text.
+        encoder_tokens: of the encoder, such as those of an image.
+    """
+    layers = [s for s in specs if s.kind != "mamba"]
+    held = sum((tokens + encoder_tokens) * s.token_bytes for s in layers)
+    needed = sum(s.tokens_needed(tokens, encoder_tokens) * s.token_bytes for s in layers)
+    return 1.0 - needed / held if held else 0.0

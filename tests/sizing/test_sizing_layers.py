@@ -1,0 +1,120 @@
+"""Layer specs of the shipped models, against recorded answers of vLLM's own model classes and planner."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from sim.models import find_model, known_name, model_names
+from sim.sizing import CacheArgs, cache_layout, weight_bytes
+from sim.sizing.layers import backend_of
+from validation.sizing.recordings import answers
+
+RECORDED = Path(__file__).parents[1] / "recorded_vllm" / "sizing.json"
+
+#: Parameters as the models' makers, or the tensors of vLLM's classes, count them.
+PARAMETERS = {
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_404_352,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-3-1b": 999_885_952,
+    "gpt-oss-20b": 20_914_757_184,
+    "jamba-mini": 51_570_323_328,
+    "mamba-codestral-7b": 7_285_403_648,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-next-80b-a3b": 79_674_391_296,
+    "whisper-large-v3": 1_543_613_440,
+}
+
+
+def test_recorded_answers_of_vllm() -> None:
+    """Groups, their order, block and page sizes, blocks, tokens and concurrency of every shipped model."""
+    asked = list(answers(RECORDED))
+    different = [f"{what}\n  vLLM {real}\n  ours {ours}" for what, real, ours in asked if real != ours]
+    assert different == []
+    models = Counter(what.split("'model': '")[1].split("'")[0] for what, _, _ in asked if "'model'" in what)
+    assert set(models) == set(model_names()) - {"llama-3.2-11b-vision"}
+    assert sum(not what.startswith("mix") and "refused" not in real for what, real, _ in asked) > 400
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters(name: str) -> None:
+    model = find_model(name)
+    assert model is not None
+    assert model.num_params == PARAMETERS[name]
+
+
+def test_every_model_says_where_it_is_from() -> None:
+    import json
+
+    from sim.models import FOLDER
+
+    for name in model_names():
+        data = json.loads((FOLDER / f"{name}.json").read_text())
+        assert len(data["_source"]) > 20
+        assert data["architectures"]
+
+
+@pytest.mark.parametrize(
+    ("published", "ours"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("meta-llama/Meta-Llama-3.1-70B-Instruct", "llama-3.1-70b"),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b"),
+        ("google/gemma-3-27b-it", "gemma-3-27b"),
+        ("openai/gpt-oss-120b", "gpt-oss-120b"),
+        ("deepseek-ai/DeepSeek-R1", "deepseek-v3"),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", "llama-4-scout"),
+        ("mistralai/Mistral-7B-Instruct-v0.1", "mistral-7b-v0.1"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", "qwen3-next-80b-a3b"),
+        ("mistralai/Ministral-8B-Instruct-2410", "ministral-8b"),
+        ("someone/llama-3.1-9b", None),
+    ],
+)
+def test_published_names(published: str, ours: str | None) -> None:
+    assert known_name(published) == ours
+
+
+def test_a_state_makes_blocks_larger() -> None:
+    """Qwen3-Next on one GPU: a state of 1,072 KiB needs 544 tokens of 2 KiB, the next multiple of 16."""
+    model = find_model("qwen3-next-80b-a3b")
+    assert model is not None
+    layout = cache_layout(model, CacheArgs(None))
+    assert (layout.block_size, layout.asked_block_size) == (544, 16)
+    assert {s.page_bytes for s in layout.specs} == {544 * 2048}
+    # The block size that the user gives is the unit.
+    assert cache_layout(model, CacheArgs(block_size=128)).block_size == 640
+    off = cache_layout(model, CacheArgs(None, enable_prefix_caching=False, max_model_len=4096))
+    assert {s.block_size for s in off.specs if s.kind == "mamba"} == {4096}
+    wide = cache_layout(model, CacheArgs(None, mamba_ssm_cache_dtype="float32"))
+    assert wide.block_size > 544
+
+
+def test_default_block_sizes_by_gpu() -> None:
+    mla, dense = find_model("deepseek-v3"), find_model("llama-3.1-8b")
+    assert mla is not None
+    assert dense is not None
+    preferred = [
+        backend_of(mla, c, d).preferred for c, d in ((90, "auto"), (90, "fp8"), (100, "auto"), (80, "auto"))
+    ]
+    assert preferred == [16, 64, 32, 16]
+    assert {backend_of(dense, c, d).preferred for c in (80, 89, 90, 100) for d in ("auto", "fp8")} == {16}
+
+
+def test_weights_are_split_and_repeated() -> None:
+    model = find_model("llama-3.1-8b")
+    assert model is not None
+    one, two, sixteen = (weight_bytes(model, tp, None) for tp in (1, 2, 16))
+    assert one == 2 * model.num_params
+    norms = 2 * model.params.whole
+    assert two == (one - norms) // 2 + norms
+    # 8 key-value heads on 16 GPUs: each is there twice.
+    assert sixteen > (one - norms) // 16 + norms
+    assert weight_bytes(model, 1, "fp8") < 0.6 * one
+    mxfp4 = find_model("gpt-oss-20b")
+    assert mxfp4 is not None
+    assert 11e9 < weight_bytes(mxfp4, 1, None) < 14.5e9
