@@ -17,16 +17,33 @@ from typing import Any, Literal
 
 DEFAULT_RELEASE = "0.32"
 
-#: Releases whose real control plane the rules were compared with (`make validate-releases`), and the patch
-#: release that was run. Between the first and the last there is no other minor release.
+#: Releases whose real control plane the rules were compared with, and the patch release that was run: every
+#: minor release between the first and the last.
 CHECKED = {
     "0.13": "0.13.0",
     "0.14": "0.14.0",
+    "0.15": "0.15.1",
+    "0.16": "0.16.0",
+    "0.17": "0.17.1",
+    "0.18": "0.18.1",
     "0.19": "0.19.1",
+    "0.20": "0.20.2",
+    "0.21": "0.21.0",
+    "0.22": "0.22.1",
+    "0.23": "0.23.0",
+    "0.24": "0.24.0",
     "0.25": "0.25.1",
+    "0.26": "0.26.0",
+    "0.27": "0.27.1",
+    "0.28": "0.28.0",
+    "0.29": "0.29.0",
+    "0.30": "0.30.0",
+    "0.31": "0.31.0",
     "0.32": "0.32.0",
     "0.33": "0.33.0",
 }
+#: Those that stand for the others: fetched and checked by `make validate-releases`.
+PROFILES = ("0.13", "0.14", "0.19", "0.25", "0.27", "0.32", "0.33")
 FIRST_RELEASE, LAST_RELEASE = "0.13", "0.33"
 
 

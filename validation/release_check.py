@@ -1,0 +1,184 @@
+"""`python -m validation releases check | record`: each release's real control plane against its profile.
+
+`check` makes the stored recordings again on the release and on the simulator, then compares random cases.
+`record` chooses those recordings: short cases that, together, show every rule in which the release differs
+from the default one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from sim.config_engine import check_simulated
+from sim.errors import InputError
+from sim.profiles import DEFAULT_RELEASE, SWITCHES, rules_of
+from validation.corpus import RecordedCase, read_cases, write_case
+from validation.diff import compare
+from validation.fuzz_cases import Case
+from validation.fuzz_groups import random_group_case
+from validation.record import record
+from validation.releases import Worker
+from validation.steplog import Columns, num_rows
+from validation.suite import Row, from_comparison
+
+#: Switches that decide nothing in a step log: what a config resolves to, and sizes.
+NOT_IN_LOGS = ("async_default", "null_in_check", "memory_utilization", "graph_estimate", "group_ratio")
+#: Rows of a stored recording at most.
+SHORT = 260
+
+
+def release_case(case: Case, release: str) -> Case:
+    """The case under a release's rules, without keys that the release does not have."""
+    settings = replace(case.settings, vllm=release).without_later_keys()
+    return replace(case, settings=settings)
+
+
+def recordings_of(release: str, recorded: Path) -> list[RecordedCase]:
+    """The stored recordings of a release."""
+    folder = recorded / "releases" / release
+    return read_cases(folder) if folder.is_dir() else []
+
+
+def check(release: str, worker: Worker, recorded: Path, family: str, seeds: int) -> Iterator[Row]:
+    """One row for each stored recording on release and simulator, and one for the random cases."""
+    for stored in recordings_of(release, recorded):
+        case = stored.case
+        again = worker.record(case.settings, case.requests)
+        name = f"{release}/{case.name}"
+        yield from_comparison(name, "recording / release", compare(stored.log(), again.log))
+        if not check_simulated(case.settings):
+            ours = record("sim", case.settings, case.requests)
+            yield from_comparison(name, "recording / sim", compare(stored.log(), ours.log))
+    yield check_random(release, worker, family, seeds)
+
+
+def check_random(release: str, worker: Worker, family: str, seeds: int) -> Row:
+    """Random cases, release against simulator; the first that differs is named."""
+    rows = compared = preemptions = 0
+    problems: list[str] = []
+    for seed in range(seeds):
+        case = release_case(random_group_case(2_000_000 + seed, family), release)
+        if check_simulated(case.settings):
+            continue
+        try:
+            real = worker.record(case.settings, case.requests)
+        except InputError:
+            continue  # this release refuses what a newer one allows
+        if real.stuck is not None:
+            continue
+        compared += 1
+        preemptions += sum(map(len, real.log["preempted"]))
+        try:
+            result = compare(real.log, record("sim", case.settings, case.requests).log)
+        except Exception as exc:
+            problems.append(f"seed {2_000_000 + seed}: {type(exc).__name__}: {exc}")
+            continue
+        rows += result.rows_a
+        if not result.equal:
+            problems.append(f"seed {2_000_000 + seed}: {result.summary()}")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    name = f"{release}: {compared} random cases ({family}), {preemptions} preemptions"
+    return Row(
+        name,
+        "release / sim",
+        rows,
+        "-" if problems else "34/34",
+        problems[0] + more if problems else None,
+    )
+
+
+def changed_switches(release: str) -> list[str]:
+    """Switches of a release that differ from the default release's and that a step log can show."""
+    ours, default = rules_of(release), rules_of(DEFAULT_RELEASE)
+    return [
+        s.name
+        for s in SWITCHES
+        if s.name not in NOT_IN_LOGS and getattr(ours, s.name) != getattr(default, s.name)
+    ]
+
+
+def shown_switches(case: Case, log: Columns, target: str = "sim") -> set[str]:
+    """Switches without which the simulator would not give this log: each is turned to the default's value."""
+    release = case.settings.vllm
+    default = rules_of(DEFAULT_RELEASE)
+    shown = set()
+    for name in changed_switches(release):
+        settings = replace(case.settings, switches=((name, getattr(default, name)),))
+        if name == "full_sequence_reserve":
+            settings = replace(settings, scheduler_reserve_full_isl=True)
+        if not compare(log, record(target, settings, case.requests).log).equal:
+            shown.add(name)
+    return shown
+
+
+def choose(
+    release: str, worker: Worker, family: str, seeds: Iterable[int], keep: int
+) -> Iterator[tuple[Case, Columns, set[str]]]:
+    """Short random cases of a release that together show the most of its switches, shortest first."""
+    left = []
+    for seed in seeds:
+        case = release_case(random_group_case(seed, family), release)
+        if check_simulated(case.settings):
+            continue
+        try:
+            real = worker.record(case.settings, case.requests)
+        except InputError:
+            continue
+        if real.stuck is not None or not 8 < num_rows(real.log) <= SHORT:
+            continue
+        left.append((case, real.log, shown_switches(case, real.log)))
+    seen: set[str] = set()
+    for _ in range(min(keep, len(left))):
+        if not any(shown - seen for _, _, shown in left):
+            seen.clear()
+        best = max(range(len(left)), key=lambda i: (len(left[i][2] - seen), -num_rows(left[i][1])))
+        case, log, shown = left.pop(best)
+        seen |= shown
+        yield case, log, shown
+
+
+def record_release(
+    release: str, worker: Worker, out: Path, family: str, seeds: int, keep: int, say: Callable[[str], None]
+) -> None:
+    """Choose and write the recordings of a release into `<out>/releases/<release>`."""
+    missing = set(changed_switches(release))
+    for case, log, shown in choose(release, worker, family, range(seeds), keep):
+        folder = write_case(out / "releases" / release, case, log)
+        missing -= shown
+        say(f"{folder}: {num_rows(log)} rows, shows {', '.join(sorted(shown)) or 'the common rules'}")
+    if missing:
+        say(f"{release}: not shown: {', '.join(sorted(missing))}")
+
+
+def run_check(
+    releases: Iterable[str],
+    folder: Path | None,
+    recorded: Path,
+    family: str,
+    seeds: int,
+    say: Callable[[str], None],
+) -> bool:
+    """Check releases one after the other and print the table as it grows. True when nothing differs."""
+    from validation.suite import HEADER
+
+    began = time.monotonic()
+    found: list[Row] = []
+    say(_line(HEADER))
+    for release in releases:
+        with Worker(release, folder) as worker:
+            for row in check(release, worker, recorded, family, seeds):
+                found.append(row)
+                say(_line(row.cells()))
+    failed = [row for row in found if row.problem is not None]
+    say(f"{len(found) - len(failed)} of {len(found)} comparisons equal, {time.monotonic() - began:.0f} s")
+    for row in failed:
+        say(f"DIFFERS {row.case} ({row.compared}): {row.problem}")
+    return not failed
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    case, compared, rows, columns, problem = cells
+    return f"{case:<58} {compared:<20} {rows:>8} {columns:>8}  {problem}"
