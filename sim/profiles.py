@@ -171,7 +171,7 @@ SWITCHES: tuple[Switch, ...] = (
         "graph_estimate",
         "Whether memory of CUDA graphs is left out of the pool.",
         {"off": "no: graphs are captured in what is left", "on": "yes, an estimate of it"},
-        (Onset("0.13", "off"), Onset("0.21", "on")),
+        (Onset("0.13", "off"), Onset("0.20", "on")),
     ),
     Switch(
         "window_free_basis",

@@ -304,6 +304,7 @@ def _provenance(
         "content_id": content,
         "seed": resolved.seed,
         "vllm_profile": resolved.engine.vllm,
+        "vllm_switches": dict(resolved.engine.switches),
         "core_digest": core,
         "config_file": config_file,
         "command": list(options.command),

@@ -86,6 +86,7 @@ def summarize(
         "busy": _ratio(int(totals.get("busy_ns", 0)), end_ns),
         "engine": {
             "vllm": engine.vllm,
+            "switches": dict(engine.switches),
             "model": resolved.model.name if resolved.model else None,
             "gpu": resolved.gpu.name if resolved.gpu else None,
             "gpus": int(resolved.config["engine"]["tensor_parallel_size"]),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sim.config_engine import check_simulated
+from sim.config_engine import KVCacheGroup, check_simulated
 from sim.errors import InputError
 from sim.profiles import DEFAULT_RELEASE, SWITCHES, rules_of
 from validation.corpus import RecordedCase, read_cases, write_case
@@ -24,8 +24,25 @@ from validation.releases import Worker
 from validation.steplog import Columns, num_rows
 from validation.suite import Row, from_comparison
 
-#: Switches that decide nothing in a step log: what a config resolves to, and sizes.
-NOT_IN_LOGS = ("async_default", "null_in_check", "memory_utilization", "graph_estimate", "group_ratio")
+#: Switches that decide nothing in a step log: what a config resolves to, sizes, and the watermark, which
+#: releases without the rule have no key for.
+NOT_IN_LOGS = (
+    "async_default",
+    "null_in_check",
+    "memory_utilization",
+    "graph_estimate",
+    "group_ratio",
+    "watermark",
+)
+#: Switches that decide nothing where there is one full-attention group.
+OF_GROUPS = (
+    "window_free_basis",
+    "admission_cap",
+    "retention",
+    "hybrid_cacheable",
+    "shared_prefix_boundary",
+    "partial_tail_keys",
+)
 #: Rows of a stored recording at most.
 SHORT = 260
 
@@ -90,22 +107,21 @@ def check_random(release: str, worker: Worker, family: str, seeds: int) -> Row:
     )
 
 
-def changed_switches(release: str) -> list[str]:
+def changed_switches(release: str, family: str = "full") -> list[str]:
     """Switches of a release that differ from the default release's and that a step log can show."""
     ours, default = rules_of(release), rules_of(DEFAULT_RELEASE)
+    silent = NOT_IN_LOGS + (OF_GROUPS if family == "full" else ())
     return [
-        s.name
-        for s in SWITCHES
-        if s.name not in NOT_IN_LOGS and getattr(ours, s.name) != getattr(default, s.name)
+        s.name for s in SWITCHES if s.name not in silent and getattr(ours, s.name) != getattr(default, s.name)
     ]
 
 
 def shown_switches(case: Case, log: Columns, target: str = "sim") -> set[str]:
     """Switches without which the simulator would not give this log: each is turned to the default's value."""
-    release = case.settings.vllm
+    family = "full" if case.settings.kv_cache_groups == (KVCacheGroup(),) else "groups"
     default = rules_of(DEFAULT_RELEASE)
     shown = set()
-    for name in changed_switches(release):
+    for name in changed_switches(case.settings.vllm, family):
         settings = replace(case.settings, switches=((name, getattr(default, name)),))
         if name == "full_sequence_reserve":
             settings = replace(settings, scheduler_reserve_full_isl=True)
@@ -114,41 +130,50 @@ def shown_switches(case: Case, log: Columns, target: str = "sim") -> set[str]:
     return shown
 
 
-def choose(
-    release: str, worker: Worker, family: str, seeds: Iterable[int], keep: int
-) -> Iterator[tuple[Case, Columns, set[str]]]:
-    """Short random cases of a release that together show the most of its switches, shortest first."""
-    left = []
+def candidates(release: str, family: str, seeds: Iterable[int]) -> Iterator[Case]:
+    """Random cases under a release's rules, and a variant of each that seeks preemption by priority."""
     for seed in seeds:
         case = release_case(random_group_case(seed, family), release)
+        yield case
+        hard = replace(
+            case.settings, policy="priority", async_scheduling=True, arrival_time="step", idle_steps="skip"
+        )
+        yield replace(case, name=f"{case.name}_priority", settings=hard)
+
+
+def choose(release: str, family: str, seeds: Iterable[int], keep: int) -> Iterator[tuple[Case, set[str]]]:
+    """Short random cases of a release that together show the most of its switches, by the simulator."""
+    left: list[tuple[Case, int, set[str]]] = []
+    for case in candidates(release, family, seeds):
         if check_simulated(case.settings):
             continue
-        try:
-            real = worker.record(case.settings, case.requests)
-        except InputError:
-            continue
-        if real.stuck is not None or not 8 < num_rows(real.log) <= SHORT:
-            continue
-        left.append((case, real.log, shown_switches(case, real.log)))
+        ours = record("sim", case.settings, case.requests)
+        rows = num_rows(ours.log)
+        if ours.stuck is None and 8 < rows <= SHORT:
+            left.append((case, rows, shown_switches(case, ours.log)))
     seen: set[str] = set()
     for _ in range(min(keep, len(left))):
         if not any(shown - seen for _, _, shown in left):
             seen.clear()
-        best = max(range(len(left)), key=lambda i: (len(left[i][2] - seen), -num_rows(left[i][1])))
-        case, log, shown = left.pop(best)
+        best = max(range(len(left)), key=lambda i: (len(left[i][2] - seen), -left[i][1]))
+        case, _, shown = left.pop(best)
         seen |= shown
-        yield case, log, shown
+        yield case, shown
 
 
 def record_release(
     release: str, worker: Worker, out: Path, family: str, seeds: int, keep: int, say: Callable[[str], None]
 ) -> None:
-    """Choose and write the recordings of a release into `<out>/releases/<release>`."""
-    missing = set(changed_switches(release))
-    for case, log, shown in choose(release, worker, family, range(seeds), keep):
-        folder = write_case(out / "releases" / release, case, log)
+    """Choose cases, record them on the release and write them into `<out>/releases/<release>`."""
+    missing = set(changed_switches(release, family))
+    for case, shown in choose(release, family, range(seeds), keep):
+        real = worker.record(case.settings, case.requests)
+        result = compare(real.log, record("sim", case.settings, case.requests).log)
+        folder = write_case(out / "releases" / release, case, real.log)
         missing -= shown
-        say(f"{folder}: {num_rows(log)} rows, shows {', '.join(sorted(shown)) or 'the common rules'}")
+        state = "" if result.equal else f"; THE SIMULATOR DIFFERS: {result.summary()}"
+        names = ", ".join(sorted(shown)) or "the common rules"
+        say(f"{folder}: {num_rows(real.log)} rows, shows {names}{state}")
     if missing:
         say(f"{release}: not shown: {', '.join(sorted(missing))}")
 

@@ -126,7 +126,7 @@ def check(names: tuple[str, ...], seeds: int, recorded: Path, family: str, folde
 @releases.command(hidden=True)
 @click.argument("names", nargs=-1, metavar="[RELEASE]...")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("tests/recorded_vllm"))
-@click.option("--seeds", type=click.IntRange(1), default=120, show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=300, show_default=True)
 @click.option("--keep", type=click.IntRange(1), default=4, show_default=True)
 @_family
 @_folder

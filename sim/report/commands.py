@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from sim.report.document import Document
 
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt": "text"}
 
@@ -126,6 +130,20 @@ def layout(
 
 @click.command()
 @click.argument("runs", type=click.Path(), nargs=-1, required=True)
+@click.option(
+    "--profiles",
+    metavar="A,B,...",
+    help="Run the config RUNS under the rules of these vLLM releases, as 0.14,0.25,0.32, and compare those.",
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="With --profiles, as for `run`.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="With --profiles: runs of each release, from the config's seed on.",
+)
+@click.option("--runs", "keep", metavar="DIR", help="With --profiles: keep the run folders here.")
 @click.option("--out", metavar="DIR", help="Write compare.html, .md, .json and the curves (PNG, SVG) here.")
 @click.option(
     "--format",
@@ -133,16 +151,29 @@ def layout(
     metavar="md|json|text",
     help="Of what is printed; default text.",
 )
-def compare(runs: tuple[str, ...], out: str | None, style: str | None) -> None:
+def compare(
+    runs: tuple[str, ...],
+    profiles: str | None,
+    overrides: tuple[str, ...],
+    seeds: int,
+    keep: str | None,
+    out: str | None,
+    style: str | None,
+) -> None:
     """Compare RUNS: those of one config with several seeds form a group; the first group is the baseline.
 
-    RUNS are folders that `run` has written, or recordings of a live vLLM (docs/live.md).
+    RUNS are folders that `run` has written, or recordings of a live vLLM (docs/live.md). With --profiles it
+    is one config, which is run under each release: what an upgrade changes (docs/releases.md).
     """
     from sim.report.compare import compare_runs
     from sim.report.render import render
 
     style = _style(style, None, ("md", "json", "text"))
-    document, files = compare_runs(runs, pictures=out is not None)
+    if profiles is None:
+        _only_with_profiles(overrides, seeds, keep)
+        document, files = compare_runs(runs, pictures=out is not None)
+    else:
+        document, files = _compare_profiles(runs, profiles, overrides, seeds, keep, out)
     if out is not None:
         from sim.report.files import write_folder
 
@@ -150,3 +181,38 @@ def compare(runs: tuple[str, ...], out: str | None, style: str | None) -> None:
     click.echo(render(document, style), nl=False)
     if out is not None:
         click.echo(f"comparison in {out}", err=True)
+
+
+def _only_with_profiles(overrides: tuple[str, ...], seeds: int, keep: str | None) -> None:
+    from sim.errors import InputError
+
+    used = [name for name, given in (("--set", overrides), ("--seeds", seeds > 1), ("--runs", keep)) if given]
+    if used:
+        raise InputError(f"{' and '.join(used)} is for --profiles A,B CONFIG", "compare")
+
+
+def _compare_profiles(
+    configs: tuple[str, ...],
+    profiles: str,
+    overrides: tuple[str, ...],
+    seeds: int,
+    keep: str | None,
+    out: str | None,
+) -> tuple[Document, dict[str, bytes]]:
+    import contextlib
+    import tempfile
+
+    from sim.errors import InputError
+    from sim.report.compare import compare_runs
+    from sim.report.compare_profiles import parse_profiles, run_profiles
+
+    if len(configs) != 1:
+        raise InputError(f"--profiles compares one config, got {len(configs)}", "compare")
+    names = parse_profiles(profiles)
+    with contextlib.ExitStack() as stack:
+        if keep is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvpool-profiles-")))
+        else:
+            folder = Path(keep)
+        runs = run_profiles(configs[0], names, overrides, seeds, folder, _say(False))
+        return compare_runs(runs, pictures=out is not None)

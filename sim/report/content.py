@@ -32,7 +32,7 @@ from sim.report.folder import RunFolder
 from sim.report.moments import Moment, external, find_moments, moments_table
 from sim.report.request_tables import waste_histogram, worst_requests
 from sim.report.series import windows
-from sim.report.units import count, plural, seconds, size
+from sim.report.units import count, plural, rules_name, seconds, size
 
 if TYPE_CHECKING:
     from sim.analysis.layout import LayoutReport
@@ -117,7 +117,7 @@ def _subtitle(run: RunFolder) -> str:
     gpu = e["gpu"] and (f"{e['gpus']} x {e['gpu']}" if e["gpus"] > 1 else e["gpu"])
     where = " on ".join(x for x in (e["model"], gpu) if x)
     requests = plural(s["requests"]["arrived"], "request")
-    parts = (pool, where, f"vLLM {e['vllm']}", f"{requests} in {seconds(s['simulated_s'])} of simulated time")
+    parts = (pool, where, rules_name(e), f"{requests} in {seconds(s['simulated_s'])} of simulated time")
     description = run.config.get("description")
     return (f"{description}. " if description else "") + ", ".join(x for x in parts if x)
 
@@ -131,7 +131,7 @@ def provenance(run: RunFolder) -> dict[str, str]:
         "content id": p["content_id"],
         "config": f"{config}, seed {p['seed']}",
         "workload": f"{p['workload']['requests']:,} requests, sha256 {p['workload']['sha256']}",
-        "engine rules": f"vLLM {p['vllm_profile']}, core {p['core_digest']}",
+        "engine rules": f"{rules_name(run.summary['engine'])}, core {p['core_digest']}",
         "kvpool": p["version"],
     }
 

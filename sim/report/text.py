@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from sim.report.units import count, plural, seconds, share, size, span
+from sim.report.units import count, plural, rules_name, seconds, share, size, span
 
 WIDTH = 80
 _LABEL = 20
@@ -80,7 +80,7 @@ def _engine(e: Mapping[str, Any], note: str) -> str:
     if e["gpu"]:
         gpus = f"{e['gpus']} x {e['gpu']}" if e["gpus"] > 1 else e["gpu"]
         where = f"{where} on {gpus}" if where else gpus
-    return ", ".join(x for x in (text, where, f"vLLM {e['vllm']}") if x)
+    return ", ".join(x for x in (text, where, rules_name(e)) if x)
 
 
 def _columns(label: str, *cells: str) -> str:

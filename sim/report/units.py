@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
+from typing import Any
 
 GIB = 2**30
 
@@ -77,3 +79,9 @@ def clock_time(unix_ns: int, date: bool = True) -> str:
     milliseconds = unix_ns // 1_000_000 % 1000
     day = f"{when:%Y-%m-%d} " if date else ""
     return f"{day}{when:%H:%M:%S}.{milliseconds:03d}" + (" UTC" if date else "")
+
+
+def rules_name(engine: Mapping[str, Any]) -> str:
+    """`vLLM 0.25`, with the switches that differ from that release; `engine` is a summary's section."""
+    changed = ", ".join(f"{name}={value}" for name, value in (engine.get("switches") or {}).items())
+    return f"vLLM {engine['vllm']}" + (f" with {changed}" if changed else "")
