@@ -11,6 +11,7 @@ from sim.report.curves import legend
 from sim.report.document import Chart, Inline, Piece, as_plural, plain_text
 from sim.sweep.answer import Grid
 from sim.sweep.draw import (
+    MOST_BANDS,
     MOST_LINES,
     SHOWN_CURVES,
     against,
@@ -181,6 +182,11 @@ def _seeds_text(grid: Grid) -> str:
     return f"mean of {n} seeds, band: 95 % interval of the mean" if n > 1 else "one seed: no interval"
 
 
+def _over_seeds(points: int) -> str:
+    band = ", band: from the least to the most" if points <= MOST_BANDS else ""
+    return f"mean over the seeds{band}"
+
+
 def _metrics_figure(sweep: Sweep, grid: Grid) -> Figure | None:
     from matplotlib.figure import Figure
 
@@ -284,7 +290,7 @@ def _curves_figure(sweep: Sweep, grid: Grid) -> Figure | None:
         ax.set_title(title)
     for ax in axes[:-1].flat:
         ax.set_xlabel("")
-    _heading(figure, sweep, "mean over the seeds, band: from the least to the most")
+    _heading(figure, sweep, _over_seeds(len(points)))
     handles, labels = axes.flat[0].get_legend_handles_labels()
     columns = max(1, min(len(labels), 130 // (max(len(t) for t in labels) + 6)))
     figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.012, 0.935), ncols=columns)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Lines that one picture can hold.
 MOST_LINES = 6
+#: Lines over time with a band; more would hide each other.
+MOST_BANDS = 3
 _COLORS = (style.BLUE, style.RED, style.GREEN, style.PURPLE, style.ORANGE, style.SKY)
 _MARKS = ("o", "s", "^", "D", "v", "P")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (2, 2)))
@@ -342,7 +344,7 @@ def draw_curve(ax: Axes, sweep: Sweep, grid: Grid, key: str, is_share: bool) -> 
     for i, point in enumerate(points):
         mean, low, high = _over_time(grid, point, key, times)
         color = _COLORS[i % len(_COLORS)]
-        if len(grid.by_point[point.index]) > 1:
+        if len(points) <= MOST_BANDS and len(grid.by_point[point.index]) > 1:
             ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         ax.plot(
             x, mean, color=color, linestyle=_DASHES[i % len(_DASHES)], lw=1.3, label=_line_label(sweep, point)

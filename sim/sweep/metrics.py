@@ -68,10 +68,10 @@ class Named:
             return "-"
         return self.number.show(value)
 
-    def with_unit(self, value: float) -> str:
-        """As `show`, and the noun behind a plain number."""
-        text = self.show(value)
-        return text if self.unit in ("fraction", "s", "bytes") else f"{text} {self.unit}"
+    def half(self, value: float) -> Value:
+        """Half of an interval, for a document: two digits where the number itself is small."""
+        small = self.unit == "fraction" and value < 0.01
+        return Value(value, f"{100 * value:.2g} %" if small else self.show(value), self.unit)
 
     def value(self, value: float | None) -> Value:
         """For a document."""

@@ -98,7 +98,7 @@ def _mean(metric: Named, cell: Cell | None) -> Value | Inline:
         return metric.value(None)
     if not cell.half:
         return metric.value(cell.mean)
-    return (metric.value(cell.mean), " ± ", metric.value(cell.half))
+    return (metric.value(cell.mean), " ± ", metric.half(cell.half))
 
 
 def _points(sweep: Sweep, grid: Grid) -> list[Part]:
@@ -169,7 +169,9 @@ def _charts(sweep: Sweep, grid: Grid) -> list[Section]:
     if chart is not None:
         pareto = [chart, _front(sweep, grid)]
     drawn = draw.curve_points(sweep, grid)
-    note = "Mean over a point's seeds; the band reaches from the least to the most."
+    note = "Mean over a point's seeds."
+    if len(drawn) <= draw.MOST_BANDS:
+        note = "Mean over a point's seeds; the band reaches from the least to the most."
     finished = sum(any(isinstance(r.outcome, Result) for r in rows) for rows in grid.by_point.values())
     names = draw.line_names(sweep)
     if names:

@@ -140,7 +140,7 @@ def _sentence(sweep: Sweep, grid: Grid, metric: Named) -> Inline | None:
         return (f"{name} goes from ", metric.value(low), " to ", metric.value(high), _noun(metric), ".")
     pieces: list[Piece] = [f"{_most(metric)} {metric.label}: ", metric.value(best.cell.mean)]
     if best.cell.half:
-        pieces += [" ± ", metric.value(best.cell.half)]
+        pieces += [" ± ", metric.half(best.cell.half)]
     pieces.append(f"{_noun(metric)} with {best.point.label(sweep.axes)}")
     if best.equal:
         pieces.append(f", the same as with {_named(sweep, best.equal)}")

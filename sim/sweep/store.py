@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -23,15 +24,21 @@ from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim.errors import InputError
 from sim.results import OutputError, to_json, write_bytes
-from sim.summary import plain
 from sim.sweep.point import Result
 from sim.sweep.traces import TraceInfo
 
 MARK = "sweep.json"
 _OWN = {"points", "plots", "traces"}
+
+
+def _plain(values: NDArray[np.float64]) -> list[float | None]:
+    """Numbers for JSON; not-a-number becomes null."""
+    known = values.tolist()
+    return [None if math.isnan(v) else v for v in known] if np.isnan(values).any() else known
 
 
 class Store:
@@ -156,7 +163,7 @@ class Store:
         Raises:
             OutputError: the operating system refused; every point that was kept before is still there.
         """
-        curves = {k: plain(v.tolist()) for k, v in result.curves.items()}
+        curves = {k: _plain(v) for k, v in result.curves.items()}
         data = {"summary": result.summary, "curves": curves, "wall_s": result.wall_s, "worker": result.worker}
         text = json.dumps(data, separators=(",", ":"), allow_nan=False)
         with self._writing():
