@@ -43,7 +43,8 @@ class MambaManager(SingleTypeKVCacheManager):
         last_state: position of the state that the step before left, by request.
         retired: positions before this one hold no state any more, by request.
         allocated: requests that were given blocks since they were admitted.
-        cached_this_step: keys that this step's batch will fill: nobody may hit them before the next step.
+        cached_this_step: keys that this step's batch will fill: nobody may hit them before the next step. The
+            state at the prompt's end counts again in each step in which it stands in its request's table.
         drop_eagle_checkpoint: states are kept one unit further left, where the hit of a drafter's group ends.
     """
 
