@@ -67,8 +67,8 @@ class RunConfig(Strict):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = key(0, "Seed of everything random in the workload.")
     model: str | None = key(
         None,
-        "The model: a known name, or the path of a Hugging Face config.json of a dense Llama-like model."
-        " Gives memory sizes and the roofline.",
+        "The model: a known name, or the path of a Hugging Face config.json of a known family"
+        " (docs/sizing.md). Gives KV-cache groups, memory sizes and the roofline.",
     )
     gpu: str | Gpu | None = key(
         None,

@@ -181,15 +181,21 @@ class _Page:
 
     def _catalogues(self) -> None:
         self.out.append("## Known models\n")
-        self.out.append("Shapes from the models' public Hugging Face configs.\n")
-        self.out.append("| `model` | parameters | layers | KV bytes per token | longest sequence |")
+        self.out.append(
+            "Shapes from the models' public Hugging Face configs, in `configs/models/`. KV bytes are those of one"
+            " token in all\nlayers that keep tokens, windows included; states are apart.\n"
+        )
+        self.out.append(
+            "| `model` | parameters | layers with a KV cache | KV bytes per token | longest sequence |"
+        )
         self.out.append("| --- | --- | --- | --- | --- |")
         for name in model_names():
             m = find_model(name)
             if m is not None:
                 kv = round(m.kv_bytes_per_token(1, m.dtype_bytes))
                 size = f"{m.num_params / 1e9:.2f} billion"
-                self.out.append(f"| `{name}` | {size} | {m.layers} | {kv:,} | {m.max_position:,} |")
+                kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in m.kinds().items())
+                self.out.append(f"| `{name}` | {size} | {kinds} | {kv:,} | {m.max_position:,} |")
         self.out.append("\n## Known GPUs\n")
         self.out.append(
             "Dense rates. Memory is what the CUDA driver reports, of which vLLM takes its share; it is less"

@@ -50,7 +50,7 @@ def engine_settings(
         "max_num_seqs": seqs,
         "max_num_batched_tokens": tokens,
         "num_gpu_blocks": pool.num_gpu_blocks,
-        "kv_cache_groups": _groups(e, pool, block_size),
+        "kv_cache_groups": _groups(e, pool, block_size, model.encoder_tokens if model else 0),
     }
     return EngineSettings(**values), pool
 
@@ -59,11 +59,13 @@ def _given_block_size(e: EngineConfig) -> int:
     return DEFAULT_BLOCK_SIZE if e.block_size == "auto" else e.block_size
 
 
-def _groups(e: EngineConfig, pool: PoolSize, block_size: int) -> tuple[KVCacheGroup, ...]:
+def _groups(
+    e: EngineConfig, pool: PoolSize, block_size: int, encoder_tokens: int
+) -> tuple[KVCacheGroup, ...]:
     given = e.groups()
     if given is not None:
         return given
-    return core_groups(pool.plan, block_size) if pool.plan else (KVCacheGroup(),)
+    return core_groups(pool.plan, block_size, encoder_tokens) if pool.plan else (KVCacheGroup(),)
 
 
 def with_model_defaults(e: EngineConfig, model: ModelShape | None) -> EngineConfig:

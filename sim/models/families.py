@@ -79,7 +79,10 @@ def gpt_oss(r: Reader) -> ModelShape:
         t.moe(h, inner, experts, chosen, router_extra=experts, bias=True)
         t.whole += 2 * h
     t.whole += h
-    return _decoder(r, t, layers, chosen * inner, heads, kv_heads)
+    shape = _decoder(r, t, layers, chosen * inner, heads, kv_heads)
+    # Kernels for mxfp4 hold 2944 x 3072 for 2880 x 2880 (vLLM's log: 13.72 GiB for gpt-oss-20b).
+    padded = n * experts * 3 * (-(-inner // 128) * 128) * (-(-h // 256) * 256)
+    return replace(shape, params=replace(shape.params, experts_padded=padded))
 
 
 def llama4(r: Reader) -> ModelShape:

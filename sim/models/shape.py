@@ -83,6 +83,7 @@ class Parameters:
         tied: whether embedding and output projection are one tensor.
         tower: encoder of images or sound, estimated from its config.
         active: parameters of linear layers that one token is multiplied with.
+        experts_padded: elements that the experts take in mxfp4 kernels, padded; 0: as `experts`.
         absorbed: elements of MLA's absorbed projections, which vLLM keeps beside the original ones.
     """
 
@@ -96,6 +97,7 @@ class Parameters:
     tower: int = 0
     active: int = 0
     absorbed: int = 0
+    experts_padded: int = 0
 
     @property
     def total(self) -> int:

@@ -52,7 +52,8 @@ def weight_bytes(model: ModelShape, tensor_parallel: int, quantization: str | No
     p, tp, full = model.params, tensor_parallel, model.dtype_bytes
     method = quantization or model.quantization
     small = QUANTIZED_BYTES[method] if method else full
-    experts = p.experts * small
+    padded = p.experts_padded if method == "mxfp4" else 0
+    experts = (padded or p.experts) * small
     layers = small if method == "fp8" else full
     repeat = max(1, -(-tp // model.kv_heads)) if model.kv_heads else 1
     linear = p.linear * layers + p.kv_linear * repeat * layers

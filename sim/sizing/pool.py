@@ -51,14 +51,20 @@ class PoolSize:
         return out
 
 
-def core_groups(plan: PoolPlan, block_size: int) -> tuple[KVCacheGroup, ...]:
-    """The groups of a plan as the core takes them; one plain full-attention group is the core's default."""
-    groups = tuple(core_group(g, block_size) for g in plan.groups)
+def core_groups(plan: PoolPlan, block_size: int, encoder_tokens: int = 0) -> tuple[KVCacheGroup, ...]:
+    """The groups of a plan as the core takes them; one plain full-attention group is the core's default.
+
+    Args:
+        plan: of the model.
+        block_size: the engine's.
+        encoder_tokens: of one request, for cross attention.
+    """
+    groups = tuple(core_group(g, block_size, encoder_tokens) for g in plan.groups)
     return groups or (KVCacheGroup(),)
 
 
-def core_group(group: Group, block_size: int) -> KVCacheGroup:
-    """One group as the core takes it; `block_size` is the engine's."""
+def core_group(group: Group, block_size: int, encoder_tokens: int = 0) -> KVCacheGroup:
+    """One group as the core takes it; see `core_groups`."""
     s = group.spec
     kind = _MANAGED_AS.get(s.kind, s.kind)
     return KVCacheGroup(
@@ -67,4 +73,5 @@ def core_group(group: Group, block_size: int) -> KVCacheGroup:
         sliding_window=s.sliding_window if kind == "sliding_window" else None,
         attention_chunk_size=s.attention_chunk_size if kind == "chunked_local" else None,
         mamba_cache_mode=s.mamba_cache_mode if kind == "mamba" else None,
+        encoder_tokens=encoder_tokens if kind == "cross_attention" else None,
     )
