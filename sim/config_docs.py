@@ -182,8 +182,8 @@ class _Page:
     def _catalogues(self) -> None:
         self.out.append("## Known models\n")
         self.out.append(
-            "Shapes from the models' public Hugging Face configs, in `configs/models/`. KV bytes are those of one"
-            " token in all\nlayers that keep tokens, windows included; states are apart.\n"
+            "Shapes from the models' public Hugging Face configs, in `configs/models/`. KV bytes are those of"
+            " one token in all\nlayers that keep tokens, windows included; states are apart.\n"
         )
         self.out.append(
             "| `model` | parameters | layers with a KV cache | KV bytes per token | longest sequence |"
