@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sim.config_engine import check_simulated
 from sim.errors import InputError
 from validation.corpus import write_case
 from validation.diff import compare
@@ -29,12 +30,14 @@ class Tally:
     rows: int = 0
     preemptions: int = 0
     differences: int = 0
+    not_simulated: int = 0
 
     def text(self) -> str:
         """One line for a terminal."""
+        left_out = f", {self.not_simulated} cases left out: not simulated" if self.not_simulated else ""
         return (
             f"{self.cases} cases, {self.rows} rows, {self.preemptions} preemptions, "
-            f"{self.differences} differences"
+            f"{self.differences} differences{left_out}"
         )
 
 
@@ -83,6 +86,9 @@ def fuzz(
         if time.monotonic() >= end or tally.differences >= stop_after:
             break
         case = random_group_case(number, groups)
+        if target == "sim" and check_simulated(case.settings):
+            tally.not_simulated += 1
+            continue
         found = difference(case, target, tally)
         if found is not None:
             tally.differences += 1

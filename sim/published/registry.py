@@ -76,6 +76,11 @@ ENTRIES = (
         "sim.published.padding",
     ),
     Entry(
+        "sliding-window",
+        "Where the prefix hits of a model with sliding windows end, as reported from a real vLLM (48435).",
+        "sim.published.sliding_window",
+    ),
+    Entry(
         "watermark",
         "Preemptions by watermark, as measured on a real vLLM (PR 44594).",
         "sim.published.watermark",

@@ -25,6 +25,7 @@ from sim.published.azure_waste import PUBLISHED as AZURE
 from sim.published.azure_waste import waste_percent
 from sim.published.mooncake_lru import replay_hits
 from sim.published.registry import ENTRIES, Entry, Options
+from sim.published.sliding_window import hit_rate
 from sim.published.table import Row, Table
 from sim.published.watermark import PUBLISHED as WATERMARK
 from sim.published.watermark import RELATIVE_BOUND, preemptions
@@ -143,6 +144,13 @@ def test_azure_waste_without_the_last_token(data_dir: Path) -> None:
 def test_watermark(share: float) -> None:
     """One seed of the published closed loop preempts about as often as the real vLLM did."""
     assert preemptions(share, 0) == pytest.approx(float(WATERMARK[share]), rel=RELATIVE_BOUND)
+
+
+def test_sliding_window_hits_end_where_they_did() -> None:
+    """All or nothing, and the rule that has ended it since."""
+    assert hit_rate(34.0, "0.25") > 0.99
+    assert hit_rate(38.0, "0.25") == 0
+    assert hit_rate(38.0, "0.32") > 0.99
 
 
 def test_table_says_what_is_met() -> None:
