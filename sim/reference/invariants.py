@@ -315,8 +315,8 @@ def inv_17(state: State) -> Iterator[str]:
             yield f"admissions in a step that preempted {batch.preempted}"
 
 
-def inv_28(state: State) -> Iterator[str]:
-    """INV-28: a request holds no more blocks of a window or chunk than the admission cap reserves for it.
+def inv_30(state: State) -> Iterator[str]:
+    """INV-30: a request holds no more blocks of a window or chunk than the admission cap reserves for it.
 
     The cap does not count drafts.
     """
@@ -338,5 +338,5 @@ STATE_INVARIANTS: dict[str, StateCheck] = {
         (inv_6, inv_7, inv_8, inv_9, inv_10, inv_11, inv_12, inv_13, inv_14, inv_15, inv_16, inv_17), 6
     )
 }
-# INV-18 to INV-27 are about what only the jitted core keeps.
-STATE_INVARIANTS["INV-28"] = inv_28
+# INV-18 to INV-29 are about what only the jitted core keeps.
+STATE_INVARIANTS["INV-30"] = inv_30
