@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 #: The key that a type of group can't do without.
 _NEEDS = {"sliding_window": "sliding_window", "chunked_local": "attention_chunk_size"}
-_OWN = ("sliding_window", "attention_chunk_size", "mamba_cache_mode")
+_OWN = ("sliding_window", "attention_chunk_size", "mamba_cache_mode", "encoder_tokens")
 
 
 def check_groups(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
@@ -31,6 +31,13 @@ def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pr
     for i, group in enumerate(s.kv_cache_groups):
         place = (*prefix, "kv_cache_groups", i)
         name = f"kv_cache_groups[{i}]"
+        if group.type == "cross_attention":
+            yield Problem(
+                (*place, "type"),
+                f"{name}: cross attention is not simulated",
+                "`python -m sim size` counts it; runs of encoder-decoder models are not possible yet",
+            )
+            continue
         needed = _NEEDS.get(group.type)
         if needed and getattr(group, needed) is None:
             yield Problem(
