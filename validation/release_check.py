@@ -12,21 +12,26 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sim.config_engine import KVCacheGroup, check_simulated
+import numpy as np
+
+from sim.config_engine import EngineSettings, KVCacheGroup, check_simulated
 from sim.errors import InputError
 from sim.profiles import DEFAULT_RELEASE, SWITCHES, rules_of
 from validation.corpus import RecordedCase, read_cases, write_case
 from validation.diff import compare
-from validation.fuzz_cases import Case
+from validation.fuzz_cases import Case, Draw, blocks_of_largest
 from validation.fuzz_groups import random_group_case
+from validation.logical import LogicalRequest
 from validation.record import record
 from validation.releases import Worker
 from validation.steplog import Columns, num_rows
 from validation.suite import Row, from_comparison
 
-#: Switches that decide nothing in a step log: what a config resolves to, sizes, and the watermark, which
-#: releases without the rule have no key for.
+#: Switches that decide nothing in a step log: what a config resolves to, sizes, the watermark, which releases
+#: without the rule have no key for, and `empty_batch`: with nothing in flight a batch is empty only where
+#: nobody can ever be scheduled, or nobody is left.
 NOT_IN_LOGS = (
+    "empty_batch",
     "async_default",
     "null_in_check",
     "memory_utilization",
@@ -43,6 +48,8 @@ OF_GROUPS = (
     "shared_prefix_boundary",
     "partial_tail_keys",
 )
+#: Crowds for each ordinary case: what they are for is rare.
+CROWDS = 6
 #: Rows of a stored recording at most.
 SHORT = 260
 
@@ -117,11 +124,17 @@ def changed_switches(release: str, family: str = "full") -> list[str]:
 
 
 def shown_switches(case: Case, log: Columns, target: str = "sim") -> set[str]:
-    """Switches without which the simulator would not give this log: each is turned to the default's value."""
+    """Switches without which the simulator would not give this log: each is turned to the default's value.
+
+    A crowd is only asked for what it is made for.
+    """
     family = "full" if case.settings.kv_cache_groups == (KVCacheGroup(),) else "groups"
     default = rules_of(DEFAULT_RELEASE)
     shown = set()
-    for name in changed_switches(case.settings.vllm, family):
+    names = changed_switches(case.settings.vllm, family)
+    if case.name.startswith("crowd"):
+        names = [name for name in names if name == "priority_mode"]
+    for name in names:
         settings = replace(case.settings, switches=((name, getattr(default, name)),))
         if name == "full_sequence_reserve":
             settings = replace(settings, scheduler_reserve_full_isl=True)
@@ -131,14 +144,43 @@ def shown_switches(case: Case, log: Columns, target: str = "sim") -> set[str]:
 
 
 def candidates(release: str, family: str, seeds: Iterable[int]) -> Iterator[Case]:
-    """Random cases under a release's rules, and a variant of each that seeks preemption by priority."""
+    """Random cases under a release's rules; with the family "full" also crowds under the priority policy."""
     for seed in seeds:
-        case = release_case(random_group_case(seed, family), release)
-        yield case
-        hard = replace(
-            case.settings, policy="priority", async_scheduling=True, arrival_time="step", idle_steps="skip"
+        yield release_case(random_group_case(seed, family), release)
+        if family == "full":
+            for number in range(CROWDS * seed, CROWDS * (seed + 1)):
+                yield release_case(crowd(number), release)
+
+
+def crowd(seed: int) -> Case:
+    """Few requests that outgrow a tiny pool under the priority policy: victims in every position."""
+    draw = Draw(np.random.default_rng(np.random.SeedSequence([0x63726F7764, seed])))
+    block_size, length = draw.one_of(1, 2, 4), draw.between(12, 40)
+    requests = []
+    for i in range(draw.between(3, 6)):
+        prompt = draw.between(1, length // 2 - 1)
+        requests.append(
+            LogicalRequest(
+                request_id=f"r{i}",
+                arrival_step=draw.between(0, 3),
+                prompt_token_ids=draw.tokens(prompt, 9),
+                output_token_ids=draw.tokens(draw.between(1, length - prompt), 9),
+                priority=draw.between(0, 2),
+                cache_salt=None,
+                max_tokens=None,
+            )
         )
-        yield replace(case, name=f"{case.name}_priority", settings=hard)
+    settings = EngineSettings(
+        block_size=block_size,
+        max_num_seqs=4,
+        max_num_batched_tokens=draw.between(4, 24),
+        max_model_len=length,
+        async_scheduling=draw.chance(0.7),
+        policy="priority",
+        arrival_time="step",
+    )
+    blocks = 1 + blocks_of_largest(settings, requests) + draw.between(0, 2)
+    return Case(f"crowd_{seed}", replace(settings, num_gpu_blocks=blocks), tuple(requests))
 
 
 def choose(release: str, family: str, seeds: Iterable[int], keep: int) -> Iterator[tuple[Case, set[str]]]:

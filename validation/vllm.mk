@@ -25,6 +25,11 @@ validate: $(VLLM_READY)  ## compare with a real vLLM 0.32.0 on this machine's CP
 	$(VLLM_PYTHON) -m validation sizing --quick --mixes 1000
 	$(VLLM_PYTHON) -m validation.mutations
 
+.PHONY: validate-releases
+validate-releases: $(VLLM_READY)  ## compare with the real control planes of other vLLM releases (RELEASES="0.14 0.25"; fetches wheels)
+	$(VLLM_PYTHON) -m validation releases fetch $(RELEASES)
+	$(VLLM_PYTHON) -m validation releases check $(RELEASES) $(RELEASES_ARGS)
+
 .PHONY: fuzz
 fuzz: $(VLLM_READY)  ## random cases against a real vLLM (FUZZ_ARGS="--minutes 10 --seed 1")
 	$(VLLM_PYTHON) -m validation fuzz $(FUZZ_ARGS)
