@@ -128,6 +128,11 @@ def main() -> None:
 @click.option("--every-step", is_flag=True, help="One row of steps.parquet for every engine step.")
 @click.option("--events", is_flag=True, help="Write events.parquet too.")
 @click.option("--no-plots", is_flag=True, help="Draw no plots.")
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Keep the requests on disk, in bounded memory; default: from 200,000 requests on.",
+)
 @_exits
 def run(
     config: str | None,
@@ -142,6 +147,7 @@ def run(
     every_step: bool,
     events: bool,
     no_plots: bool,
+    stream: bool | None,
 ) -> None:
     """Simulate CONFIG, a YAML file; see `docs config` for its keys.
 
@@ -163,6 +169,7 @@ def run(
         every_step=True if every_step else None,
         events=True if events else None,
         plots=False if no_plots else None,
+        stream=stream,
         quiet=quiet,
         command=sys.argv[1:],
         serve=ServeSource(vllm_args, vllm_config, gpu) if vllm_args or vllm_config or gpu else None,

@@ -6,6 +6,7 @@ workloads know nothing of the simulator; the simulator's top-level model include
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,9 @@ from workloads.units import Duration
 
 if TYPE_CHECKING:
     from workloads.requests import Workload
+    from workloads.spool import Spool
 
-__all__ = ["KINDS", "AnyClient", "Duration", "WorkloadSpec", "to_workload"]
+__all__ = ["KINDS", "AnyClient", "Duration", "WorkloadSpec", "to_workload", "to_workload_or_spool"]
 
 
 def to_workload(spec: AnyClient, seed: int, config_dir: str | Path | None = None) -> Workload:
@@ -36,5 +38,25 @@ def to_workload(spec: AnyClient, seed: int, config_dir: str | Path | None = None
 
     try:
         return build(spec, seed, base_dir=config_dir)
+    except WorkloadError as error:
+        raise InputError(error.message, file=error.file, line=error.line, column=error.column) from error
+
+
+def to_workload_or_spool(
+    spec: AnyClient, seed: int, config_dir: str | Path | None, folder: Callable[[], Path], limit: int
+) -> Workload | Spool:
+    """As `to_workload`; more than `limit` requests are written to disk on the way.
+
+    Args:
+        folder: makes an empty folder, when it is needed.
+
+    Raises:
+        InputError: as `to_workload`.
+        OSError: the folder can't be written.
+    """
+    from workloads.generate import build_or_spool
+
+    try:
+        return build_or_spool(spec, seed, config_dir, folder, limit)
     except WorkloadError as error:
         raise InputError(error.message, file=error.file, line=error.line, column=error.column) from error

@@ -81,8 +81,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         made = _make_parents(folder.parent)
     except OSError as e:
-        raise _output_error(folder, e) from e
-    _remove_orphans(folder, "tmp")
+        raise output_error(folder, e) from e
+    remove_orphans(folder, "tmp")
     done = False
     try:
         temporary.mkdir()
@@ -99,19 +99,19 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         done = True
         _sync(folder.parent)
     except OSError as e:
-        raise _output_error(folder, e) from e
+        raise output_error(folder, e) from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if done:
             shutil.rmtree(aside, ignore_errors=True)
-            _remove_orphans(folder, "old")
+            remove_orphans(folder, "old")
         else:
             for parent in reversed(made):
                 with contextlib.suppress(OSError):
                     parent.rmdir()
 
 
-def _remove_orphans(folder: Path, kind: str) -> None:
+def remove_orphans(folder: Path, kind: str) -> None:
     """Hidden folders beside `folder` that a process left when it was killed."""
     start = f".{folder.name}.{kind}-"
     for left in folder.parent.iterdir():
@@ -143,7 +143,8 @@ def _make_parents(folder: Path) -> list[Path]:
     return made
 
 
-def _output_error(folder: Path, e: OSError) -> OutputError:
+def output_error(folder: Path, e: OSError) -> OutputError:
+    """What a failed write is told as."""
     why = e.strerror or str(e)
     return OutputError(
         f"the results can't be written: {why}", str(folder), hint="nothing was left behind; try another --out"
@@ -189,42 +190,110 @@ def to_yaml(data: Mapping[str, Any], header: str) -> bytes:
     return (comment + text.getvalue()).encode()
 
 
+#: Rows of a row group: a file that is written part by part has the bytes of one that is written at once.
+ROW_GROUP = 1 << 17
+
+
+class ParquetFile:
+    """A Parquet file (zstd) that grows row group by row group; fields carry `unit` and `description`.
+
+    Args:
+        sink: path, or an Arrow output stream.
+        known: name -> (unit, description).
+        metadata: of the whole file.
+
+    Raises:
+        OSError: it can't be written.
+    """
+
+    def __init__(self, sink: Any, known: Mapping[str, tuple[str, str]], metadata: Mapping[str, str]) -> None:
+        self._sink = sink
+        self._known = known
+        self._metadata = {f"{TOOL}.{k}": v for k, v in metadata.items()}
+        self._writer: Any = None
+        self._schema: Any = None
+        self._waiting: list[Any] = []
+        self._rows = 0
+
+    def add(self, columns: Mapping[str, NDArray[np.generic]]) -> None:
+        """Append rows: arrays of one length; those in `known` come first, in its order."""
+        import pyarrow as pa
+
+        names = [n for n in self._known if n in columns] + [n for n in columns if n not in self._known]
+        arrays = [pa.array(columns[name]) for name in names]
+        if self._schema is None:
+            fields = []
+            for name, array in zip(names, arrays, strict=True):
+                unit, text = self._known.get(name, ("", ""))
+                fields.append(pa.field(name, array.type, False, {"unit": unit, "description": text}))
+            self._schema = pa.schema(fields, metadata=self._metadata)
+        table = pa.Table.from_arrays(arrays, schema=self._schema)
+        self._waiting.append(table)
+        self._rows += table.num_rows
+        while self._rows >= ROW_GROUP:
+            whole = pa.concat_tables(self._waiting)
+            self._write(whole.slice(0, ROW_GROUP))
+            self._waiting = [whole.slice(ROW_GROUP)]
+            self._rows -= ROW_GROUP
+
+    def close(self) -> None:
+        """Write what is left, and the footer; `add` must have been called."""
+        import pyarrow as pa
+
+        if self._rows or self._writer is None:
+            self._write(pa.concat_tables(self._waiting))
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Close without caring for what the file holds."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+
+    def _write(self, table: Any) -> None:
+        import pyarrow.parquet as pq
+
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+        self._writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP)
+
+
 def to_parquet(
     columns: Mapping[str, NDArray[np.generic]],
     known: Mapping[str, tuple[str, str]],
     metadata: Mapping[str, str],
 ) -> bytes:
-    """A Parquet file (zstd) whose fields carry `unit` and `description`.
-
-    Args:
-        columns: arrays of one length; those in `known` come first, in its order.
-        known: name -> (unit, description).
-        metadata: of the whole file.
-    """
+    """The bytes of a `ParquetFile` with these columns."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    names = [n for n in known if n in columns] + [n for n in columns if n not in known]
-    schema_fields, arrays = [], []
-    for name in names:
-        array = pa.array(columns[name])
-        unit, text = known.get(name, ("", ""))
-        arrays.append(array)
-        schema_fields.append(pa.field(name, array.type, False, {"unit": unit, "description": text}))
-    schema = pa.schema(schema_fields, metadata={f"{TOOL}.{k}": v for k, v in metadata.items()})
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
+    file = ParquetFile(sink, known, metadata)
+    file.add(columns)
+    file.close()
     return sink.getvalue().to_pybytes()
 
 
+def _move(file: Path, target: Path) -> str:
+    """Move a file and sync it; returns its SHA-256."""
+    os.replace(file, target)
+    digest = hashlib.sha256()
+    with open(target, "rb+") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+        os.fsync(f.fileno())
+    return digest.hexdigest()
+
+
 def write_run(
-    folder: Path, files: Mapping[str, bytes | Callable[[], bytes]], provenance: Mapping[str, Any]
+    folder: Path,
+    files: Mapping[str, bytes | Callable[[], bytes] | Path],
+    provenance: Mapping[str, Any],
 ) -> None:
     """Write all files of a run, then provenance.json with the SHA-256 of each.
 
     Args:
         folder: the run folder; an earlier run there is replaced.
-        files: path in the folder -> content, or a function that makes it.
+        files: path in the folder -> content, or a function that makes it, or a file that is moved there.
         provenance: everything else that provenance.json holds.
 
     Raises:
@@ -235,6 +304,9 @@ def write_run(
     with whole_folder(folder) as place:
         digests = {}
         for name, content in files.items():
+            if isinstance(content, Path):
+                digests[name] = _move(content, place / name)
+                continue
             data = content() if callable(content) else content
             write_bytes(place / name, data)
             digests[name] = hashlib.sha256(data).hexdigest()

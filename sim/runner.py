@@ -14,7 +14,7 @@ import numpy as np
 from sim import __version__
 from sim.columns import EVENTS, REQUESTS, STEPS
 from sim.config import Loaded, load_config
-from sim.config_workload import to_workload
+from sim.config_workload import to_workload, to_workload_or_spool
 from sim.config_yaml import KeyPath, Problem, to_input_errors
 from sim.errors import InputError
 from sim.fleet.columns import FLEET_EVENTS, FLEET_REQUESTS, FLEET_STEPS, REPLICA_STEPS
@@ -23,7 +23,9 @@ from sim.report.units import count, plural, seconds, size
 from sim.resolve import Resolved, content_id, resolve
 from sim.results import check_target, run_folder, to_json, to_parquet, to_yaml, write_run
 from sim.serve_args import ServeSource, serve_edit
+from sim.stream.run import STREAM_FROM, Scratch, StreamedRun
 from sim.summary import summarize
+from workloads.spool import Spool
 from workloads.units import format_duration
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class RunOptions:
         seed: of `--seed`, or None.
         out: of `--out`, or None.
         every_step, events, plots: None: as the config says.
+        stream: keep requests on disk: always, never, or (None) where there are many.
         quiet: nothing on stderr.
         command: the command line, for provenance.
         serve: vLLM's own options beside the config; None: there are none.
@@ -55,6 +58,7 @@ class RunOptions:
     every_step: bool | None = None
     events: bool | None = None
     plots: bool | None = None
+    stream: bool | None = None
     quiet: bool = False
     command: Sequence[str] = ()
     serve: ServeSource | None = None
@@ -76,9 +80,9 @@ def run(config: str | None, options: RunOptions) -> Outcome:
 
     Raises:
         InputError: anything wrong with the config, its files or the output folder, before the run starts.
+        OutputError: a streamed run could not be written.
     """
     started = time.time()
-    clock = time.perf_counter()
     say = _talker(options.quiet)
     edits = [] if options.serve is None else [serve_edit(options.serve)]
     loaded = load_config(config, _all_overrides(options), options.seed, edits)
@@ -87,7 +91,25 @@ def run(config: str | None, options: RunOptions) -> Outcome:
         say(f"note: {note}")
     if options.out is not None:
         check_target(Path(options.out))
-    workload = _workload(loaded, resolved)
+    scratch = Scratch(run_folder(options.out, resolved.name, "streamed"))
+    try:
+        return _run(loaded, resolved, options, scratch, started, config)
+    except BaseException:
+        scratch.remove()
+        raise
+
+
+def _run(
+    loaded: Loaded,
+    resolved: Resolved,
+    options: RunOptions,
+    scratch: Scratch,
+    started: float,
+    config: str | None,
+) -> Outcome:
+    clock = time.perf_counter()
+    say = _talker(options.quiet)
+    workload = _requests(loaded, resolved, options, scratch)
     period = resolved.sample_period_ns or auto_period(workload)
     resolved.config["output"]["sample_period"] = format_duration(period)
     digest = workload.content_hash()
@@ -110,7 +132,10 @@ def run(config: str | None, options: RunOptions) -> Outcome:
         warmup_ns=resolved.warmup_ns,
     )
     prepared = time.perf_counter()
-    simulation = simulation_of(resolved, workload, log)
+    streamed: StreamedRun | None = None
+    if isinstance(workload, Spool):
+        streamed = StreamedRun(resolved, workload, log, scratch, _metadata(digest, content))
+    simulation = streamed or simulation_of(resolved, cast("Workload", workload), log)
     interrupted = False
     with reporter(sys.stderr, resolved.until_ns, options.quiet) as progress:
         try:
@@ -124,6 +149,8 @@ def run(config: str | None, options: RunOptions) -> Outcome:
     if interrupted:
         result.exit_reason = "interrupted"
     summary = summarize(resolved, result, len(workload), content, __version__)
+    if streamed is not None:
+        streamed.complete(summary)
     done = time.perf_counter()
     walls = {
         "prepare_s": prepared - clock,
@@ -133,11 +160,16 @@ def run(config: str | None, options: RunOptions) -> Outcome:
 
     def write() -> None:
         before = time.perf_counter()
-        files = _files(resolved, result, summary, digest, content)
+        files: dict[str, bytes | Callable[[], bytes] | Path] = {
+            **_files(resolved, result, summary, digest, content)
+        }
+        if streamed is not None:
+            files["requests.parquet"] = streamed.file
         if resolved.plots:
             from sim.report.plots import draw
 
-            files |= draw(summary, result.steps, result.requests, resolved.warmup_ns)
+            requests = result.requests if streamed is None else streamed.sample()
+            files |= draw(summary, result.steps, requests, resolved.warmup_ns)
             if resolved.fleet is not None:
                 from sim.report.fleet_plots import draw_fleet
 
@@ -154,12 +186,52 @@ def run(config: str | None, options: RunOptions) -> Outcome:
             walls,
             started,
         )
-        write_run(folder, files, provenance)
+        try:
+            write_run(folder, files, provenance)
+        finally:
+            scratch.remove()
 
     speed = summary["simulated_s"] / max(ran - prepared, 1e-9)
     say(f"simulated {seconds(summary['simulated_s'])} in {seconds(ran - prepared)} ({count(round(speed))}x)")
     note = "estimated" if resolved.pool.how == "estimated" else ""
     return Outcome(summary, note, folder, interrupted, write)
+
+
+def _requests(loaded: Loaded, resolved: Resolved, options: RunOptions, scratch: Scratch) -> Workload | Spool:
+    """The requests: in memory, or on disk where the run is to be streamed."""
+    why_not = _not_streamed(resolved)
+    if options.stream and why_not:
+        raise InputError(f"--stream: {why_not}", hint="leave out one of the two")
+    if options.stream is False or why_not:
+        return _workload(loaded, resolved)
+    limit = 0 if options.stream else STREAM_FROM
+    with scratch.writing():
+        found = _workload(
+            loaded,
+            resolved,
+            lambda spec, seed, base: to_workload_or_spool(spec, seed, base, scratch.folder, limit),
+        )
+    if isinstance(found, Spool):
+        from sim.stream.window import check_streamable
+
+        try:
+            check_streamable(resolved.engine, found)
+        except InputError:
+            if options.stream:
+                raise
+            return found.load()
+    return found
+
+
+def _not_streamed(resolved: Resolved) -> str | None:
+    """Why a run of this config is kept in memory, or None."""
+    if resolved.fleet is not None:
+        return "a fleet keeps its requests in memory"
+    if resolved.every_step:
+        return "the rows of every step are kept in memory"
+    if resolved.events:
+        return "events are kept in memory"
+    return None
 
 
 def simulation_of(resolved: Resolved, workload: Workload, log: LogOptions) -> Simulation | FleetSimulation:
@@ -186,10 +258,10 @@ def check(config: str, overrides: Sequence[str] = (), seed: int | None = None) -
     return resolved, workload
 
 
-def _workload(loaded: Loaded, resolved: Resolved) -> Workload:
+def _workload(loaded: Loaded, resolved: Resolved, build: Callable[..., Any] = to_workload) -> Any:
     """The requests; a problem without a place in a trace gets the place of its key in the config."""
     try:
-        return to_workload(resolved.spec, resolved.seed, resolved.folder)
+        return build(resolved.spec, resolved.seed, resolved.folder)
     except InputError as e:
         if e.line is not None:
             raise
@@ -206,7 +278,7 @@ def _workload(loaded: Loaded, resolved: Resolved) -> Workload:
         raise to_input_errors([problem], loaded.document)[0] from None
 
 
-def _check_clock(loaded: Loaded, resolved: Resolved, workload: Workload) -> None:
+def _check_clock(loaded: Loaded, resolved: Resolved, workload: Workload | Spool) -> None:
     if resolved.fleet is not None and workload.clock != "time":
         message = "the workload counts engine steps, and a fleet has no common step"
         problem = Problem(("replicas",), message, "use a workload in seconds, or replicas: 1")
@@ -232,11 +304,14 @@ def _all_overrides(options: RunOptions) -> list[str]:
     return [*options.overrides, *short]
 
 
-def auto_period(workload: Workload) -> int:
+def auto_period(workload: Workload | Spool) -> int:
     """Nanoseconds between sampled rows: 1, 2 or 5 times a power of ten, about 2000 rows over the arrivals."""
     if workload.clock != "time":
         return 10_000_000
-    span = int(workload.arrival.max()) if len(workload) else 0
+    if isinstance(workload, Spool):
+        span = workload.last_arrival
+    else:
+        span = int(workload.arrival.max()) if len(workload) else 0
     if span <= 0:
         return 1_000_000_000
     wanted = min(max(span // AUTO_ROWS, 1_000_000), 60_000_000_000)
@@ -252,10 +327,14 @@ def _pool_text(resolved: Resolved) -> str:
     return text if resolved.fleet is None else f"{resolved.fleet.replicas} replicas, each {text}"
 
 
+def _metadata(digest: str, content: str) -> dict[str, str]:
+    return {"format": "1", "version": __version__, "content_id": content, "workload_sha256": digest}
+
+
 def _files(
     resolved: Resolved, result: RunResult, summary: dict[str, Any], digest: str, content: str
 ) -> dict[str, bytes | Callable[[], bytes]]:
-    meta = {"format": "1", "version": __version__, "content_id": content, "workload_sha256": digest}
+    meta = _metadata(digest, content)
     header = f"kvpool {__version__}: {resolved.name} as resolved; running it gives the same results"
     files: dict[str, bytes | Callable[[], bytes]] = {
         "config.yaml": to_yaml(resolved.config, header),
@@ -277,7 +356,7 @@ def _files(
 
 def _provenance(
     resolved: Resolved,
-    workload: Workload,
+    workload: Workload | Spool,
     options: RunOptions,
     config_file: str,
     core: str,

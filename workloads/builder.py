@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workloads.errors import WorkloadError
 from workloads.requests import Int32Array, Int64Array, Workload
 from workloads.tokens import explicit_segment
+
+if TYPE_CHECKING:
+    from workloads.spool import SpoolWriter
 
 #: Synthetic outputs of a request that names no output segment: far above any counter or hash id.
 AUTO_OUTPUT_BASE = 1 << 62
@@ -49,8 +52,14 @@ class WorkloadBuilder:
         self._seg_len = array("q")
         self._tokens = array("q")
         self._request_ids: list[str] = []
+        self._taken = self._spilled_tokens = 0
 
     def __len__(self) -> int:
+        return self._taken + len(self._columns["arrival"])
+
+    @property
+    def held(self) -> int:
+        """Requests that have been added and not been moved to a spool."""
         return len(self._columns["arrival"])
 
     def add_tokens(self, token_ids: Sequence[int]) -> int:
@@ -89,7 +98,7 @@ class WorkloadBuilder:
             request_id: its name; either all requests of a workload have one or none.
         """
         columns = self._columns
-        index = len(columns["arrival"])
+        index = self._taken + len(columns["arrival"])
         columns["arrival"].append(arrival)
         columns["parent"].append(parent)
         columns["think_ns"].append(think_ns)
@@ -114,9 +123,9 @@ class WorkloadBuilder:
         Raises:
             WorkloadError: a rule of `Workload` is broken, or a number does not fit its field.
         """
-        if self._request_ids and len(self._request_ids) != len(self):
+        if self._request_ids and len(self._request_ids) != self.held:
             raise WorkloadError(
-                f"{len(self._request_ids)} of {len(self)} requests have an id; give one to all or none"
+                f"{len(self._request_ids)} of {self.held} requests have an id; give one to all or none"
             )
         columns = {name: np.array(values, dtype=np.int64) for name, values in self._columns.items()}
         return assemble(
@@ -132,6 +141,51 @@ class WorkloadBuilder:
             source=source,
             **columns,
         )
+
+    def spill(self, spool: SpoolWriter) -> None:
+        """Move everything added since the last time to a spool.
+
+        Raises:
+            WorkloadError: as `build`.
+            OSError: it can't be written.
+        """
+        if not self.held:
+            return
+        columns: dict[str, Any] = {
+            name: np.array(values, dtype=np.int64) for name, values in self._columns.items()
+        }
+        first = self._taken
+        parents = columns["parent"].copy()
+        # request 0 stands for all that have gone before, so that the rules can be checked part by part
+        inside = np.where(parents >= first, parents - first + 1, np.where(parents >= 0, 0, -1))
+        dummy = {"arrival": 0, "parent": -1, "prompt_len": 1, "output_len": 1, "max_tokens": 1, "session": -1}
+        columns["parent"] = inside
+        columns = {name: np.concatenate([[dummy.get(name, 0)], values]) for name, values in columns.items()}
+        names = None
+        if self._request_ids:
+            if len(self._request_ids) != self.held:
+                raise WorkloadError(f"{len(self._request_ids)} of {self.held} requests have an id")
+            names = ("", *self._request_ids)
+        ptr = np.array(self._seg_ptr, dtype=np.int64) - self._seg_ptr[0] + 1
+        part = assemble(
+            clock=self.clock,
+            closed_loop=self.closed_loop,
+            vocab_size=self.vocab_size,
+            seg_ptr=np.concatenate([[0], ptr]),
+            seg_id=np.concatenate([[0], np.array(self._seg_id, dtype=np.int64)]),
+            seg_start=np.concatenate([[0], np.array(self._seg_start, dtype=np.int64)]),
+            seg_len=np.concatenate([[1], np.array(self._seg_len, dtype=np.int64)]),
+            tokens=np.array(self._tokens, dtype=np.int64),
+            request_ids=names,
+            **columns,
+        )
+        spool.append(part, _narrow("parent", parents), part.tokens[self._spilled_tokens :], skip=1)
+        self._spilled_tokens = len(self._tokens)
+        self._taken += self.held
+        for values in (*self._columns.values(), self._seg_id, self._seg_start, self._seg_len):
+            del values[:]
+        self._seg_ptr = array("q", [0])
+        self._request_ids = []
 
 
 def assemble(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from workloads.spec.clients import Client, Mix, MixPart, Trace
 
 if TYPE_CHECKING:
     from workloads.clients.base import Shared
+    from workloads.spool import Spool
 
 
 def build(spec: AnyClient, seed: int, base_dir: str | Path | None = None) -> Workload:
@@ -28,13 +30,65 @@ def build(spec: AnyClient, seed: int, base_dir: str | Path | None = None) -> Wor
     Raises:
         WorkloadError: a file cannot be used, or no request comes out.
     """
-    source: dict[str, Any] = {"kind": spec.kind, "spec": spec.model_dump(mode="json"), "seed": seed}
     if isinstance(spec, Trace):
-        from workloads.clients.trace import load
+        return _trace(spec, base_dir)
+    shared = _shared(spec, seed, base_dir)
+    shared.env.run()
+    return shared.builder.build(_source(spec, seed, shared))
 
-        workload = load(spec, base_dir)
-        return dataclasses.replace(workload, source={**workload.source, "spec": source["spec"]})
 
+def build_or_spool(
+    spec: AnyClient,
+    seed: int,
+    base_dir: str | Path | None,
+    folder: Callable[[], Path],
+    limit: int,
+) -> Workload | Spool:
+    """As `build`, but written to disk on the way where there are more than `limit` requests.
+
+    Args:
+        folder: makes an empty folder for the spool; not called where a Workload comes back.
+        limit: requests.
+
+    Raises:
+        WorkloadError: as `build`.
+        OSError: the spool can't be written.
+    """
+    from workloads.spool import CHUNK, SpoolWriter, spool_workload
+
+    if isinstance(spec, Trace):
+        workload = _trace(spec, base_dir)
+        return workload if len(workload) <= limit else spool_workload(workload, folder())
+    shared = _shared(spec, seed, base_dir)
+    env, builder = shared.env, shared.builder
+    infinity = float("inf")
+    while env.peek() != infinity and builder.held <= limit:
+        env.step()
+    if builder.held <= limit:
+        return builder.build(_source(spec, seed, shared))
+    writer = SpoolWriter(
+        folder(), clock=builder.clock, closed_loop=builder.closed_loop, vocab_size=builder.vocab_size
+    )
+    try:
+        while env.peek() != infinity:
+            env.step()
+            if builder.held >= CHUNK:
+                builder.spill(writer)
+        builder.spill(writer)
+        return writer.finish(_source(spec, seed, shared))
+    finally:
+        writer.close()
+
+
+def _trace(spec: Trace, base_dir: str | Path | None) -> Workload:
+    from workloads.clients.trace import load
+
+    workload = load(spec, base_dir)
+    return dataclasses.replace(workload, source={**workload.source, "spec": spec.model_dump(mode="json")})
+
+
+def _shared(spec: AnyClient, seed: int, base_dir: str | Path | None) -> Shared:
+    """The clients of a section, started and yet to run."""
     import simpy
 
     from workloads.builder import WorkloadBuilder
@@ -47,10 +101,15 @@ def build(spec: AnyClient, seed: int, base_dir: str | Path | None = None) -> Wor
         _check_names([part.name for part in spec.clients])
         for part in spec.clients:
             _start_part(shared, part)
-    else:
+    elif not isinstance(spec, Trace):
         _start(shared, spec.kind, spec)
-    env.run()
-    if len(builder) == 0:
+    return shared
+
+
+def _source(spec: AnyClient, seed: int, shared: Shared) -> dict[str, Any]:
+    """Provenance, when all clients are done."""
+    source: dict[str, Any] = {"kind": spec.kind, "spec": spec.model_dump(mode="json"), "seed": seed}
+    if len(shared.builder) == 0:
         raise WorkloadError(
             f"workload {spec.kind}: no request comes out; raise duration, the rate or max_context"
         )
@@ -61,7 +120,7 @@ def build(spec: AnyClient, seed: int, base_dir: str | Path | None = None) -> Wor
     source["notes"] = shared.notes
     if shared.salts:
         source["cache_salts"] = dict(sorted(shared.salts.items()))
-    return builder.build(source)
+    return source
 
 
 def _start_part(shared: Shared, part: MixPart) -> None:

@@ -1,0 +1,1 @@
+"""Runs of workloads on disk, in memory that does not grow with them."""
