@@ -51,6 +51,19 @@ STATE_COLUMNS = (
     "table_blocks",
     "table_runs",
 )
+#: What is 0 while the engine has no request.
+_OF_REQUESTS = (
+    "num_running",
+    "num_waiting",
+    "num_scheduled_tokens",
+    "num_scheduled_reqs",
+    "used_blocks",
+    "allocated_slots",
+    "held_tokens",
+    "wasted_slots",
+    "table_blocks",
+    "table_runs",
+)
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _OWN_ENDS = {"FINISHED_STOPPED": "stop", "FINISHED_LENGTH_CAPPED": "length"}
 
@@ -122,7 +135,9 @@ class Recorded:
 
         Where only samples were recorded, rows after update_from_output() are left out unless they hold a
         state or are the last one: they show the pool between two steps, and would stand for the time up to
-        the next sample. State columns are float64: a state's values hold up to the next state.
+        the next sample. Then a row is added wherever the last request ends that the engine had: up to the
+        next one the pool is free, which no sample shows. State columns are float64: a state's values hold
+        up to the next state.
         """
         n = len(self.rows["time_ns"])
         keep = np.ones(n, dtype=np.bool_)
@@ -138,7 +153,58 @@ class Recorded:
         for name in STATE_COLUMNS:
             values = np.append(self.state_columns[name].astype(np.float64), np.nan)
             out[name] = values[last]
+        return out if self.every_call else self._with_idle_rows(out)
+
+    def _with_idle_rows(self, rows: Columns) -> Columns:
+        """A row at the beginning of each idle span; within one, every row shows a free pool."""
+        starts = np.array([start for start, _ in self.idle_spans], dtype=np.int64)
+        before = np.searchsorted(rows["time_ns"], starts, side="right") - 1
+        starts, before = starts[before >= 0], before[before >= 0]
+        if not len(starts):
+            return rows
+        times = np.append(rows["time_ns"], starts)
+        order = np.argsort(times, kind="stable")
+        out = {name: np.append(column, column[before])[order] for name, column in rows.items()}
+        out["time_ns"] = times[order]
+        idle = np.array([self.is_idle(time) for time in out["time_ns"].tolist()])
+        usable = self.usable_blocks
+        known = {"num_free_blocks": usable, "free_runs": 1, "largest_free_run": usable}
+        for name, value in (known | dict.fromkeys(_OF_REQUESTS, 0)).items():
+            if name in out:
+                # where no state has been recorded yet nothing is known
+                unknown = np.isnan(out[name]) if name in STATE_COLUMNS else False
+                out[name] = np.where(idle & ~np.asarray(unknown), value, out[name]).astype(out[name].dtype)
+        out["cached_free_blocks"] = np.where(idle, out["num_cached_blocks"], out["cached_free_blocks"])
         return out
+
+    @cached_property
+    def idle_spans(self) -> list[tuple[int, int]]:
+        """Stretches of time in which the engine had no request, each after one that it had.
+
+        Empty where requests are not recorded or lines about them were lost.
+        """
+        r, lost = self.requests, getattr(self.raw, "lost", {})
+        if r is None or "added" in lost or "ended" in lost:
+            return []
+        finish = r["finish_ns"]
+        added = np.sort(r["arrival_ns"])
+        ended = np.sort(finish[finish >= 0])
+        spans = []
+        for time in np.unique(ended).tolist():
+            gone = int(np.searchsorted(ended, time, side="right"))
+            come = int(np.searchsorted(added, time, side="right"))
+            if gone == come and time < self.end_ns:
+                spans.append((time, int(added[come]) if come < len(added) else self.end_ns))
+        return spans
+
+    def is_idle(self, time_ns: int) -> bool:
+        """Whether the engine had no request at an instant."""
+        i = int(np.searchsorted(self._idle_starts, time_ns, side="right")) - 1
+        return i >= 0 and (time_ns < self.idle_spans[i][1] or time_ns == self.end_ns == self.idle_spans[i][1])
+
+    @cached_property
+    def _idle_starts(self) -> I64:
+        return np.array([start for start, _ in self.idle_spans], dtype=np.int64)
 
     # ---- states ----
 

@@ -36,11 +36,13 @@ from sim.report.pool_view import FilmMaker, film_times
 from sim.report.recorded_answer import answer, usable_rows
 from sim.report.recorded_run import external_fragmentation, free_in_state, ratio, summary_of
 from sim.report.request_tables import worst
-from sim.report.series import windows
+from sim.report.series import MAX_POINTS, windows
 from sim.report.units import clock_time, count, plural, seconds
 
 if TYPE_CHECKING:
     from sim.analysis.layout import LayoutReport
+
+Steps = dict[str, NDArray[Any]]
 
 #: States that the layout analysis looks at.
 _MOST_LOOKED_AT = 100
@@ -169,19 +171,29 @@ def state_table(recorded: Recorded) -> dict[str, NDArray[Any]]:
 def _over_time(recorded: Recorded, s: dict[str, Any], moments: Sequence[Moment]) -> list[Part]:
     if not usable_rows(recorded):
         return [Paragraph(("The recording is too short for curves.",), "note")]
-    steps = recorded.steps
-    specs = [_usage_spec(recorded, s)]
+    rows = recorded.rows
+    steps = _at_equal_times(recorded)
+    specs = [_usage_spec(recorded, steps, s)]
     if recorded.num_states:
-        specs += _state_specs(recorded, s)
-    specs += _row_specs(recorded, s)
-    preempted = steps.get("preemptions", np.zeros(len(steps["time_ns"]), dtype=np.int64))
+        specs += _state_specs(steps, s)
+    specs += _row_specs(steps, s)
+    preempted = rows.get("preemptions", np.zeros(len(rows["time_ns"]), dtype=np.int64))
     grown = np.flatnonzero(np.diff(preempted, prepend=0) > 0)
     marks = [Marked(m.time_ns, m.label) for m in moments]
-    return list(curves.curve_charts(steps, specs, marks, steps["time_ns"][grown], "time"))
+    return list(curves.curve_charts(steps, specs, marks, rows["time_ns"][grown], "time"))
 
 
-def _usage_spec(recorded: Recorded, s: dict[str, Any]) -> CurveSpec:
-    steps, usable = recorded.steps, max(recorded.usable_blocks, 1)
+def _at_equal_times(recorded: Recorded, points: int = MAX_POINTS) -> Steps:
+    """The step function read at equally spaced instants: rows come at any time, and lines join them."""
+    steps = dict(recorded.steps)
+    steps["external_fragmentation"] = external_fragmentation(steps, free_in_state(recorded))
+    times = np.linspace(0, recorded.end_ns, points).astype(np.int64)
+    at = np.maximum(np.searchsorted(steps["time_ns"], times, side="right") - 1, 0)
+    return {name: column[at] for name, column in steps.items()} | {"time_ns": times}
+
+
+def _usage_spec(recorded: Recorded, steps: Steps, s: dict[str, Any]) -> CurveSpec:
+    usable = max(recorded.usable_blocks, 1)
     used = steps["used_blocks"] / usable
     evictable = np.minimum(steps["cached_free_blocks"] / usable, 1 - used)
     mean = as_share(s["usage"]["mean"])
@@ -193,10 +205,9 @@ def _usage_spec(recorded: Recorded, s: dict[str, Any]) -> CurveSpec:
     return CurveSpec("usage", "KV cache usage", says, curves.draw_usage(usable), data, "usage")
 
 
-def _state_specs(recorded: Recorded, s: dict[str, Any]) -> list[CurveSpec]:
-    steps = recorded.steps
+def _state_specs(steps: Steps, s: dict[str, Any]) -> list[CurveSpec]:
     inside = ratio(steps["wasted_slots"], steps["allocated_slots"])
-    outside = external_fragmentation(steps, free_in_state(recorded))
+    outside = steps["external_fragmentation"]
     runs, mean_outside = s["free_runs"], as_share(s["external_fragmentation"]["mean"])
     return [
         CurveSpec(
@@ -226,8 +237,8 @@ def _state_specs(recorded: Recorded, s: dict[str, Any]) -> list[CurveSpec]:
     ]
 
 
-def _row_specs(recorded: Recorded, s: dict[str, Any]) -> list[CurveSpec]:
-    steps, cache = recorded.steps, s["prefix_cache"]
+def _row_specs(steps: Steps, s: dict[str, Any]) -> list[CurveSpec]:
+    cache = s["prefix_cache"]
     specs = []
     if cache["first_lookup_tokens"]:
         specs.append(
@@ -303,7 +314,8 @@ def _pool(recorded: Recorded, moments: Sequence[Moment]) -> list[Part]:
         i = recorded.state_before(time)
         if codes is None or i != shown:
             shown, codes = i, recorded.codes(i)
-        film.take(time, codes)
+        # without a request every block is free, whatever the last state before shows
+        film.take(time, (codes & 1).astype(np.uint8) if recorded.is_idle(time) else codes)
     return pool_charts(
         film.film(), moments, recorded.end_ns, "time to the right, each instant as the last state"
     )

@@ -104,10 +104,15 @@ def external_fragmentation(steps: Mapping[str, Array], free: Array) -> NDArray[n
 
 
 def free_in_state(recorded: Recorded) -> NDArray[np.float64]:
-    """Free blocks of the last state, by row of `steps`: rows between states know newer counts."""
+    """Free blocks of the last state, by row of `steps`: rows between states know newer counts.
+
+    Where the longest free run is the whole pool, all of it is free: also in the rows of an idle engine.
+    """
     rows = recorded.rows["num_free_blocks"][recorded.state_rows].astype(np.float64)
-    at = np.searchsorted(recorded.state_times, recorded.steps["time_ns"], side="right") - 1
-    return np.append(rows, np.nan)[np.where(at < 0, len(rows), at)]
+    steps = recorded.steps
+    at = np.searchsorted(recorded.state_times, steps["time_ns"], side="right") - 1
+    free = np.append(rows, np.nan)[np.where(at < 0, len(rows), at)]
+    return np.where(steps["largest_free_run"] == recorded.usable_blocks, recorded.usable_blocks, free)
 
 
 def summary_of(recorded: Recorded) -> dict[str, Any]:

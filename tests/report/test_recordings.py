@@ -161,7 +161,28 @@ def test_samples_hold_up_to_the_next_and_leave_out_what_lies_between_two_steps(t
     assert set(steps["updated"][:-1].tolist()) == {0}
     assert r.num_states < len(steps["time_ns"]) < len(r.rows["time_ns"])
     for i, time in enumerate(steps["time_ns"].tolist()):
-        assert steps["free_runs"][i] == r.state_columns["free_runs"][r.state_before(time)]
+        held = r.state_columns["free_runs"][r.state_before(time)]
+        assert steps["free_runs"][i] == (1 if r.is_idle(time) else held)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_idle_engine_is_known_from_its_requests(seed: int, tmp_path: Path) -> None:
+    """At full rate the rows show it; among samples rows are added for it."""
+    _, full = recorded(seed, tmp_path)
+    rows, inside = full.rows, np.array([full.is_idle(t) for t in full.rows["time_ns"].tolist()])
+    empty = rows["num_running"] + rows["num_waiting"] == 0
+    assert empty[inside].all()
+    assert (rows["num_free_blocks"][inside] == full.usable_blocks).all()
+    began = rows["time_ns"] > full.requests["finish_ns"].min()  # type: ignore[index]
+    assert inside[empty & began & (rows["time_ns"] < full.end_ns)].all()
+    _, sampled = recorded(seed, tmp_path, OPS_ONLY)
+    assert not sampled.every_call
+    steps = sampled.steps
+    assert (np.diff(steps["time_ns"]) >= 0).all()
+    for start, _ in sampled.idle_spans:
+        row = int(np.flatnonzero(steps["time_ns"] == start)[-1])
+        assert steps["used_blocks"][row] == steps["num_running"][row] == steps["wasted_slots"][row] == 0
+        assert steps["num_free_blocks"][row] == sampled.usable_blocks
 
 
 def test_time_weighted_by_hand() -> None:

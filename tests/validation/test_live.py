@@ -40,7 +40,7 @@ class TwinEngine(Engine):
         super().__init__(Settings.from_dict(settings), lines, observer=self.log)
         scheduler: Any = self.scheduler
         manager, pool = scheduler.kv_cache_manager, scheduler.kv_cache_manager.block_pool
-        manager.coordinator = SimpleNamespace(single_type_managers=manager.managers)
+        manager.coordinator.single_type_managers = manager.managers
         for group in manager.managers:
             group.kv_cache_spec = SimpleNamespace()
         queue = pool.free_block_queue

@@ -13,6 +13,7 @@ import pytest
 
 from sim.errors import InputError
 from tests.validation.replay_fakes import CONFIG, write_config
+from validation.replay import http_replay
 from validation.replay.http_client import parse_metrics, parse_url
 from validation.replay.http_replay import replay
 from validation.replay.plan import load_plan
@@ -24,9 +25,10 @@ MODEL = "fake"
 class FakeServer:
     """Answers as vLLM does, one token every 2 ms, token k of an answer being 1000 + k."""
 
-    def __init__(self, blocks: int = 40, fails: int | None = None) -> None:
+    def __init__(self, blocks: int = 40, fails: int | None = None, loses: int | None = None) -> None:
         self.blocks = blocks
         self.fails = fails
+        self.loses = loses
         self.bodies: list[dict[str, Any]] = []
         self.running = self.tokens = self.prompts = 0
         self.loop = asyncio.new_event_loop()
@@ -69,7 +71,8 @@ class FakeServer:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
         else:
             length = next(int(x.split(":")[1]) for x in head.split("\r\n") if x.startswith("Content-Length"))
-            await self._complete(json.loads(await reader.readexactly(length)), writer)
+            body = json.loads(await reader.readexactly(length))
+            await self._complete(body, reader, writer)
         await writer.drain()
         writer.close()
 
@@ -86,7 +89,9 @@ class FakeServer:
         lines.append(f'vllm:cache_config_info{{block_size="4",num_gpu_blocks="{self.blocks}"}} 1.0')
         return "# HELP vllm:x text\n" + "\n".join(lines) + "\n"
 
-    async def _complete(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    async def _complete(
+        self, body: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self.bodies.append(body)
         if self.fails is not None and len(self.bodies) == self.fails:
             writer.write(b"HTTP/1.1 503 Unavailable\r\nContent-Length: 4\r\n\r\nbusy")
@@ -99,6 +104,11 @@ class FakeServer:
             event = f"data: {data}\n\n".encode()
             writer.write(b"%x\r\n" % len(event) + event + b"\r\n")
 
+        if len(self.bodies) == self.loses:
+            self.running -= 1
+            await writer.drain()
+            await reader.read()  # until the client hangs up
+            return
         for k in range(body["max_tokens"]):
             await asyncio.sleep(0.002)
             send(json.dumps({"choices": [{"text": "", "token_ids": [1000 + k]}]}))
@@ -175,6 +185,39 @@ def test_a_failed_request_is_counted_and_its_session_goes_on(tmp_path: Path) -> 
     assert recording.info["failed_requests"] == 1
     assert "503" in recording.info["first_errors"][0]
     assert (recording.requests["status"] == 6).sum() == 1
+    assert len(recording.requests["index"]) == len(plan.workload)
+
+
+def test_a_poll_that_swallows_its_cancellation_does_not_keep_the_replay(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As asyncio.wait_for does before Python 3.12 when both come together."""
+    read = http_replay._Run.read_metrics
+
+    async def stubborn(self: http_replay._Run) -> None:
+        try:
+            await read(self)
+            await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            swallowed.append(True)
+
+    swallowed: list[bool] = []
+    monkeypatch.setattr(http_replay._Run, "read_metrics", stubborn)
+    plan = load_plan(write_config(tmp_path))
+    recording = replay(plan, server.url, poll_ns=1_000_000)
+    assert swallowed
+    assert (recording.requests["status"] == 3).all()
+
+
+def test_an_answer_that_never_ends_is_given_up_when_the_server_has_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("validation.replay.http_replay.LOST_AFTER_S", 0.2)
+    plan = load_plan(write_config(tmp_path))
+    with FakeServer(loses=1) as server:
+        recording = replay(plan, server.url, poll_ns=20_000_000)
+    assert recording.info["failed_requests"] == 1
+    assert "the server has had no request for 0.2 s" in recording.info["first_errors"][0]
     assert len(recording.requests["index"]) == len(plan.workload)
 
 

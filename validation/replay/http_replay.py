@@ -41,6 +41,8 @@ _WORK = {
 }
 _USAGE = "vllm:kv_cache_usage_perc"
 _TROUBLE = (OSError, HttpError, TimeoutError, asyncio.IncompleteReadError, ValueError, KeyError)
+#: So long may a server say that it has no request while an answer is still open; then that one is lost.
+LOST_AFTER_S = 30.0
 T = TypeVar("T")
 
 
@@ -58,6 +60,9 @@ class _Run:
         self.produced: dict[int, list[int]] = {}
         self.errors: list[str] = []
         self.missed_polls = 0
+        self.over = False
+        self.lost_after_s = LOST_AFTER_S
+        self.idle_since: int | None = None
         self.changed = asyncio.Event()
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -68,6 +73,8 @@ class _Run:
         try:
             await self._send_all()
         finally:
+            # before Python 3.12 wait_for may swallow a cancellation that meets the end of what it waits for
+            self.over = True
             poller.cancel()
             for task in self.tasks:
                 task.cancel()
@@ -106,12 +113,28 @@ class _Run:
 
     async def _complete(self, i: int) -> None:
         status = FINISHED
+        stream = asyncio.ensure_future(self._stream(i))
         try:
-            await self._stream(i)
+            while not stream.done():
+                await asyncio.wait({stream}, timeout=1.0)
+                if not stream.done() and self._is_lost(i):
+                    stream.cancel()
+                    seconds = f"{self.lost_after_s:g} s"
+                    raise HttpError(f"no end came, and the server has had no request for {seconds}")
+            stream.result()
         except _TROUBLE as e:
             self.errors.append(f"{self.plan.workload.request_id(i)}: {type(e).__name__}: {e}"[:300])
             status = FAILED
+        finally:
+            stream.cancel()
         self._end(i, self.clock.now(), status)
+
+    def _is_lost(self, i: int) -> bool:
+        """The server has had nothing to do for long, all of it after this request was sent."""
+        if self.idle_since is None:
+            return False
+        since = max(self.idle_since, int(self.sent.added_ns[i]))
+        return self.clock.now() - since > self.lost_after_s * 1e9
 
     async def _stream(self, i: int) -> None:
         workload, sent = self.plan.workload, self.sent
@@ -172,7 +195,7 @@ class _Run:
 
     async def _poll(self) -> None:
         due = self.clock.now()
-        while True:
+        while not self.over:
             due = max(due + self.poll_ns, self.clock.now())
             await asyncio.sleep(max(0.0, (due - self.clock.now()) / 1e9))
             await self.read_metrics()
@@ -188,7 +211,12 @@ class _Run:
         except _TROUBLE:
             self.missed_polls += 1
             return
-        self.rows.append({"time_ns": float(self.clock.now()), **row})
+        now = self.clock.now()
+        if row["num_running"] + row["num_waiting"] > 0:
+            self.idle_since = None
+        elif self.idle_since is None:
+            self.idle_since = now
+        self.rows.append({"time_ns": float(now), **row})
 
     def tables(self) -> tuple[Table, Table]:
         """Timeline and requests; counters count from the start of the replay."""

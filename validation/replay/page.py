@@ -117,5 +117,5 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
             " times what the model says; a step time that depends on the batch alone can't follow that."
         )
     if not out:
-        out.append("No simulated curve: " + report["step_time"]["source"] + ".")
+        out.append("No simulated curve; step time: " + report["step_time"]["source"] + ".")
     return out

@@ -94,7 +94,11 @@ def choose_model(
     if plan.has_step_time:
         section = dict(plan.resolved.config["step_time"])
         return Model(plan.resolved.step_time, "the config's", section)
-    return Model(None, "none: give --step-time FILE, or `step_time:` in the config")
+    return Model(
+        None,
+        "none (the server was busy for too few steps to fit one; give --step-time FILE, or"
+        " `step_time:` in the config)",
+    )
 
 
 def read_step_time(path: Path) -> tuple[StepTime, dict[str, Any]]:
