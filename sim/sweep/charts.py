@@ -20,6 +20,7 @@ from sim.sweep.draw import (
     draw_heat,
     draw_metric,
     draw_pareto,
+    framed,
     lines,
 )
 from sim.sweep.metrics import Named
@@ -96,14 +97,17 @@ def heat_charts(sweep: Sweep, grid: Grid) -> list[Chart]:
             height = max(svg.HEIGHT, 0.62 + 0.3 * min(len(sweep.axes[sweep.varied[1]]), 12))
             figure = svg.new_figure(height)
             ax = figure.add_axes((0.14, 0.42 / height, 0.85, 1 - 0.52 / height))
-            best = grid.best(metric)
-            draw_heat(ax, sweep, grid, metric, best)
+            draw_heat(ax, sweep, grid, metric)
+            best = framed(sweep, grid, metric)
             says: tuple[Piece, ...] = ("Mean over the seeds; darker is more.",)
-            if best is not None:
+            if len(best) > 1:
+                where = sweep.axes[sweep.circumstances[0]].label
+                says = (f"Mean over the seeds; darker is more. Framed: the best for each {where}.",)
+            elif best:
                 says = (
                     "Mean over the seeds; darker is more. Framed: the best, ",
-                    metric.value(best.cell.mean),
-                    f" with {best.point.label(sweep.axes)}.",
+                    metric.value(best[0].cell.mean),
+                    f" with {best[0].point.label(sweep.axes)}.",
                 )
             title = metric.label[0].upper() + metric.label[1:]
             charts.append(_finish(figure, ax, f"heat-{_slug(metric.name)}", title, says))
@@ -251,7 +255,7 @@ def _heat_figure(sweep: Sweep, grid: Grid) -> Figure | None:
         wspace=0.2,
     )
     for ax, metric in zip(cells.flat, metrics, strict=False):
-        draw_heat(ax, sweep, grid, metric, grid.best(metric))
+        draw_heat(ax, sweep, grid, metric)
         ax.set_title(metric.label[0].upper() + metric.label[1:])
     for ax in list(cells.flat)[len(metrics) :]:
         ax.set_visible(False)

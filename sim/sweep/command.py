@@ -153,11 +153,11 @@ class _Execution:
             self._learn_traces(jobs)
             jobs = self._without_equal_seeds(jobs)
             self._simulate(jobs)
+            return self._finish()
         except KeyboardInterrupt:
             raise Interrupted(self._stopped("interrupted"), by_user=True) from None
         except ClusterLost as e:
             raise Interrupted(self._stopped(str(e)), by_user=False) from e
-        return self._finish()
 
     def _stopped(self, why: str) -> str:
         done = sum(isinstance(r.outcome, Result) for r in self.rows.values())

@@ -201,8 +201,14 @@ def draw_metric(ax: Axes, sweep: Sweep, grid: Grid, metric: Named, axis: int) ->
     return len(drawn) > 1
 
 
-def draw_heat(ax: Axes, sweep: Sweep, grid: Grid, metric: Named, best: Best | None) -> None:
-    """A metric over two axes; the best point is framed."""
+def framed(sweep: Sweep, grid: Grid, metric: Named) -> list[Best]:
+    """The best points of a heat map: one, or one in each circumstance."""
+    found = [grid.best(metric, points) for points in sweep.groups()]
+    return [b for b in found if b is not None]
+
+
+def draw_heat(ax: Axes, sweep: Sweep, grid: Grid, metric: Named) -> None:
+    """A metric over two axes; the best points are framed."""
     import matplotlib as mpl
     from matplotlib.patches import Rectangle
 
@@ -227,7 +233,7 @@ def draw_heat(ax: Axes, sweep: Sweep, grid: Grid, metric: Named, best: Best | No
         if table.size <= 80:
             ink = "#FEFEFE" if part > 0.62 else "#101010"
             ax.text(i, j, _cell_text(metric, value), ha="center", va="center", fontsize=8, color=ink)
-    if best is not None:
+    for best in framed(sweep, grid, metric):
         i, j = best.point.positions[across], best.point.positions[up]
         ax.add_patch(
             Rectangle((i - 0.47, j - 0.47), 0.94, 0.94, fill=False, edgecolor=style.RED, linewidth=2.0)

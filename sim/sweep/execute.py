@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sim.errors import InputError
-from sim.sweep.point import Failure, deaf
+from sim.report.units import plural
+from sim.sweep.point import Failure, deaf, end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -112,7 +113,7 @@ class Local(Workers):
     @property
     def where(self) -> str:
         """How many processes."""
-        return "1 process" if self.jobs == 1 else f"{self.jobs} worker processes"
+        return "1 process" if self.jobs == 1 else f"{self.jobs} worker processes at most"
 
     def _some(self, work: Callable[[T], R], tasks: list[T]) -> Iterator[tuple[T, R | Failure]]:
         left = list(tasks)
@@ -125,7 +126,7 @@ class Local(Workers):
             yield task, result
         if left:
             self._started = True
-            yield from _parallel(work, left, _stream("loky", self.jobs))
+            yield from _parallel(work, left, _stream("loky", self.jobs), children=True)
 
     def _use_workers(self, spent: list[float], left: int) -> bool:
         """Whether the rest is worth the start of workers, by the processor time of the tasks so far."""
@@ -164,7 +165,11 @@ class Dask(Workers):
             ) from None
         import logging
 
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        # what matters is told in one message; a logger below these may have a level of its own
+        quiet = ("distributed", "tornado", "asyncio")
+        for name in (*quiet, *logging.root.manager.loggerDict):
+            if name.split(".")[0] in quiet:
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         hint = "start one with: dask scheduler --port 8786"
         if not _answers(address):
             raise InputError(f"no Dask scheduler answers at {address}", option, hint=hint)
@@ -203,7 +208,7 @@ class Dask(Workers):
     @property
     def where(self) -> str:
         """How many workers."""
-        return f"Dask, {len(self._client.ncores())} workers"
+        return f"Dask, {plural(len(self._client.ncores()), 'worker')}"
 
     def _some(self, work: Callable[[T], R], tasks: list[T]) -> Iterator[tuple[T, R | Failure]]:
         if self._client.status != "running":
@@ -261,7 +266,7 @@ class Ray(Workers):
     @property
     def where(self) -> str:
         """How many processors."""
-        return f"Ray, {self._cpus} processors"
+        return f"Ray, {plural(self._cpus, 'processor')}"
 
     def _some(self, work: Callable[[T], R], tasks: list[T]) -> Iterator[tuple[T, R | Failure]]:
         left, size = list(tasks), self._cpus
@@ -338,7 +343,9 @@ def _short(e: BaseException) -> str:
     return f"{type(e).__name__}: {text[0][:200]}" if text else type(e).__name__
 
 
-def _numbered(number: int, work: Callable[[T], R], task: T) -> tuple[int, R]:
+def _numbered(number: int, work: Callable[[T], R], task: T, child: bool) -> tuple[int, R]:
+    if child:
+        end_with_parent()
     return number, deaf(work, task)
 
 
@@ -350,8 +357,10 @@ def _stream(backend: str, jobs: int, **arguments: Any) -> Any:
         return Parallel(return_as="generator_unordered")
 
 
-def _parallel(work: Callable[[T], R], tasks: Sequence[T], parallel: Any) -> Iterator[tuple[T, R | Failure]]:
-    """Tasks through joblib's `Parallel`.
+def _parallel(
+    work: Callable[[T], R], tasks: Sequence[T], parallel: Any, children: bool = False
+) -> Iterator[tuple[T, R | Failure]]:
+    """Tasks through joblib's `Parallel`; `children`: its workers are child processes of this one.
 
     Raises:
         _Broken: workers died, or their cluster failed.
@@ -364,7 +373,7 @@ def _parallel(work: Callable[[T], R], tasks: Sequence[T], parallel: Any) -> Iter
     def feed() -> Iterator[Any]:
         for number, task in enumerate(tasks):
             begun.add(number)
-            yield delayed(_numbered)(number, work, task)
+            yield delayed(_numbered)(number, work, task, children)
 
     try:
         with warnings.catch_warnings():

@@ -125,6 +125,19 @@ def deaf(work: Callable[[T], R], task: T) -> R:
     return work(task)
 
 
+@functools.cache
+def end_with_parent() -> None:
+    """Have this worker process end when the one that started it is gone: loky's would wait for minutes."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
 def _guarded(work: Callable[[T], R], task: T) -> R | Failure:
     try:
         return work(task)

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -101,27 +102,50 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monk
 def test_ray_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="needs the package ray (pip install 'kvpool[ray]'), which is large")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_AUTH_MODE", "disabled")):
+        monkeypatch.setenv(name, value)
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     write(tmp_path, 40, SWEEP)
     assert (
         kvpool("sweep", "sweep.yaml", "--jobs", "1", "--no-plots", "--quiet", "--out", "whole").exit_code == 0
     )
-    program = f"""
-import sys, ray
-sys.argv[1:] = ["sweep", "sweep.yaml", "--no-plots", "--out", "o", "--cluster"]
-cluster = ray.init(num_cpus=2, include_dashboard=False, _temp_dir={str(tmp_path / "ray")!r})
-sys.argv.append("ray://" + cluster.address_info["gcs_address"])
-ray.shutdown = lambda *_: None
-from sim.cli import main
-ray.init = lambda *_, **__: None
-main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    port = free_port()
+    ray = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
+    # paths of sockets are short, so the folder of a test is too deep for Ray's
+    with tempfile.TemporaryDirectory(prefix="kvray", ignore_cleanup_errors=True) as folder:
+        options = ("--num-cpus", "2", "--include-dashboard", "false", "--temp-dir", folder)
+        with (tmp_path / "ray.log").open("w") as log:
+            head = subprocess.Popen(
+                [sys.executable, "-c", ray, "start", "--head", "--block", "--port", str(port), *options],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        try:
+            wait_for(lambda: listens(port), head)
+            wait_for(lambda: "Ray runtime started" in (tmp_path / "ray.log").read_text(), head)
+            cluster = f"ray://127.0.0.1:{port}"
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "sim",
+                    "sweep",
+                    "sweep.yaml",
+                    "--no-plots",
+                    "--out",
+                    "o",
+                    "--cluster",
+                    cluster,
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        finally:
+            head.terminate()
+            head.wait(30)
     assert done.returncode == 0, done.stderr
+    assert "Ray, 2 processors" in done.stderr
     equal(tmp_path)

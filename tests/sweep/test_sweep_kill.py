@@ -53,39 +53,45 @@ def equal(folder: Path) -> None:
 
 
 def test_a_killed_sweep_goes_on(whole: Path) -> None:
-    args = ("sweep", "sweep.yaml", "--jobs", "1", "--no-plots", "--out", "o")
-    process = command(*args, cwd=whole)
-    wait_for(lambda: len(points(whole / "o")) >= 4, process)
+    args = ("sweep", "sweep.yaml", "--no-plots", "--out", "o", "--jobs")
+    process = command(*args, "2", cwd=whole)
+    wait_for(lambda: len(points(whole / "o")) >= 2, process)
+    left = workers_of(process)
     process.kill()
-    process.communicate()
+    process.wait()
     kept = points(whole / "o")
-    assert 4 <= len(kept) < 12
-    said = kvpool(*args)
+    assert 2 <= len(kept) < 12
+    said = kvpool(*args, "1")
     assert said.exit_code == 0, said.output
     assert f"{len(kept)} of 12 runs were done before" in said.stderr
     after = points(whole / "o")
     assert {n: after[n] for n in kept} == kept
     assert not [p for p in (whole / "o").rglob(".*") if p.name != ".lock"]
     equal(whole)
+    # the workers have noticed, too
+    for _ in range(400):
+        if not any(Path(f"/proc/{pid}").exists() for pid in left):
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("workers live on without the process that started them")
+    process.communicate()
 
 
 def test_a_killed_worker_loses_nothing(whole: Path) -> None:
     process = command("sweep", "sweep.yaml", "--jobs", "2", "--no-plots", "--out", "o", cwd=whole)
     wait_for(lambda: len(points(whole / "o")) >= 2, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [
-        int(c) for c in children if b"loky" in Path(f"/proc/{c}/cmdline").read_bytes() and _works(int(c))
-    ]
-    os.kill(workers[0], signal.SIGKILL)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, (out, err)
     assert {r["status"] for r in rows(whole / "o")} == {"done"}
     equal(whole)
 
 
-def _works(pid: int) -> bool:
-    """Whether a child is a worker (not the tracker of shared resources)."""
-    return b"popen_loky" in Path(f"/proc/{pid}/cmdline").read_bytes()
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """Its worker processes (not loky's tracker of shared resources)."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(c) for c in children if b"popen_loky" in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
 def test_a_killed_run_leaves_nothing_that_confuses(whole: Path) -> None:
