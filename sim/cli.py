@@ -162,6 +162,7 @@ def run(
 
     if config is None and vllm_args is None and vllm_config is None:
         raise click.UsageError("give a CONFIG, or vLLM's own options with --vllm-args or --vllm-config")
+    given = any(x is not None for x in (vllm_args, vllm_config, gpu))
     options = runner.RunOptions(
         overrides=overrides,
         seed=seed,
@@ -172,7 +173,7 @@ def run(
         stream=stream,
         quiet=quiet,
         command=sys.argv[1:],
-        serve=ServeSource(vllm_args, vllm_config, gpu) if vllm_args or vllm_config or gpu else None,
+        serve=None if not given else ServeSource(vllm_args, vllm_config, gpu),
     )
     outcome = runner.run(config, options)
     if as_json:

@@ -243,7 +243,8 @@ def _without_model(e: EngineConfig, gpu: Gpu | None, problems: list[Problem]) ->
 
 def _missing(model: ModelShape | None, gpu: Gpu | None, problems: list[Problem]) -> None:
     missing = " and ".join(k for k, v in (("model", model), ("gpu", gpu)) if v is None)
-    message = f"engine.num_gpu_blocks is auto, but {missing} is not given"
+    verb = "is" if " and " not in missing else "are"
+    message = f"engine.num_gpu_blocks is auto, but {missing} {verb} not given"
     hint = "give engine.num_gpu_blocks, or model and gpu (also as --gpu) to estimate it from"
     problems.append(Problem(("engine", "num_gpu_blocks"), message, hint))
 

@@ -93,7 +93,7 @@ def read_options(source: ServeSource, problems: list[InputError]) -> list[Given]
         files.insert(0, source.file)
     given: list[Given] = []
     for file in files:
-        given += parse_file(file, problems)
+        given += parse_file(file, problems, source.notes)
     return [*given, *(g for g in line if g.name != "--config")]
 
 

@@ -205,11 +205,12 @@ def _at(given: Given | None, message: str, hint: str | None) -> InputError:
     return InputError(message, WHERE, hint=hint) if given is None else given.error(message, hint)
 
 
-def parse_file(path: str | Path, problems: list[InputError]) -> list[Given]:
+def parse_file(path: str | Path, problems: list[InputError], notes: list[str]) -> list[Given]:
     """Options of vLLM's YAML config (`vllm serve --config FILE`).
 
-    Keys are option names without dashes; false is --no-OPTION where there is one, and nothing otherwise; a
-    section is a JSON value (FlexibleArgumentParser.load_config_file).
+    Keys are option names without dashes; a section is a JSON value (FlexibleArgumentParser.load_config_file).
+    false is meant to become --no-OPTION, but `vllm serve` 0.32.0 looks for that name in the wrong parser, and
+    drops the key: it does so here, with a note.
     """
     document = read_yaml(path)
     given = []
@@ -220,10 +221,16 @@ def parse_file(path: str | Path, problems: list[InputError]) -> list[Given]:
         name, negated = find_option(spelled, problems, at)
         if name is None:
             continue
+        spot = document.place((key,))
         made = _from_yaml(name, value, negated)
         if made is None:
+            if value is False and options().get(name, {}).get("takes") == "flag" and not negated:
+                remedy = f"`no-{str(key).replace('_', '-')}: true` has the effect"
+                notes.append(
+                    f"{document.file}:{spot.line}: '{key}: false' is dropped, as vllm serve 0.32.0 drops it:"
+                    f" {remedy}"
+                )
             continue
-        spot = document.place((key,))
         given.append(Given(name, made, document.file, spot.line, spot.column))
     return given
 
@@ -232,8 +239,7 @@ def _from_yaml(name: str, value: Any, negated: bool) -> bool | str | list[str] |
     takes = options().get(name, {"takes": "one"})["takes"]
     if isinstance(value, bool):
         if takes in ("none", "flag"):
-            # False without a --no- form is what leaving the key out means.
-            return None if not value and takes == "none" else value != negated
+            return value != negated if value else None
         return "true" if value else "false"
     if isinstance(value, list):
         return [_text(v) for v in value] or None

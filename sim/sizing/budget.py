@@ -59,7 +59,14 @@ def weight_bytes(model: ModelShape, tensor_parallel: int, quantization: str | No
     linear = p.linear * layers + p.kv_linear * repeat * layers
     vocab = -(-model.vocab // VOCAB_UNIT) * VOCAB_UNIT
     tables = vocab * model.hidden * (1 if p.tied else 2)
-    return int((linear + experts + tables * full + (p.tower + p.absorbed) * full) / tp + p.whole * full)
+    split = linear + experts + (p.tower + p.absorbed) * full
+    whole = p.whole * full
+    if model.is_encoder_decoder:
+        # Whisper's embedding is whole on every GPU.
+        whole += tables * full
+    else:
+        split += tables * full
+    return int(split / tp + whole)
 
 
 def activation_bytes(model: ModelShape, tensor_parallel: int, tokens: int, seqs: int) -> int:

@@ -35,8 +35,7 @@ def size(
     """Show the memory budget of CONFIG: weights, KV cache by group, padding, blocks, tokens, concurrency.
 
     CONFIG may be left out: --model and --gpu, or --vllm-args, are enough. Groups, pages, blocks and
-        concurrency are
-    exact for the memory they are given; how much memory that is, is an estimate, unless
+    concurrency are exact for the memory they are given; how much memory that is, is an estimate, unless
     engine.kv_cache_memory_bytes or engine.num_gpu_blocks says it.
     """
     from sim.serve_args import ServeSource

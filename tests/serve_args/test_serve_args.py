@@ -191,7 +191,7 @@ def test_vllms_config_file(tmp_path: Path) -> None:
     path = tmp_path / "v.yaml"
     path.write_text(
         "model: meta-llama/Llama-3.1-8B-Instruct\nmax-num-seqs: 32\nmax_model_len: 16384\n"
-        "enable-prefix-caching: false\nport: 8000\ncompilation-config:\n  mode: 3\nheadless: false\n"
+        "no-enable-prefix-caching: true\nport: 8000\ncompilation-config:\n  mode: 3\nheadless: false\n"
         "allowed-origins: [a, b]\n"
     )
     e = resolved(None, tmp_path, str(path)).engine
@@ -199,6 +199,16 @@ def test_vllms_config_file(tmp_path: Path) -> None:
     # The command line counts more, also where it names the file itself.
     e = resolved(f"serve --config {path} --max-num-seqs 8", tmp_path).engine
     assert (e.max_num_seqs, e.enable_prefix_caching) == (8, False)
+
+
+def test_false_in_vllms_config_file_is_dropped(tmp_path: Path) -> None:
+    """As `vllm serve` 0.32.0 drops it; tests/validation/test_serve_args_vllm.py runs its parser."""
+    path = tmp_path / "v.yaml"
+    path.write_text("model: Qwen/Qwen3-8B\nenable-prefix-caching: false\nheadless: false\n")
+    source = ServeSource(None, str(path), "h100")
+    assert resolve(load_config(None, (), None, [serve_edit(source)])).engine.enable_prefix_caching
+    dropped = f"{path}:2: 'enable-prefix-caching: false' is dropped, as vllm serve 0.32.0 drops it:"
+    assert f"{dropped} `no-enable-prefix-caching: true` has the effect" in source.notes
 
 
 def test_model_from_a_folder(tmp_path: Path) -> None:
