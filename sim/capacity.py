@@ -38,6 +38,7 @@ _PRIORITY_MODES = {
 }
 _WINDOW_BASES = {"optimistic": c.WINDOW_OPTIMISTIC, "processed": c.WINDOW_PROCESSED}
 _LOG_ROWS = 16384
+_SAMPLED_ROWS = 1024
 _EVENT_ROWS = 65536
 #: Upper bounds of the buckets of vLLM's residency histograms (vLLM 0.32.0, KV_CACHE_RESIDENCY_BUCKETS).
 RESIDENCY_BOUNDS_NS = tuple(
@@ -182,8 +183,6 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
     partial_capacity = 1 << (2 * keys).bit_length()
     sizes = [(n >> shift) + 1 for shift in (6, 12, 18)]
     blocks = _array(s.BLOCK, n + 2)
-    for name in ("prev_free", "next_free", "dup_prev", "dup_next"):
-        blocks[name] = -1
     event_rows = 1
     if params.log_events:
         per_phase = (
@@ -302,12 +301,13 @@ def _queues(order: np.ndarray, capacity: int, slots: int, sentinel: int) -> s.Qu
     )
 
 
-def _logs() -> s.Logs:
+def _logs(log: LogOptions) -> s.Logs:
+    rows = _LOG_ROWS if log.every_step else min(_LOG_ROWS, _SAMPLED_ROWS)
     weighted = _array(s.WEIGHTED, len(c.TW_METRICS))
     weighted["peak"] = -1.0
     weighted["peak_at"] = -1
     return s.Logs(
-        steps=np.zeros((_LOG_ROWS, len(c.LOG_COLUMNS)), dtype=np.int64),
+        steps=np.zeros((rows, len(c.LOG_COLUMNS)), dtype=np.int64),
         weighted=weighted,
         histogram=np.zeros((len(c.TW_METRICS), c.TW_BINS), dtype=np.int64),
     )
@@ -382,7 +382,7 @@ def allocate(
         requests=requests,
         queues=_queues(order, capacity, slots, sentinel),
         step_time=s.StepTime(**step_time._asdict()),
-        logs=_logs(),
+        logs=_logs(log),
     )
     init_engine(state)
     return state

@@ -202,9 +202,10 @@ def request_columns(requests: Record) -> Columns:
     """One entry a request that has arrived, int64 arrays of one length; ``requests`` is REQUEST[n]."""
     arrived = np.flatnonzero(requests.status != c.S_NOT_ARRIVED)
     columns: Columns = {"index": arrived.astype(np.int64)}
+    which: slice | np.ndarray = slice(None) if arrived.size == requests.size else arrived
     for name, field in _REQUEST_COLUMNS.items():
-        columns[name] = requests[field][arrived].astype(np.int64)
-    generated = requests.num_tokens[arrived].astype(np.int64) - requests.prompt_len[arrived]
+        columns[name] = requests[field][which].astype(np.int64)
+    generated = requests.num_tokens[which].astype(np.int64) - requests.prompt_len[which]
     columns["output_tokens"] = np.maximum(generated, 0)
     return columns
 
@@ -260,16 +261,16 @@ def merged_time_weighted(states: Sequence[State]) -> dict[str, dict[str, float]]
 def _time_weighted(all_weighted: Record, histograms: np.ndarray) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {}
     for m, name in enumerate(c.TW_METRICS):
-        histogram = histograms[m]
-        total = int(histogram.sum())
+        bins = np.flatnonzero(histograms[m])
+        cumulative = np.cumsum(histograms[m][bins])
+        total = int(cumulative[-1]) if bins.size else 0
         weighted = all_weighted[m]
         if total == 0:
             out[name] = {"mean": 0.0, "p50": 0.0, "p90": 0.0, "p99": 0.0, "max": 0.0, "max_at_ns": -1}
             continue
-        cumulative = np.cumsum(histogram)
         entry = {"mean": float(weighted.total) / total}
         for percent in (50, 90, 99):
-            index = int(np.searchsorted(cumulative, total * percent / 100))
+            index = int(bins[np.searchsorted(cumulative, total * percent / 100)])
             entry[f"p{percent}"] = min(_bin_value(m, index), float(weighted.peak))
         entry["max"] = float(weighted.peak)
         entry["max_at_ns"] = int(weighted.peak_at)

@@ -15,6 +15,8 @@ from numba.extending import intrinsic
 
 #: Words that one comparison takes.
 LANES = 8
+#: Tokens that one call of a token sum takes.
+SUM_LANES = 16
 
 _WORD = ir.IntType(64)
 _FLAG = ir.IntType(1)
@@ -78,27 +80,27 @@ def _lower_compare(drop: int) -> Any:
 
 def _splat(builder: Any, vector: Any, word: Any) -> Any:
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), word, ir.IntType(32)(0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
     return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), zeros)
 
 
 def _lower_token_sum(step: int, factor: int) -> Any:
-    steps = [(j + 1) * step & _MASK for j in range(LANES)]
+    steps = [(j + 1) * step & _MASK for j in range(SUM_LANES)]
 
     def lower(_typing: Any, weights: Any, _index: Any, _x: Any, _vocab: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            vector = ir.VectorType(_WORD, LANES)
+            vector = ir.VectorType(_WORD, SUM_LANES)
             data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
             address = builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer())
-            half = ir.Constant(vector, [32] * LANES)
+            half = ir.Constant(vector, [32] * SUM_LANES)
             y = builder.add(_splat(builder, vector, arguments[2]), ir.Constant(vector, steps))
-            y = builder.mul(builder.xor(y, builder.lshr(y, half)), ir.Constant(vector, [factor] * LANES))
+            y = builder.mul(builder.xor(y, builder.lshr(y, half)), ir.Constant(vector, [factor] * SUM_LANES))
             # without their upper halves the words are multiplied in one instruction
             vocab = builder.and_(arguments[3], ir.Constant(_WORD, 2**32 - 1))
             y = builder.mul(builder.lshr(y, half), _splat(builder, vector, vocab))
             y = builder.mul(builder.lshr(y, half), builder.load(address, align=8))
             kind = ir.FunctionType(_WORD, [vector])
-            total = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.add.v8i64")
+            total = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.add.v16i64")
             return builder.call(total, [y])
 
         return types.uint64(weights, types.intp, types.uint64, types.uint64), generate
@@ -109,7 +111,7 @@ def _lower_token_sum(step: int, factor: int) -> Any:
 def _plain_token_sum(step: int, factor: int) -> Any:
     def token_sum(weights: np.ndarray, index: int, x: np.uint64, vocab: np.uint64) -> np.uint64:
         total = 0
-        for j in range(LANES):
+        for j in range(SUM_LANES):
             y = (int(x) + (j + 1) * step) & _MASK
             y = ((y ^ y >> 32) * factor & _MASK) >> 32
             total += (y * int(vocab) >> 32) * int(weights[index + j])
@@ -119,7 +121,7 @@ def _plain_token_sum(step: int, factor: int) -> Any:
 
 
 def make_token_sum(step: int, factor: int) -> Any:
-    """Function (weights, index, x, vocab) of LANES tokens: the sum of weights[index + j] times token j.
+    """Function (weights, index, x, vocab) of SUM_LANES tokens: the sum of weights[index + j] times token j.
 
     Token j is the upper half of (y ^ y >> 32) * factor for y = x + (j + 1) * step, scaled to ``vocab``, which
     is below 2**32; arithmetic modulo 2**64.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim.core.bits import LANES, make_token_sum
+from sim.core.bits import SUM_LANES, make_token_sum
 from sim.core.jit import inner, leaf
 from sim.core.state import KVCache, Record
 
@@ -82,8 +82,11 @@ def content_sum(
 
 @leaf
 def chain_hash(parent: np.uint64, content: np.uint64) -> np.uint64:
-    """Key of a hash unit from its parent's key and its content; never 0, which marks an empty slot."""
-    h = mix64(parent * _PARENT + content + _ONE)
+    """Key of a hash unit from its parent's key and its content; never 0, which says that there is none.
+
+    The content is mixed and the chain is not, so that the units of a prompt are mixed side by side.
+    """
+    h = parent * _PARENT + mix64(content + _ONE)
     if h == _ZERO:
         h = _ONE
     return h
@@ -127,10 +130,10 @@ def _whole_units(
     h = parent
     for i in range(have, have + count):
         content = _ZERO
-        for j in range(0, unit - LANES + 1, LANES):
+        for j in range(0, unit - SUM_LANES + 1, SUM_LANES):
             content += _token_sum(mult, j, base, vocab)
-            base += np.uint64(LANES) * _OFFSET
-        for j in range(unit - unit % LANES, unit):
+            base += np.uint64(SUM_LANES) * _OFFSET
+        for j in range(unit - unit % SUM_LANES, unit):
             base += _OFFSET
             content += _token_of(base, vocab) * mult[j]
         h = chain_hash(h, content)

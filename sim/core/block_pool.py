@@ -34,6 +34,9 @@ _NO_HASH = np.uint64(0)
 def init_pool(pool: Pool) -> None:
     """Fill the free queue in ascending order and take block 0 out as the null block."""
     n = pool.params.num_blocks
+    for b in range(pool.blocks.size):
+        pool.blocks.dup_prev[b] = -1
+        pool.blocks.dup_next[b] = -1
     queue_reset(pool, n)
     queue_popleft(pool, n)
     probe_reset(pool, n)

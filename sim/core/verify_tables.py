@@ -196,7 +196,7 @@ def _chain(st: State, tokens: Tokens, r: int, count: int) -> list[int]:
     parent = _mix64(_NONE_HASH + salt * _PARENT) if salt else _NONE_HASH
     chain = []
     for content in sums.tolist():
-        parent = _mix64(parent * _PARENT + content + 1) or 1
+        parent = (parent * _PARENT + _mix64(content + 1)) & _MASK or 1
         chain.append(parent)
     return chain
 
