@@ -263,7 +263,6 @@ REQUEST = _dtype(
         "lost": np.int32,  # tokens computed before the last preemption
         "first_child": np.int32,  # -1: none
         "arrival": np.int64,  # ns or step; -1: not known yet
-        "priority": np.int64,
         "order_time": np.int64,  # vLLM's arrival_time, as far as the priority policy compares it
         "out_seg": np.int64,
         "salt": np.int64,
@@ -273,6 +272,7 @@ REQUEST = _dtype(
         "finish": np.int64,
         "wasted_slots": np.int64,  # at the end
         "allocated_slots": np.int64,
+        "priority": np.int32,
         "hit_tokens": np.int32,
         "resumed_hits": np.int32,
         "recomputed": np.int32,
