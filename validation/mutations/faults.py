@@ -40,7 +40,7 @@ class Fault:
 
 
 _POOL = "sim/core/block_pool.py"
-_GROUPS = "sim/core/kv_groups.py"
+_TABLES = "sim/core/kv_tables.py"
 _MANAGER = "sim/core/kv_cache_manager.py"
 _SCHEDULER = "sim/core/scheduler.py"
 _QUEUE = "sim/core/request_queue.py"
@@ -68,7 +68,7 @@ FAULTS = (
         "tail_first",
         "a request's blocks are freed from the tail of its table",
         "they are freed from the head",
-        _GROUPS,
+        _TABLES,
         "for i in range(n - 1, -1, -1):",
         "for i in range(n):",
     ),
@@ -93,8 +93,8 @@ FAULTS = (
         "the watermark is rounded down to whole blocks",
         "it is rounded up",
         "sim/capacity.py",
-        '"watermark_blocks": int(e.watermark * e.num_gpu_blocks),',
-        '"watermark_blocks": -int(-e.watermark * e.num_gpu_blocks // 1),',
+        '"watermark_blocks": int(e.watermark * e.num_gpu_blocks) if',
+        '"watermark_blocks": -int(-e.watermark * e.num_gpu_blocks // 1) if',
     ),
     Fault(
         "watermark_when_idle",
@@ -117,9 +117,8 @@ FAULTS = (
         "hit blocks that nobody references count as taken from the free queue",
         "they count as free",
         _MANAGER,
-        "need = evictable + _num_new_blocks(",
-        "need = _num_new_blocks(",
-        times=2,
+        "        need += cache_hit.count_free_hits(kv, r, slot, g, skipped)\n",
+        "",
     ),
     Fault(
         "null_block",
