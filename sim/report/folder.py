@@ -82,6 +82,9 @@ def read_run(folder: str | Path) -> RunFolder:
         for f in ("provenance.json", "summary.json", "config.yaml", "steps.parquet", "requests.parquet")
         if not (path / f).is_file()
     ]
+    if missing and (path / "recording.json").is_file():
+        hint = "open its report.html, or simulate its config.yaml with `python -m sim run`"
+        raise InputError("this is the report of a replay, not a run folder", name, hint=hint)
     if missing:
         raise InputError(f"this is not a run folder: it has no {', '.join(missing)}", name, hint=_HINT)
     _rows_in(path / "steps.parquet")

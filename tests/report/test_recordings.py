@@ -395,6 +395,12 @@ def test_a_bad_file_is_one_message_and_exit_code_2(name: str, tmp_path: Path) ->
     assert not (tmp_path / "x").exists()
 
 
+def test_the_report_of_a_replay_is_told_apart() -> None:
+    answered = sim("report", str(REAL.parent / "cpu-chat"))
+    assert answered.exit_code == 2
+    assert "the report of a replay, not a run folder" in answered.output
+
+
 def test_other_parquet_files_are_refused(small_run: Path) -> None:
     answered = sim("report", str(small_run / "steps.parquet"))
     assert answered.exit_code == 2
