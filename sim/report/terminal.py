@@ -60,25 +60,30 @@ def _cell(cell: str | Value | tuple[Piece, ...]) -> str:
     return cell if isinstance(cell, str) else plain_text(cell)
 
 
+def _total(widths: Sequence[int]) -> int:
+    """Columns of a row: two blanks between cells."""
+    return sum(w + 2 for w in widths) - 2
+
+
 def _table(table: Table) -> list[str]:
-    """Aligned columns; where they would not fit, the last column of words goes to lines of its own."""
+    """Aligned columns; where they would not fit, headings take several lines, then words go below the row."""
     head = [c.label for c in table.columns]
     rows = [[_cell(c) for c in row] for row in table.rows]
     loose = [i for i, c in enumerate(table.columns) if c.words and i > 0]
     widths = [max(len(head[i]), *(len(r[i]) for r in rows), 0) for i in range(len(head))]
-    below: list[int] = []
-    while sum(widths[i] + 2 for i in range(len(head)) if i not in below) - 2 > TABLE_WIDTH and loose:
-        below.append(loose.pop())
-    kept = [i for i in range(len(head)) if i not in below]
     heads = [head]
-    if sum(widths[i] + 2 for i in kept) - 2 > TABLE_WIDTH:
-        # headings on several lines
-        for i in kept:
-            least = max(len(word) for word in [*head[i].split(" "), head[i][:12]])
-            widths[i] = max(least, *(len(r[i]) for r in rows))
+    if _total(widths) > TABLE_WIDTH:
+        widths = [
+            max(*(len(word) for word in [*h.split(" "), h[:12]]), *(len(r[i]) for r in rows))
+            for i, h in enumerate(head)
+        ]
         lines = [textwrap.wrap(h, w) or [""] for h, w in zip(head, widths, strict=True)]
         tall = max(len(t) for t in lines)
         heads = [[([""] * (tall - len(t)) + t)[k] for t in lines] for k in range(tall)]
+    below: list[int] = []
+    while loose and _total([w for i, w in enumerate(widths) if i not in below]) > TABLE_WIDTH:
+        below.append(loose.pop())
+    kept = [i for i in range(len(head)) if i not in below]
 
     def line(cells: list[str]) -> str:
         parts = [

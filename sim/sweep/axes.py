@@ -26,6 +26,7 @@ class Axis:
         values: for each position the value of each key.
         labels: what each position is called.
         places: for each position the path of each key's value in the sweep file.
+        named: the labels are the user's own.
     """
 
     label: str
@@ -33,15 +34,16 @@ class Axis:
     values: tuple[tuple[Any, ...], ...]
     labels: tuple[str, ...]
     places: tuple[tuple[KeyPath, ...], ...]
+    named: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
     def numbers(self) -> tuple[float, ...] | None:
-        """The first key's values, if all are numbers and no two are equal."""
+        """The first key's values, if all are numbers, no two are equal and none has a name."""
         first = [v[0] for v in self.values]
-        if any(isinstance(v, bool) or not isinstance(v, int | float) for v in first):
+        if self.named or any(isinstance(v, bool) or not isinstance(v, int | float) for v in first):
             return None
         return tuple(float(v) for v in first) if len(set(first)) == len(first) else None
 
@@ -100,7 +102,8 @@ def expand(name: str, spec: list[Any] | AxisSpec, problems: list[Problem]) -> Ax
         return None
     given = spec.label if isinstance(spec, AxisSpec) else None
     zipped = isinstance(spec, AxisSpec) and spec.zip is not None
-    return Axis(given or (name if zipped else name.rpartition(".")[2]), keys, values, labels, places)
+    named = isinstance(spec, AxisSpec) and spec.labels is not None
+    return Axis(given or (name if zipped else name.rpartition(".")[2]), keys, values, labels, places, named)
 
 
 _OWN = ("values", "range", "log_range")

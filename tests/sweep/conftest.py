@@ -78,3 +78,38 @@ def rows(folder: Path, name: str = "points.parquet") -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     return pq.read_table(folder / name).to_pylist()
+
+
+#: A sweep that takes long enough to be killed in its middle.
+LONG_REQUESTS = 2500
+LONG = """\
+base: small.yaml
+axes: {engine.block_size: [4, 8, 16]}
+seeds: 4
+metrics: [waste]
+"""
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Tables of the long sweep from one process, undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    write(folder, LONG_REQUESTS, LONG)
+    args = ("sweep", str(folder / "sweep.yaml"), "--jobs", "1", "--no-plots", "--quiet", "--out")
+    said = kvpool(*args, str(folder / "o"))
+    assert said.exit_code == 0, said.output
+    return {name: (folder / "o" / name).read_bytes() for name in ("points.parquet", "curves.parquet")}
+
+
+@pytest.fixture
+def long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of a test, with the long sweep in it."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, LONG_REQUESTS, LONG)
+    return tmp_path
+
+
+def equal(folder: Path, whole: dict[str, bytes]) -> None:
+    """The tables in `folder` are the same bytes."""
+    for name, data in whole.items():
+        assert (folder / name).read_bytes() == data, name

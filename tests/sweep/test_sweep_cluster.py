@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.conftest import ROOT, command, kvpool, points, rows, write
-from tests.sweep.test_sweep_kill import REQUESTS, SWEEP, equal, wait_for
+from tests.sweep.conftest import ROOT, command, equal, kvpool, points, rows
+from tests.sweep.test_sweep_kill import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -48,74 +48,64 @@ def busy(folder: Path) -> list[int]:
     return [int(json.loads(gzip.decompress(p))["worker"].split(":")[1]) for p in points(folder).values()]
 
 
-def test_a_dask_worker_that_dies_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dask_worker_that_dies_loses_nothing(long_work: Path, whole: dict[str, bytes]) -> None:
     pytest.importorskip("distributed", reason="needs the package distributed (pip install 'kvpool[dask]')")
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path, REQUESTS, SWEEP)
-    assert (
-        kvpool("sweep", "sweep.yaml", "--jobs", "1", "--no-plots", "--quiet", "--out", "whole").exit_code == 0
-    )
     port = free_port()
     url = f"127.0.0.1:{port}"
     at = ("--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-jupyter")
-    cluster = [start("distributed.cli.dask_scheduler", *at, cwd=tmp_path)]
+    cluster = [start("distributed.cli.dask_scheduler", *at, cwd=long_work)]
     try:
         wait_for(lambda: listens(port), cluster[0])
         options = ("--nthreads", "1", "--no-nanny", "--no-dashboard")
         for i in range(2):
-            (tmp_path / f"w{i}").mkdir()
+            (long_work / f"w{i}").mkdir()
             cluster.append(
-                start("distributed.cli.dask_worker", f"tcp://{url}", *options, cwd=tmp_path / f"w{i}")
+                start("distributed.cli.dask_worker", f"tcp://{url}", *options, cwd=long_work / f"w{i}")
             )
         for i in range(2):
-            log = tmp_path / f"w{i}" / "distributed.cli.dask_worker.log"
+            log = long_work / f"w{i}" / "distributed.cli.dask_worker.log"
             wait_for(lambda log=log: "Registered to" in log.read_text(), cluster[1 + i])  # type: ignore[misc]
         args = ("sweep", "sweep.yaml", "--no-plots", "--out", "o", "--cluster", f"dask://{url}")
-        process = command(*args, cwd=tmp_path)
-        wait_for(lambda: bool(busy(tmp_path / "o")), process)
-        killed = busy(tmp_path / "o")[0]
+        process = command(*args, cwd=long_work)
+        wait_for(lambda: bool(busy(long_work / "o")), process)
+        killed = busy(long_work / "o")[0]
         next(p for p in cluster if p.pid == killed).kill()
-        done = len(points(tmp_path / "o"))
+        done = len(points(long_work / "o"))
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, (out, err)
         assert done < 12
         assert "Dask, 2 workers" in err
-        assert {int(r["worker"].split(":")[1]) for r in rows(tmp_path / "o", "timings.parquet")} == {
+        assert {int(r["worker"].split(":")[1]) for r in rows(long_work / "o", "timings.parquet")} == {
             p.pid for p in cluster[1:]
         }
-        equal(tmp_path)
+        equal(long_work / "o", whole)
     finally:
         for p in reversed(cluster):
             p.kill()
             p.wait()
 
 
-def test_a_cluster_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path, 40, SWEEP)
+def test_a_cluster_that_does_not_answer(work: Path) -> None:
     said = kvpool("sweep", "sweep.yaml", "--cluster", f"dask://127.0.0.1:{free_port()}")
     assert said.exit_code == 2
     assert said.stderr.startswith("--cluster dask://127.0.0.1:")
     assert not Path("runs").exists()
 
 
-def test_ray_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_gives_the_same_bytes(
+    long_work: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="needs the package ray (pip install 'kvpool[ray]'), which is large")
-    monkeypatch.chdir(tmp_path)
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_AUTH_MODE", "disabled")):
         monkeypatch.setenv(name, value)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    write(tmp_path, 40, SWEEP)
-    assert (
-        kvpool("sweep", "sweep.yaml", "--jobs", "1", "--no-plots", "--quiet", "--out", "whole").exit_code == 0
-    )
     port = free_port()
     ray = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
     # paths of sockets are short, so the folder of a test is too deep for Ray's
     with tempfile.TemporaryDirectory(prefix="kvray", ignore_cleanup_errors=True) as folder:
         options = ("--num-cpus", "2", "--include-dashboard", "false", "--temp-dir", folder)
-        with (tmp_path / "ray.log").open("w") as log:
+        with (long_work / "ray.log").open("w") as log:
             head = subprocess.Popen(
                 [sys.executable, "-c", ray, "start", "--head", "--block", "--port", str(port), *options],
                 stdout=log,
@@ -124,7 +114,7 @@ def test_ray_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             )
         try:
             wait_for(lambda: listens(port), head)
-            wait_for(lambda: "Ray runtime started" in (tmp_path / "ray.log").read_text(), head)
+            wait_for(lambda: "Ray runtime started" in (long_work / "ray.log").read_text(), head)
             cluster = f"ray://127.0.0.1:{port}"
             done = subprocess.run(
                 [
@@ -148,4 +138,4 @@ def test_ray_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             head.wait(30)
     assert done.returncode == 0, done.stderr
     assert "Ray, 2 processors" in done.stderr
-    equal(tmp_path)
+    equal(long_work / "o", whole)

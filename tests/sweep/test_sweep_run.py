@@ -117,17 +117,6 @@ def test_nothing_is_repeated(work: Path, ran: list[str]) -> None:
     assert len(ran) == 28 + 24
 
 
-@pytest.mark.slow
-def test_the_same_bytes_from_any_number_of_workers(work: Path) -> None:
-    for jobs in ("1", "2"):
-        said = kvpool("sweep", "sweep.yaml", "--jobs", jobs, "--no-plots", "--out", f"o{jobs}")
-        assert said.exit_code == 0, said.output
-    workers = {r["worker"] for r in rows(Path("o2"), "timings.parquet")}
-    assert f"{os.uname().nodename}:{os.getpid()}" not in workers
-    for name in FINAL:
-        assert Path("o1", name).read_bytes() == Path("o2", name).read_bytes()
-
-
 def test_a_failing_point_is_recorded_and_the_rest_go_on(work: Path, ran: list[str]) -> None:
     Path("sweep.yaml").write_text(SWEEP.replace("[4, 8, 16]", "[1, 8]"))
     said = kvpool("sweep", "sweep.yaml", "--jobs", "1", "--no-plots", "--out", "o")
