@@ -28,7 +28,8 @@ from workloads.requests import Workload
 _POLICIES = {"fcfs": c.POLICY_FCFS, "priority": c.POLICY_PRIORITY}
 _FREE_ORDERS = {
     "append": c.FREE_APPEND,
-    "append_window_split": c.FREE_APPEND_WINDOW_SPLIT,
+    # what it does to window groups is not simulated, see config_engine.check_simulated
+    "append_window_split": c.FREE_APPEND,
     "split": c.FREE_SPLIT,
 }
 _PRIORITY_MODES = {

