@@ -59,10 +59,12 @@ def test_what_0_23_does_to_windows_is_refused() -> None:
     settings = EngineSettings(vllm="0.23", kv_cache_groups=(window,))
     assert "the free order of vLLM 0.23" in check_simulated(settings)[0].message
     assert check_simulated(replace(settings, switches=(("free_order", "append"),))) == []
+    mamba = replace(settings, vllm="0.33", kv_cache_groups=(KVCacheGroup("mamba"),))
+    assert "Mamba groups under the rules of vLLM 0.33" in check_simulated(mamba)[0].message
 
 
 def test_there_are_recordings_of_the_profiles() -> None:
-    assert set(FOLDERS) == set(PROFILES) - {"0.32"}
+    assert {"0.14", "0.25", "0.27", "0.33"} <= set(FOLDERS) <= set(PROFILES) - {"0.32"}
     assert set(CHECKED) == set(releases())
     size = sum(f.stat().st_size for f in (RECORDED / "releases").rglob("*") if f.is_file())
     assert size < 600_000
