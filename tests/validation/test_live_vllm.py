@@ -181,10 +181,12 @@ if __name__ == "__main__":
     llm = LLM(
         model=str(folder), load_format="dummy", skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
         block_size=32, num_gpu_blocks_override=24, max_model_len=512, max_num_seqs=16,
-        disable_log_stats=False, shutdown_timeout=120,
+        disable_log_stats=False,
     )
     prompts = [{"prompt_token_ids": [(7 * i + j) % 4096 for j in range(40 + 9 * i)]} for i in range(12)]
     llm.generate(prompts, SamplingParams(max_tokens=60, ignore_eos=True, temperature=0), use_tqdm=False)
+    # at the end of the process vLLM would kill its core after 5 s, which a busy machine may need longer for
+    llm.llm_engine.engine_core.shutdown(timeout=300)
 """
 
 
