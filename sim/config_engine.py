@@ -44,6 +44,8 @@ class KVCacheGroup:
         sliding_window: window in tokens (type sliding_window).
         attention_chunk_size: chunk in tokens (type chunked_local).
         mamba_cache_mode: "align" or "none" (type mamba).
+        prefill_checkpoint_alignment: tokens after a chunk's beginning, or multiples of them, at which the
+            kernel can export a state (type mamba; Mamba 2: 1); None: it can't.
         encoder_tokens: encoder tokens of each request (type cross_attention).
         is_eagle_group: has layers of a drafter (where no group is marked they all count as such).
     """
@@ -53,6 +55,7 @@ class KVCacheGroup:
     sliding_window: int | None = None
     attention_chunk_size: int | None = None
     mamba_cache_mode: str | None = None
+    prefill_checkpoint_alignment: int | None = None
     encoder_tokens: int | None = None
     is_eagle_group: bool = False
 
@@ -137,6 +140,12 @@ class GroupConfig(Strict):
     sliding_window: Positive | None = key(None, "Window of a `sliding_window` group.", "tokens")
     attention_chunk_size: Positive | None = key(None, "Chunk of a `chunked_local` group.", "tokens")
     mamba_cache_mode: Literal["align", "none"] | None = key(None, "Caching of a `mamba` group.")
+    prefill_checkpoint_alignment: Positive | None = key(
+        None,
+        "A `mamba` group's kernel can export a state from inside a chunk at multiples of so many tokens"
+        " (Mamba 2: 1); null: it can't.",
+        "tokens",
+    )
     encoder_tokens: Positive | None = key(
         None, "Encoder tokens of each request, for a `cross_attention` group (Whisper: 1500).", "tokens"
     )

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 #: The key that a type of group can't do without.
 _NEEDS = {"sliding_window": "sliding_window", "chunked_local": "attention_chunk_size"}
-_OWN = ("sliding_window", "attention_chunk_size", "mamba_cache_mode", "encoder_tokens")
+_OWN = (
+    "sliding_window",
+    "attention_chunk_size",
+    "mamba_cache_mode",
+    "prefill_checkpoint_alignment",
+    "encoder_tokens",
+)
+#: Keys that only a Mamba group may have.
+_OF_MAMBA = ("mamba_cache_mode", "prefill_checkpoint_alignment")
 
 
 def check_groups(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
@@ -44,11 +52,17 @@ def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pr
                 (*place, "type"), f"{name}: a {group.type} group needs {needed}", f"add {needed}: N"
             )
         for key in _OWN:
-            fits = needed == key or (key == "mamba_cache_mode" and group.type == "mamba")
+            fits = needed == key or (key in _OF_MAMBA and group.type == "mamba")
             if getattr(group, key) is not None and not fits:
                 yield Problem(
                     (*place, key), f"{name}: {key} means nothing for a {group.type} group", "drop it"
                 )
+        if group.prefill_checkpoint_alignment is not None and s.enable_prefix_caching:
+            yield Problem(
+                (*place, "prefill_checkpoint_alignment"),
+                f"{name}: states exported from inside a chunk are not simulated",
+                "leave the key out: the chunk is cut there instead",
+            )
         mode = "align" if s.enable_prefix_caching else "none"
         if group.type == "mamba" and group.mamba_cache_mode not in (None, mode):
             state = "on" if s.enable_prefix_caching else "off"

@@ -24,6 +24,7 @@ GROUP_FAMILIES = (
     "partial",
     "speculative",
     "cross_attention",
+    "checkpoint",
     "any",
 )
 EXIT_DIFFERENT = 1

@@ -82,7 +82,9 @@ def _most_blocks(settings: EngineSettings, group: KVCacheGroup, tokens: int) -> 
         reach = min(group.attention_chunk_size + in_flight, settings.max_model_len)
         return min(blocks, -(-reach // size))
     if group.type == "mamba" and settings.enable_prefix_caching:
-        return min(blocks, 3 + drafts) + 2  # states of the last steps, the next one, a copy of a partial hit
+        exported = group.prefill_checkpoint_alignment is not None
+        # States of the last steps, the next one, an exported one, a copy of a partial hit.
+        return min(blocks, 3 + drafts) + 2 + exported
     return blocks
 
 

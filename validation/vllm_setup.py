@@ -175,6 +175,16 @@ def kv_cache_config(settings: EngineSettings) -> Any:
     return KVCacheConfig(**vllm_release.known_fields(KVCacheConfig, values))
 
 
+def _exported_states(group: KVCacheGroup) -> dict[str, int]:
+    """The fields of a MambaSpec for a kernel that exports states from inside a chunk."""
+    if group.prefill_checkpoint_alignment is None:
+        return {}
+    return {
+        "num_prefill_checkpoint_blocks": 1,
+        "prefill_checkpoint_alignment": group.prefill_checkpoint_alignment,
+    }
+
+
 def _group_spec(group: KVCacheGroup, settings: EngineSettings) -> Any:
     import torch
     from vllm.v1.kv_cache_interface import (
@@ -201,6 +211,7 @@ def _group_spec(group: KVCacheGroup, settings: EngineSettings) -> Any:
         return MambaSpec(
             block_size=block_size,
             **({"num_speculative_blocks": drafts} if drafts else {}),
+            **_exported_states(group),
             shapes=((page,),),
             dtypes=(torch.float32,),
             mamba_cache_mode=group.mamba_cache_mode or _mamba_mode(settings),

@@ -200,7 +200,12 @@ class BlockPool:
             self.kv_event_queue.append(event)
 
     def cache_partial_block(
-        self, request: HashedTokens, block: KVCacheBlock, num_tokens: int, kv_cache_group_id: int
+        self,
+        request: HashedTokens,
+        block: KVCacheBlock,
+        num_tokens: int,
+        kv_cache_group_id: int,
+        replace: bool = False,
     ) -> BlockKey | None:
         """Make a block hittable at a prefix that ends inside it, or at its end.
 
@@ -211,6 +216,7 @@ class BlockPool:
             block: the block in which the prefix ends.
             num_tokens: length of the prefix, a multiple of the hash unit.
             kv_cache_group_id: index of the group.
+            replace: the block's content is new: whatever it stood for before, it stands for this prefix only.
 
         Returns:
             The key, or None for the null block.
@@ -222,6 +228,8 @@ class BlockPool:
         assert 0 < num_tokens <= len(request.block_hashes) * unit
         last = num_tokens // unit - 1
         key = (request.block_hashes[last], kv_cache_group_id)
+        if replace:
+            self._remove_keys(block)
         if self.cached_block_hash_to_block.contain(key, block.block_id):
             return key
         if block.block_hash_num_tokens is not None and block.block_hash_num_tokens < num_tokens:

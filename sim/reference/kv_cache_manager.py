@@ -126,9 +126,12 @@ class KVCacheManager:
         waits = request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
         watermark = self.watermark_blocks if has_scheduled_reqs and waits else 0
 
+        prefill_end = 0
+        if self.coordinator.retention_interval == 0:
+            prefill_end = max(request.num_prompt_tokens, request.num_tokens - 1)
         if full_sequence_must_fit:
             known = min(request.num_tokens, self.max_model_len)
-            slots = Slots(known, known, total_computed, num_encoder_tokens)
+            slots = Slots(known, known, total_computed, num_encoder_tokens, prefill_end)
             needed = self.coordinator.num_blocks_to_allocate(
                 request.request_id, slots, hits, apply_admission_cap=True
             )
@@ -136,9 +139,8 @@ class KVCacheManager:
                 return None
 
         main = total_computed + num_new_tokens
-        slots = Slots(
-            min(main + num_lookahead_tokens, self.max_model_len), main, total_computed, num_encoder_tokens
-        )
+        with_lookahead = min(main + num_lookahead_tokens, self.max_model_len)
+        slots = Slots(with_lookahead, main, total_computed, num_encoder_tokens, prefill_end)
         in_flight = request.num_in_flight_tokens if self.rules.window_free_basis == "processed" else 0
         self.coordinator.remove_skipped_blocks(request.request_id, max(0, total_computed - in_flight))
         needed = self.coordinator.num_blocks_to_allocate(request.request_id, slots, hits)

@@ -25,6 +25,8 @@ class KVCacheGroup:
         sliding_window: tokens that a token reads, itself included (type ``sliding_window``).
         attention_chunk_size: tokens of a chunk (type ``chunked_local``).
         mamba_cache_mode: ``align`` with prefix caching, ``none`` without; None for what applies.
+        prefill_checkpoint_alignment: the kernel of a ``mamba`` group can export a state from inside a chunk,
+            so many tokens or a multiple of them after its beginning (Mamba 2: 1); None: it can't.
         encoder_tokens: encoder tokens of each request (type ``cross_attention``).
         is_eagle_group: has layers of a drafter. Where no group is marked they all count as such.
     """
@@ -34,6 +36,7 @@ class KVCacheGroup:
     sliding_window: int | None = None
     attention_chunk_size: int | None = None
     mamba_cache_mode: str | None = None
+    prefill_checkpoint_alignment: int | None = None
     encoder_tokens: int | None = None
     is_eagle_group: bool = False
 

@@ -5,7 +5,7 @@ Mirrors vLLM 0.32.0, ``Scheduler._mamba_block_aligned_split`` (``vllm/v1/core/sc
 
 from __future__ import annotations
 
-from sim.reference.managers.mamba import checkpoint_position
+from sim.reference.managers.mamba import checkpoint_position, is_exported
 from sim.reference.request import Request
 from sim.reference.settings import Settings
 
@@ -22,6 +22,8 @@ class StateSplit:
         self._settings = settings
         self._applies = settings.enable_prefix_caching and any(g.type == "mamba" for g in settings.groups)
         self._fine_grained = fine_grained and settings.hash_block_size < settings.scheduler_block_size
+        exporting = [g.prefill_checkpoint_alignment for g in settings.groups if g.type == "mamba"]
+        self._alignment = exporting[0] if all(exporting) and exporting else None
 
     def cut(self, request: Request, start: int, tokens: int) -> int:
         """How many of the ``tokens`` that follow the first ``start`` ones to compute in this step.
@@ -35,6 +37,7 @@ class StateSplit:
         settings = self._settings
         size, drops = settings.block_size, settings.use_eagle
         end = start + tokens
+        exported = end >= prefill_end and self._exports(start, end, prefill_end)
         if end < prefill_end:
             most = settings.token_budget
             if settings.long_prefill_token_threshold > 0:
@@ -42,11 +45,11 @@ class StateSplit:
             aligned = end // size * size
             if aligned > start or size <= most:
                 end = aligned
-        last = checkpoint_position(request.num_tokens, size, drops)
+        last = 0 if exported else checkpoint_position(request.num_tokens, size, drops)
         stops = [last]
-        if start % size:
+        if start % size and not exported:
             stops.append((start // size + 1) * size)
-        if self._fine_grained:
+        if self._fine_grained and not exported:
             tail = checkpoint_position(request.num_prompt_tokens, settings.hash_block_size, drops)
             if last < tail < request.num_prompt_tokens:
                 stops.append(tail)
@@ -55,3 +58,12 @@ class StateSplit:
             # Another request's prefix ends there: this state is worth having, too.
             stops.append(start + (junction - start) // size * size)
         return max(min((stop for stop in stops if start < stop < end), default=end) - start, 0)
+
+    def _exports(self, start: int, end: int, prefill_end: int) -> bool:
+        """Whether the kernel exports the state at the prompt's checkpoint, so that nothing is cut."""
+        settings = self._settings
+        unit = settings.hash_block_size if self._fine_grained else settings.scheduler_block_size
+        position = checkpoint_position(prefill_end, unit, settings.use_eagle)
+        return is_exported(
+            start, end, position, settings.hash_block_size, settings.block_size, self._alignment
+        )

@@ -80,6 +80,16 @@ def test_an_interval_keeps_a_state_at_each_multiple() -> None:
     assert story.keyed == [1, 2, 3]  # after 8 and 16 tokens, and where a repeat resumes: after 20
 
 
+def test_a_kernel_that_exports_states_needs_no_cut() -> None:
+    story = Story([FULL, {**MAMBA, "prefill_checkpoint_alignment": 1}])
+    story.add("a", text(10))
+    assert story.step() == {"a": 10}
+    # Block 4 holds the state after 8 tokens, block 5 the running one.
+    assert story.tables("a") == [[1, 2, 3], [0, 4, 5]]
+    assert story.keyed == [1, 2, 4]
+    assert story.hit(text(10)) == ([[1, 2], [0, 4]], 8, 0)
+
+
 # ---- hits that end inside a block --------------------------------------------------------------------------
 
 

@@ -50,12 +50,14 @@ class Slots(NamedTuple):
         main_model_tokens: those of them that the model itself computes.
         computed_tokens: tokens computed before this step, prefix hits included.
         encoder_tokens: encoder inputs that enter cross attention with this step.
+        prefill_end: states are exported only from steps that reach it.
     """
 
     num_tokens: int
     main_model_tokens: int
     computed_tokens: int
     encoder_tokens: int = 0
+    prefill_end: int = 0
 
 
 class SingleTypeKVCacheManager(ABC):

@@ -1,7 +1,7 @@
 """Mamba and other linear attention: a block holds the state after some token, not the tokens themselves.
 
-Mirrors vLLM 0.32.0, ``MambaManager`` (``vllm/v1/core/single_type_kv_cache_manager.py``), without checkpoints
-that a kernel exports from inside a chunk (``num_prefill_checkpoint_blocks``, off by default).
+Mirrors vLLM 0.32.0, ``MambaManager`` (``vllm/v1/core/single_type_kv_cache_manager.py``) and two functions of
+``vllm/v1/kv_cache_interface.py`` that it shares with the scheduler.
 """
 
 from __future__ import annotations
@@ -31,6 +31,23 @@ def checkpoint_position(num_tokens: int, unit: int, drop_eagle_block: bool) -> i
     return max(0, position - unit if drop_eagle_block else position)
 
 
+def is_exported(
+    start: int, end: int, position: int, hash_block_size: int, block_size: int, alignment: int | None
+) -> bool:
+    """Whether a kernel can export the state at ``position`` while it computes ``start .. end - 1``.
+
+    vLLM 0.32.0, ``is_mamba_prefill_checkpoint_valid``. The state goes to the position in the table before the
+    running state's, so that must lie behind the state that the chunk begins with.
+    """
+    return (
+        alignment is not None
+        and start % hash_block_size == 0
+        and cdiv(end, block_size) - 2 > (start - 1) // block_size
+        and start + hash_block_size <= position < end
+        and (position - start) % alignment == 0
+    )
+
+
 class MambaManager(SingleTypeKVCacheManager):
     """Only the latest state matters; what stays cached are states at the ends of blocks.
 
@@ -45,6 +62,8 @@ class MambaManager(SingleTypeKVCacheManager):
         allocated: requests that were given blocks since they were admitted.
         cached_this_step: keys that this step's batch will fill: nobody may hit them before the next step. The
             state at the prompt's end counts again in each step in which it stands in its request's table.
+        checkpoints: states that this step's kernel exports from inside a chunk: number of tokens, and the
+            position in the table of the block for it, by request.
         drop_eagle_checkpoint: states are kept one unit further left, where the hit of a drafter's group ends.
     """
 
@@ -66,6 +85,7 @@ class MambaManager(SingleTypeKVCacheManager):
         self.retired: dict[str, int] = {}
         self.allocated: set[str] = set()
         self.cached_this_step: set[BlockKey] = set()
+        self.checkpoints: dict[str, tuple[int, int]] = {}
         self.drop_eagle_checkpoint = False
 
     # ---- hits ----------------------------------------------------------------------------------------------
@@ -145,13 +165,35 @@ class MambaManager(SingleTypeKVCacheManager):
         )
         if partial:
             new = max(new, 0) + 1
+        checkpoint = self._checkpoint_to_export(request_id, slots)
+        if not apply_admission_cap:
+            self.checkpoints.pop(request_id, None)
+            if checkpoint is not None:
+                self.checkpoints[request_id] = checkpoint
         if new > 0:
-            new = min(new, self._most_new_blocks(request_id in self.allocated, partial))
+            known = request_id in self.allocated
+            new = min(new, self._most_new_blocks(known, partial, checkpoint is not None))
         return new + evictable(new_computed_blocks)
 
-    def _most_new_blocks(self, known: bool, partial: bool) -> int:
-        # One for the new running state, a copy, and once for each request those of the drafts.
-        return 1 + partial + (0 if known else self.num_speculative_blocks)
+    def _checkpoint_to_export(self, request_id: str, slots: Slots) -> tuple[int, int] | None:
+        end = slots.main_model_tokens
+        tokens = checkpoint_position(end, self.alignment_tokens, self.drop_eagle_checkpoint)
+        position = cdiv(end, self.block_size) - 2
+        if end < slots.prefill_end or tokens == 0 or position < 0:
+            return None
+        unit, alignment = self.block_pool.hash_block_size, self.group.prefill_checkpoint_alignment
+        if not is_exported(slots.computed_tokens, end, tokens, unit, self.block_size, alignment):
+            return None
+        table = self.req_to_blocks.get(request_id, [])
+        # There must be no state yet at that position; a block of a draft will do.
+        drafts = self.num_speculative_blocks if request_id in self.allocated else 0
+        if position >= len(table) - drafts or table[position].is_null:
+            return tokens, position
+        return None
+
+    def _most_new_blocks(self, known: bool, partial: bool, checkpoint: bool) -> int:
+        # One for the new running state, a copy, a checkpoint, and once for each request those of the drafts.
+        return 1 + partial + checkpoint + (0 if known else self.num_speculative_blocks)
 
     def _with_drafts(self, slots: Slots) -> Slots:
         return slots._replace(num_tokens=slots.num_tokens + self.block_size * self.num_speculative_blocks)
@@ -169,14 +211,15 @@ class MambaManager(SingleTypeKVCacheManager):
         partial = self.partial_hits.pop(request_id, None)
         known = request_id in self.allocated
         self.allocated.add(request_id)
+        checkpoint = request_id in self.checkpoints
         held = len(table)
-        if required <= held and partial is None:
+        if required <= held and partial is None and not checkpoint:
             return []
         if known:
             self.last_state[request_id] = held - 1 - drafts
         elif held > 0:
             self.last_state[request_id] = held - 1
-        skipped = required - drafts - 1
+        skipped = required - drafts - 1 - checkpoint
         table.extend([self.block_pool.null_block] * (skipped - held))
         if known:
             # Blocks of drafts that this step leaves behind move to its end.
@@ -187,7 +230,7 @@ class MambaManager(SingleTypeKVCacheManager):
                 table.append(block)
                 table[i] = self.block_pool.null_block
         new_blocks = self.block_pool.get_new_blocks(max(required - len(table), 0) + (partial is not None))
-        assert len(new_blocks) <= self._most_new_blocks(known, partial is not None)
+        assert len(new_blocks) <= self._most_new_blocks(known, partial is not None, checkpoint)
         replaced: list[KVCacheBlock] = []
         if partial is not None:
             copy = new_blocks.pop(0)
@@ -221,12 +264,35 @@ class MambaManager(SingleTypeKVCacheManager):
         super().cache_blocks(request, num_tokens, retention_interval, boundaries)
         after = self.num_cached_block.get(request.request_id, 0)
         if self.aligned:
-            key = self._cache_partial_tail(request, num_tokens)
+            if request.request_id in self.checkpoints:
+                key = self._cache_checkpoint(request, retention_interval)
+            else:
+                key = self._cache_partial_tail(request, num_tokens)
             if key is not None:
                 self.cached_this_step.add(key)
         for block in self.req_to_blocks.get(request.request_id, [])[before:after]:
             if block.block_hash is not None:
                 self.cached_this_step.add(block.block_hash)
+
+    def _cache_checkpoint(self, request: Request, retention_interval: int | None) -> BlockKey | None:
+        """Let the exported state stand for its tokens, if somebody may resume there; else for nothing."""
+        tokens, position = self.checkpoints[request.request_id]
+        block = self.req_to_blocks[request.request_id][position]
+        wanted = tokens == request.shared_prefix_boundary or tokens == checkpoint_position(
+            request.num_prompt_tokens, self.alignment_tokens, self.drop_eagle_checkpoint
+        )
+        if not wanted and tokens % self.block_size == 0:
+            last = tokens // self.block_size
+            mask = self.reachable_block_mask(last - 1, last, retention_interval, ())
+            wanted = mask is None or mask[0]
+        if not wanted:
+            self.block_pool.evict_blocks([block.block_id])
+            return None
+        if block.block_hash_num_tokens == tokens:
+            return None
+        return self.block_pool.cache_partial_block(
+            request, block, tokens, self.kv_cache_group_id, replace=True
+        )
 
     def _cache_partial_tail(self, request: Request, num_tokens: int) -> BlockKey | None:
         unit = self.block_pool.hash_block_size
@@ -282,4 +348,5 @@ class MambaManager(SingleTypeKVCacheManager):
         self.allocated.discard(request_id)
         self.last_state.pop(request_id, None)
         self.retired.pop(request_id, None)
+        self.checkpoints.pop(request_id, None)
         super().free(request_id)
