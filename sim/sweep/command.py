@@ -220,20 +220,22 @@ class _Execution:
         by_id: dict[str, _Job] = {}
         for point in self.sweep.points:
             if point.resolved is None:
-                self._add(running, Row(point, self.sweep.seeds[0], "", Failure(point.problem)))
+                self._add(
+                    running, Row(point, self.sweep.seeds[0], "", Failure(point.problem)), simulated=False
+                )
         for job in jobs:
             failure = self.trace_failures.get(job.trace.key)
             if failure is not None:
-                self._add(running, Row(job.point, job.seed, "", failure))
+                self._add(running, Row(job.point, job.seed, "", failure), simulated=False)
                 continue
             task = self._task(job)
             known = self.store.load(task.id)
             if known is not None:
-                self._add(running, Row(job.point, job.seed, task.content_id, known), earlier=True)
+                self._add(running, Row(job.point, job.seed, task.content_id, known), simulated=False)
+                self.earlier += 1
             else:
                 tasks.append(task)
                 by_id[task.id] = job
-        self.earlier = running.earlier
         if self.earlier:
             self.say(f"{self.earlier:,} of {plural(running.total, 'run')} were done before")
         if not tasks:
@@ -267,9 +269,9 @@ class _Execution:
     def _refused(self) -> int:
         return sum(p.resolved is None for p in self.sweep.points)
 
-    def _add(self, running: Running, row: Row, earlier: bool = False) -> None:
+    def _add(self, running: Running, row: Row, simulated: bool = True) -> None:
         self.rows[row.point.index, row.seed] = row
-        running.add(row.point, row.outcome, earlier)
+        running.add(row.point, row.outcome, simulated)
 
     def _task(self, job: _Job) -> Task:
         assert job.point.resolved is not None

@@ -19,14 +19,17 @@ class Running:
     """What is known while a sweep runs: counts, and the mean of one metric at each point."""
 
     def __init__(self, metric: Named, axes: tuple[Axis, ...], total: int) -> None:
-        self.total, self.done, self.failed, self.earlier = total, 0, 0, 0
+        self.total, self.done, self.failed = total, 0, 0
         self._metric, self._axes = metric, axes
         self._sums: dict[int, tuple[Point, float, int]] = {}
-        self._began = time.monotonic()
+        self._results, self._first = 0, 0.0
 
-    def add(self, point: Point, outcome: Result | Failure, earlier: bool = False) -> None:
-        """A run has ended; `earlier`: in an earlier start of the sweep."""
-        self.earlier += earlier
+    def add(self, point: Point, outcome: Result | Failure, simulated: bool = True) -> None:
+        """A run has ended; `simulated`: now, and not in an earlier start or not at all."""
+        if simulated:
+            self._results += 1
+            if self._results == 1:
+                self._first = time.monotonic()
         if isinstance(outcome, Failure):
             self.failed += 1
             return
@@ -38,11 +41,11 @@ class Running:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that the rest will take at the speed so far."""
-        now = self.done + self.failed - self.earlier
+        """Seconds that the rest will take at the speed since the first result, which has loaded the engine."""
+        now = self._results - 1
         if now <= 0:
             return None
-        return (time.monotonic() - self._began) / now * (self.total - self.done - self.failed)
+        return (time.monotonic() - self._first) / now * (self.total - self.done - self.failed)
 
     def best(self) -> str:
         """`best so far: block_size 16, waste at finish 0.32 %`; empty if there is none."""
