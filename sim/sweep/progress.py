@@ -41,7 +41,7 @@ class Running:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that the rest will take at the speed since the first result, which has loaded the engine."""
+        """Seconds that the rest will take at the speed since the first result (which loads the engine)."""
         now = self._results - 1
         if now <= 0:
             return None
