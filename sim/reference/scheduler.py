@@ -215,7 +215,8 @@ class Scheduler:
             if tokens == 0:
                 break
             if padded and tokens != 1 + self.settings.num_speculative_tokens:
-                # Rows of drafts come all or not at all.
+                # Rows of drafts come all or not at all; where chunks are not cut for states, vLLM fails here.
+                assert self._state_split.applies, "long_prefill_token_threshold cuts a padded decode"
                 padded, tokens = False, 1
             if not self._encoder_cache.has_room():
                 break

@@ -16,11 +16,14 @@ class StateSplit:
     Args:
         settings: engine settings.
         fine_grained: prefix hits may end inside a block.
+
+    Attributes:
+        applies: there are states to cache.
     """
 
     def __init__(self, settings: Settings, fine_grained: bool) -> None:
         self._settings = settings
-        self._applies = settings.enable_prefix_caching and any(g.type == "mamba" for g in settings.groups)
+        self.applies = settings.enable_prefix_caching and any(g.type == "mamba" for g in settings.groups)
         self._fine_grained = fine_grained and settings.hash_block_size < settings.scheduler_block_size
         exporting = [g.prefill_checkpoint_alignment for g in settings.groups if g.type == "mamba"]
         self._alignment = exporting[0] if all(exporting) and exporting else None
@@ -32,7 +35,7 @@ class StateSplit:
         except where a block is larger than a chunk can be. 0: such a place can't be reached in this step.
         """
         prefill_end = max(request.num_prompt_tokens, request.num_tokens - 1)
-        if not self._applies or start >= prefill_end:
+        if not self.applies or start >= prefill_end:
             return tokens
         settings = self._settings
         size, drops = settings.block_size, settings.use_eagle

@@ -186,6 +186,16 @@ def test_an_admission_of_one_token_looks_like_a_decode() -> None:
     assert story.step()["c"] == 2
 
 
+def test_a_threshold_below_the_rows_of_a_padded_decode_is_fatal_as_in_vllm() -> None:
+    story = Story([FULL], **EAGLE, long_prefill_token_threshold=2)
+    story.add("a", text(4))
+    for _ in range(2):
+        story.step()
+    story.add("b", [5])
+    with pytest.raises(AssertionError, match="long_prefill_token_threshold"):
+        story.step()
+
+
 def test_a_drafter_with_inputs_of_its_own_leaves_less_budget() -> None:
     story = Story(
         [FULL], num_speculative_tokens=2, speculative_method="draft_model", max_num_batched_tokens=10
