@@ -73,5 +73,7 @@ def core_group(group: Group, block_size: int, encoder_tokens: int = 0) -> KVCach
         sliding_window=s.sliding_window if kind == "sliding_window" else None,
         attention_chunk_size=s.attention_chunk_size if kind == "chunked_local" else None,
         mamba_cache_mode=s.mamba_cache_mode if kind == "mamba" else None,
+        # Mamba 2 exports a state after any token (MambaMixer2.get_kv_cache_spec).
+        prefill_checkpoint_alignment=1 if s.checkpoint_blocks and s.mamba_cache_mode == "align" else None,
         encoder_tokens=encoder_tokens if kind == "cross_attention" else None,
     )

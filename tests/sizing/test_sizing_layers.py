@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sim.config_engine import KVCacheGroup
 from sim.models import find_model, known_name, model_names
-from sim.sizing import CacheArgs, Limits, cache_layout, plan_pool, weight_bytes
+from sim.sizing import CacheArgs, Limits, cache_layout, core_groups, plan_pool, weight_bytes
 from sim.sizing.layers import backend_of
 from validation.sizing.recordings import answers
 
@@ -92,6 +93,28 @@ def test_a_state_makes_blocks_larger() -> None:
     assert {s.block_size for s in off.specs if s.kind == "mamba"} == {4096}
     wide = cache_layout(model, CacheArgs(None, mamba_ssm_cache_dtype="float32"))
     assert wide.block_size > 544
+
+
+def groups_of(name: str, **changes: object) -> tuple[KVCacheGroup, ...]:
+    model = find_model(name)
+    assert model is not None
+    layout = cache_layout(model, CacheArgs(None, **changes))  # type: ignore[arg-type]
+    plan = plan_pool(layout.specs, 2**36, Limits(4096, 16384, 8192))
+    return core_groups(plan, layout.block_size, model.encoder_tokens)
+
+
+def test_groups_as_the_core_takes_them() -> None:
+    full = KVCacheGroup()
+    window = KVCacheGroup("sliding_window", sliding_window=128)
+    assert groups_of("deepseek-v3") == groups_of("llama-3.1-8b") == (full,)
+    assert groups_of("gpt-oss-20b") == (window, full)
+    assert groups_of("llama-4-scout")[0] == KVCacheGroup("chunked_local", attention_chunk_size=8192)
+    assert groups_of("jamba-mini")[-2:] == (KVCacheGroup("mamba", mamba_cache_mode="align"), full)
+    assert groups_of("whisper-large-v3")[1] == KVCacheGroup("cross_attention", encoder_tokens=1500)
+    mamba2 = KVCacheGroup("mamba", mamba_cache_mode="align", prefill_checkpoint_alignment=1)
+    assert groups_of("mamba-codestral-7b") == (mamba2,)
+    off = groups_of("mamba-codestral-7b", enable_prefix_caching=False)
+    assert off == (KVCacheGroup("mamba", 4096, mamba_cache_mode="none"),)
 
 
 def test_default_block_sizes_by_gpu() -> None:
