@@ -10,10 +10,9 @@ from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes
 from sim.core.block_pool import NULL_BLOCK, cache_full_block
 from sim.core.jit import inner, leaf
-from sim.core.kv_tables import NO_PARENT, PREFETCH_KEYS, append_nulls, cdiv, give_up, grow_table
-from sim.core.prefix_map import map_prefetch
+from sim.core.kv_tables import NO_PARENT, append_nulls, cdiv, give_up, grow_table
 from sim.core.residency import follow_chain
-from sim.core.retention import is_reachable
+from sim.core.retention import next_selected, selected
 from sim.core.state import KVCache
 
 
@@ -103,25 +102,32 @@ def allocate_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int) -> None
 
 
 @inner
+def _cache_block(kv: KVCache, r: int, slot: int, g: int, i: int) -> None:
+    """Put the block at place i into the prefix map."""
+    ratio = kv.groups.hash_ratio[g]
+    b = kv.table_blocks[g, slot, i]
+    h = kv.hashes[slot, (i + 1) * ratio - 1]
+    cache_full_block(kv.pool, r, b, h, g)
+    follow_chain(kv.pool, b, h, kv.hashes[slot, i * ratio - 1] if i > 0 else NO_PARENT)
+    if kv.groups.attention[g] == c.GROUP_MAMBA:
+        note_state(kv, kv.pool.blocks.block_hash[b])
+
+
+@inner
 def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> None:
     """Offer the blocks that ``num_tokens`` known tokens fill to the prefix map, in order of position."""
     full = num_tokens // kv.groups.block_size[g]
     done = kv.tables.num_cached[g, slot]
     if done >= full:
         return
-    ratio = kv.groups.hash_ratio[g]
-    ensure_hashes(kv, r, slot, full * ratio)
-    for i in range(done, full):
-        if i + PREFETCH_KEYS < full:
-            map_prefetch(kv.pool, kv.hashes[slot, (i + PREFETCH_KEYS + 1) * ratio - 1])
-        b = kv.table_blocks[g, slot, i]
-        if b == NULL_BLOCK or not is_reachable(kv, r, g, i):
-            continue
-        h = kv.hashes[slot, (i + 1) * ratio - 1]
-        cache_full_block(kv.pool, r, b, h, g)
-        follow_chain(kv.pool, b, h, kv.hashes[slot, i * ratio - 1] if i > 0 else NO_PARENT)
-        if kv.groups.attention[g] == c.GROUP_MAMBA:
-            note_state(kv, kv.pool.blocks.block_hash[b])
+    selection = selected(kv, r, g)
+    i = next_selected(selection, done, full)
+    if i < full:
+        ensure_hashes(kv, r, slot, full * kv.groups.hash_ratio[g])
+    while i < full:
+        if kv.table_blocks[g, slot, i] != NULL_BLOCK:
+            _cache_block(kv, r, slot, g, i)
+        i = next_selected(selection, i + 1, full)
     kv.tables.num_cached[g, slot] = full
 
 

@@ -139,7 +139,9 @@ def free_table(kv: KVCache, slot: int, g: int) -> None:
     """Free the slot's blocks of the group, the tail of the table first, and empty the table."""
     front = kv.params.num_blocks
     n = kv.tables.length[g, slot]
-    for i in range(n - 1, -1, -1):
+    # what a window has given up is the beginning of its table
+    first = kv.tables.nulls[g, slot] if kv.groups.attention[g] != c.GROUP_MAMBA else 0
+    for i in range(n - 1, first - 1, -1):
         if i >= _PREFETCH_BLOCKS:
             prefetch(kv.pool.blocks, kv.table_blocks[g, slot, i - _PREFETCH_BLOCKS])
         front = free_block(kv.pool, kv.table_blocks[g, slot, i], front)

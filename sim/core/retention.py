@@ -4,48 +4,64 @@ sliding-window and Mamba managers): a hit in such a group needs cached blocks on
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from sim.core import codes as c
 from sim.core.jit import inner, leaf
 from sim.core.state import KVCache
 
+Selection: TypeAlias = tuple[int, int, int, int]
+
 
 @leaf
-def _in_tail(kv: KVCache, g: int, i: int, boundary: int) -> bool:
-    """Whether a hit that ends at ``boundary`` tokens, rounded down to where hits may end, needs block i."""
+def _end_of_boundary(kv: KVCache, g: int, boundary: int) -> int:
+    """Blocks before ``boundary`` tokens, rounded down to where a hit may end."""
     alignment = kv.params.scheduler_block_size
-    end = boundary // alignment * alignment // kv.groups.block_size[g]
-    need = 1 if kv.groups.attention[g] == c.GROUP_MAMBA else kv.specs.tail_blocks[kv.groups.spec[g]]
-    return end - need <= i < end
+    return boundary // alignment * alignment // kv.groups.block_size[g]
 
 
 @inner
-def is_reachable(kv: KVCache, r: int, g: int, i: int) -> bool:
-    """Whether a later request can need block i of request r in group g to be cached.
+def selected(kv: KVCache, r: int, g: int) -> Selection:
+    """Which blocks of request r in group g a later request can need to be cached; see ``next_selected``.
 
     With retention 0 only the blocks are kept that a hit needs which ends where this prompt, sent again, can
     resume, or where the group was found to lack a prefix that another group had; a positive interval adds the
     ends of segments of as many tokens.
     """
     kind = kv.groups.attention[g]
-    if kind not in (c.GROUP_SLIDING_WINDOW, c.GROUP_MAMBA):
-        return True
     interval = kv.params.retention
-    if interval == c.RETAIN_ALL:
-        return True
-    if kind == c.GROUP_MAMBA:
-        if interval == c.RETAIN_DENSE:
-            return True
-        need = 1
-    else:
+    if kind not in (c.GROUP_SLIDING_WINDOW, c.GROUP_MAMBA) or interval == c.RETAIN_ALL:
+        return 1, 1, 0, 0
+    need = 1
+    if kind == c.GROUP_SLIDING_WINDOW:
         need = kv.specs.tail_blocks[kv.groups.spec[g]]
+    elif interval == c.RETAIN_DENSE:
+        return 1, 1, 0, 0
     segment = kv.params.scheduler_block_size if interval == c.RETAIN_DENSE else interval
-    if segment > 0:
-        blocks = segment // kv.groups.block_size[g]
-        if need >= blocks or i % blocks >= blocks - need:
-            return True
+    blocks = segment // kv.groups.block_size[g]
+    if 0 < blocks <= need:
+        return 1, 1, 0, 0
+    if need == 0:
+        # a window of one token: a hit needs no block of it
+        return 0, 0, 0, 0
     if interval == c.RETAIN_DENSE:
-        return False
-    if _in_tail(kv, g, i, kv.requests.prompt_len[r] - 1):
-        return True
-    boundary = kv.requests.shared_boundary[r]
-    return boundary > 0 and _in_tail(kv, g, i, boundary)
+        return blocks, need, 0, 0
+    replay = _end_of_boundary(kv, g, kv.requests.prompt_len[r] - 1)
+    return blocks, need, replay, _end_of_boundary(kv, g, kv.requests.shared_boundary[r])
+
+
+@leaf
+def next_selected(selection: Selection, i: int, end: int) -> int:
+    """The first selected block from i on, ``end`` when there is none before it.
+
+    ``selection`` is (blocks of a segment or 0, blocks that a hit needs before its end, and where hits end).
+    """
+    segment, need, replay, shared = selection
+    first = end
+    if segment > 0:
+        first = i + max(segment - need - i % segment, 0)
+    if i < replay:
+        first = min(first, max(i, replay - need))
+    if i < shared:
+        first = min(first, max(i, shared - need))
+    return min(first, end)
