@@ -120,8 +120,9 @@ def _run(
     say(f"{resolved.name}: {plural(len(workload), 'request')}, {_pool_text(resolved)}")
 
     from sim.core.jit import core_digest, is_cached
+    from sim.groups import layout_of
 
-    if not is_cached():
+    if not is_cached(layout_of(resolved.engine).plain):
         say("compiling the engine once for this machine (some 20 s); later runs start at once")
     from sim.simulate import LogOptions
 

@@ -15,6 +15,7 @@ from sim.capacity import LogOptions, allocate
 from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import run_until, sample_now, settle, weigh_now
+from sim.core.jit import note_general
 from sim.core.state import COUNTERS, POOL_META, Record, State
 from sim.step_time import StepTime
 from workloads.requests import Workload
@@ -118,6 +119,8 @@ class Simulation:
             before = time.perf_counter()
             reason = run_until(self.state, end, steps)
             after = time.perf_counter()
+            if steps == _FIRST_CALL_STEPS and not self.state.kv.plain:
+                note_general()
             self._wall = after - started
             self.drain(reason)
             if reason in (c.X_DONE, c.X_TIME):

@@ -10,6 +10,7 @@ and takes arrays in NamedTuples from microseconds to nanoseconds a call.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -62,9 +63,24 @@ def cache_dir() -> Path:
     return root / "numba" / _cache_key()
 
 
-def is_cached() -> bool:
-    """Whether the engine's compiled code is on disk (False: the next run compiles it first)."""
-    return bool(numba.config.DISABLE_JIT) or any(cache_dir().glob("engine.run_until*.nbc"))
+_GENERAL_MARK = "general"
+
+
+def is_cached(plain: bool = True) -> bool:
+    """Whether the engine's compiled code is on disk (False: the next run compiles it first).
+
+    plain: the version for full attention alone, see ``switch``; the general one leaves a mark of its own.
+    """
+    if numba.config.DISABLE_JIT:
+        return True
+    compiled = any(cache_dir().glob("engine.run_until*.nbc"))
+    return compiled and (plain or (cache_dir() / _GENERAL_MARK).exists())
+
+
+def note_general() -> None:
+    """The general version of the engine is compiled by now (a folder that can't be written holds no code)."""
+    with contextlib.suppress(OSError):
+        (cache_dir() / _GENERAL_MARK).touch()
 
 
 numba.config.CACHE_DIR = str(cache_dir())
