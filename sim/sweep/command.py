@@ -15,7 +15,8 @@ from sim.report.units import plural
 from sim.resolve import content_id
 from sim.results import to_json
 from sim.sweep.answer import Grid, Row
-from sim.sweep.execute import ClusterLost, Local, Workers, connect, default_jobs
+from sim.sweep.clusters import connect
+from sim.sweep.execute import ClusterLost, Local, Workers, default_jobs
 from sim.sweep.plan import Point, Sweep, load_sweep, with_seed
 from sim.sweep.point import Failure, Result, Task, build_trace, code_digest, run_point
 from sim.sweep.progress import Reporter, Running

@@ -306,5 +306,5 @@ def test_a_task_that_kills_its_worker_is_given_up_and_no_other() -> None:
 
 
 def test_little_work_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute, "_parallel", lambda *_, **__: pytest.fail("workers were started"))
+    monkeypatch.setattr(execute, "parallel_run", lambda *_, **__: pytest.fail("workers were started"))
     assert dict(Local(2, given=False).run(_odd, [1, 2, 4, 5])) == {1: 1, 2: 4, 4: 16, 5: 25}
