@@ -68,6 +68,10 @@ bench: $(STAMP)  ## benchmarks, then the table of speeds and ratios
 	$(PY) -m pytest tests/benchmarks -m bench $(PYTEST_ARGS)
 	$(PY) -m tests.benchmarks.table
 
+.PHONY: bench-scale
+bench-scale: $(STAMP)  ## cost and memory as trace and pool grow by 10 and 100 (some minutes), and the picture of it
+	$(PY) -m tests.benchmarks.scale --out scale.json --plot docs/images/scale.png
+
 .PHONY: published
 published: $(STAMP)  ## runs that reproduce published results, with the published numbers beside them
 	$(PY) -m sim.published

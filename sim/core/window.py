@@ -73,8 +73,12 @@ def shift_window(st: State, k: int, size: int, pieces: int, capacity: int) -> No
             st.queues.entries.req[batch, i] = max(st.queues.entries.req[batch, i] - k, 0)
     if st.ctl.head_req >= 0:
         st.ctl.head_req -= k
-    if st.ctl.memo_req >= 0:
-        st.ctl.memo_req -= k
+    if st.ctl.memo_req >= k:
+        if st.ctl.memo_req < capacity:
+            st.ctl.memo_req -= k
+    elif st.ctl.memo_req >= 0:
+        # over, and nobody's look-up any more; its marks are still to be taken off
+        st.ctl.memo_req = capacity
     st.ctl.num_requests -= k
     st.ctl.closed_next = max(st.ctl.closed_next - k, 0)
     st.ctl.closed_end -= k

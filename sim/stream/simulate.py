@@ -75,7 +75,7 @@ class StreamedSimulation:
             if reason == c.X_ENDED:
                 ended = self.state.queues.ended_watched[: ctl.num_ended_watched].copy()
                 ctl.num_ended_watched = 0
-                window.load_children(ended)
+                window.load_children(ended, self._write)
             elif reason == c.X_DONE or (reason == c.X_TIME and bound < until):
                 if window.complete:
                     break

@@ -142,10 +142,11 @@ class Window:
             self._rank()
         admit_loaded(st, first, first + n)
 
-    def load_children(self, records: np.ndarray) -> None:
-        """Load all successors of these records, which have ended."""
+    def load_children(self, records: np.ndarray, write: Callable[[Columns], None]) -> None:
+        """Load all successors of these records, which have ended; `write` is for `retire`."""
         wanted = int(self._last_child[records].max(initial=-1))
         while self.loaded <= wanted:
+            self.retire(write)
             self.load()
 
     def pool_left(self) -> int:
@@ -161,9 +162,8 @@ class Window:
         st, rq = self.state, self._requests[: self.size]
         over = (rq["status"] >= c.S_FINISHED) & (rq["in_flight"] == 0) & (self._last_child < self.loaded)
         k = self.size if over.all() else int(np.argmin(over))
-        for known in (st.ctl.head_req, st.ctl.memo_req):
-            if known >= 0:
-                k = min(k, int(known))
+        if st.ctl.head_req >= 0:
+            k = min(k, int(st.ctl.head_req))
         if st.params.closed_loop:
             k = min(k, int(st.ctl.closed_next))
         # as a rule half a chunk at least, so that the rest is not moved for little
