@@ -89,7 +89,7 @@ _LAZY = {
     "layout": "sim.report.commands:layout",
     "recommend": "sim.advice.cli:recommend",
     "report": "sim.report.commands:report",
-    "size": "sim.sizing.cli:size",
+    "size": "sim.size_command:size",
     "sweep": "sim.sweep.cli:sweep",
 }
 

@@ -1,4 +1,4 @@
-"""The command `size`: where a GPU's memory goes."""
+"""The command `size`. It lies outside of `sim.sizing`, so that `--help` loads nothing heavy."""
 
 from __future__ import annotations
 
