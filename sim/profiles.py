@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 DEFAULT_RELEASE = "0.32"
 
-#: Releases whose real control plane the rules were compared with, and the patch release that was run: every
-#: minor release between the first and the last.
-CHECKED = {
+#: Every minor release between the first and the last, and the patch release that stands for it.
+VERSIONS = {
     "0.13": "0.13.0",
     "0.14": "0.14.0",
     "0.15": "0.15.1",
@@ -42,7 +41,8 @@ CHECKED = {
     "0.32": "0.32.0",
     "0.33": "0.33.0",
 }
-#: Those that stand for the others: fetched and checked by `make validate-releases`.
+#: Those whose real control plane the rules were compared with (`make validate-releases` does it again); the
+#: others are composed from the onsets.
 PROFILES = ("0.13", "0.14", "0.19", "0.25", "0.27", "0.32", "0.33")
 FIRST_RELEASE, LAST_RELEASE = "0.13", "0.33"
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sim.profiles import CHECKED, SWITCHES, release_key
+from sim.profiles import SWITCHES, VERSIONS, release_key
 
 
 def releases_table() -> str:
     """One row for each change of a rule, by release, in Markdown."""
     rows = ["| release | switch | vLLM pull request | effect |", "| --- | --- | --- | --- |"]
-    first = next(iter(CHECKED))
+    first = next(iter(VERSIONS))
     for switch in SWITCHES:
         onset = switch.onsets[0]
         rows.append(f"| {first} | `{switch.name}: {onset.value}` | - | {_effect(switch.name, onset.value)} |")
@@ -24,8 +24,3 @@ def _effect(name: str, value: str) -> str:
     switch = next(s for s in SWITCHES if s.name == name)
     meaning = switch.values[value]
     return f"{switch.effect} Here: {meaning}." if meaning != value else switch.effect
-
-
-def checked_releases() -> str:
-    """The releases that were run, with their patch numbers, as one line."""
-    return ", ".join(CHECKED.values())

@@ -40,17 +40,17 @@ def _known_family(family: str) -> str:
 def _chosen(names: tuple[str, ...], folder: Path | None) -> list[str]:
     """The releases named, or all checked ones that are at hand."""
     from sim.errors import InputError, did_you_mean
-    from sim.profiles import CHECKED
+    from sim.profiles import VERSIONS
     from validation.releases import full_version, is_there, own_version, releases_folder
 
     for name in names:
-        if name not in CHECKED:
-            hint = did_you_mean(name, list(CHECKED)) or f"one of {', '.join(CHECKED)}"
+        if name not in VERSIONS:
+            hint = did_you_mean(name, list(VERSIONS)) or f"one of {', '.join(VERSIONS)}"
             raise InputError(f"no release '{name}' whose rules are known", hint=hint)
     if names:
         return list(names)
     place, own = releases_folder(folder), own_version()
-    found = [r for r in CHECKED if is_there(full_version(r), place) or full_version(r) == own]
+    found = [r for r in VERSIONS if is_there(full_version(r), place) or full_version(r) == own]
     if not found:
         raise InputError(f"no vLLM release in {place}", hint="`python -m validation releases fetch`")
     return found
@@ -83,11 +83,11 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> None:
 @reports_input_errors
 def list_releases(folder: Path | None) -> None:
     """Every release whose rules are known, and whether its code is at hand."""
-    from sim.profiles import CHECKED, PROFILES, SWITCHES
+    from sim.profiles import PROFILES, SWITCHES, VERSIONS
     from validation.releases import full_version, is_there, own_version, releases_folder
 
     place, own = releases_folder(folder), own_version()
-    for release, version in CHECKED.items():
+    for release, version in VERSIONS.items():
         if version == own:
             where = "installed here"
         else:

@@ -21,7 +21,7 @@ from types import TracebackType
 
 from sim.config_engine import EngineSettings
 from sim.errors import InputError
-from sim.profiles import CHECKED
+from sim.profiles import VERSIONS
 from validation.logical import LogicalRequest
 from validation.steplog import Recording
 
@@ -49,7 +49,7 @@ def releases_folder(given: Path | None = None) -> Path:
 
 def full_version(release: str) -> str:
     """The version that stands for a release: "0.25" is "0.25.1"; a full version is itself."""
-    return release if release.count(".") >= 2 else CHECKED.get(release, f"{release}.0")
+    return release if release.count(".") >= 2 else VERSIONS.get(release, f"{release}.0")
 
 
 def fetch(releases: Iterable[str], folder: Path, say: Callable[[str], None]) -> None:

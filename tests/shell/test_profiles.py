@@ -59,7 +59,7 @@ def test_table_and_record_agree() -> None:
         assert onsets == sorted(set(onsets))
         assert {o.value for o in switch.onsets} == set(switch.values)
     assert rules_of(profiles.DEFAULT_RELEASE) == Rules()
-    assert set(profiles.CHECKED) <= set(releases())
+    assert set(profiles.VERSIONS) <= set(releases())
     assert set(LATER_KEYS) <= {f.name for f in fields(EngineSettings)}
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from sim.config_engine import EngineSettings, KVCacheGroup, check_simulated
 from sim.errors import InputError
-from sim.profiles import CHECKED, PROFILES, SWITCHES, releases
+from sim.profiles import PROFILES, SWITCHES, VERSIONS, releases
 from sim.profiles_docs import releases_table
 from validation import releases as on_disk
 from validation.cli import main
@@ -65,7 +65,7 @@ def test_what_0_23_does_to_windows_is_refused() -> None:
 
 def test_there_are_recordings_of_the_profiles() -> None:
     assert set(FOLDERS) == set(PROFILES) - {"0.32"}
-    assert set(CHECKED) == set(releases())
+    assert set(VERSIONS) == set(releases())
     size = sum(f.stat().st_size for f in (RECORDED / "releases").rglob("*") if f.is_file())
     assert size < 600_000
 
@@ -163,7 +163,7 @@ def test_releases_are_listed(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["releases", "list", "--releases", str(tmp_path)])
     assert done.exit_code == 0
     lines = done.output.splitlines()
-    assert len(lines) == len(CHECKED) + 1
+    assert len(lines) == len(VERSIONS) + 1
     assert any(line.startswith("  0.28  0.28.0") and "free_order=split" in line for line in lines)
 
 
