@@ -124,6 +124,32 @@ def _rules(e: EngineSettings) -> dict[str, int]:
     }
 
 
+def _draft_params(e: EngineSettings, layout: GroupLayout) -> dict[str, int]:
+    """What the core is told of the drafter."""
+    return {
+        "num_drafts": e.num_speculative_tokens,
+        "lookahead": e.num_lookahead_tokens,
+        "draft_slots": e.num_draft_slots,
+        "draft_threshold": int((e.draft_acceptance or 0.0) * 2.0**63) - 1,
+        "drops_checkpoint": int(e.uses_eagle),
+        "eagle_groups": int(any(g.drops for g in layout.groups)),
+    }
+
+
+def _drafts(w: Workload, capacity: int, plain: bool) -> tuple[s.Record, np.ndarray]:
+    """DRAFTS[capacity], or [1] for a plain engine; and the numbers of accepted drafts that requests bring with
+    them, int32[A].
+    """
+    given = w.accepted_drafts
+    numbers = [0] if given is None else [0, *(k for own in given for k in own)]
+    records = _array(s.DRAFTS, 1 if plain else capacity)
+    if not plain and given is not None:
+        lengths = np.array([len(own) for own in given], dtype=np.int64)
+        records.pattern_len[: len(w)] = lengths
+        records.pattern[: len(w)] = 1 + np.cumsum(lengths) - lengths
+    return records, np.array(numbers, dtype=np.int32)
+
+
 def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions) -> s.Record:
     logical = w.clock == "logical"
     return _record(
@@ -136,6 +162,7 @@ def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions
             "block_size": e.block_size,
             "scheduler_block_size": layout.block_size,
             "mamba_align": int(layout.mamba_align),
+            **_draft_params(e, layout),
             "partial_width": layout.partial_width,
             "max_num_scheduled_tokens": e.scheduled_tokens,
             "max_num_batched_tokens": e.max_num_batched_tokens,
@@ -171,6 +198,7 @@ def _groups(layout: GroupLayout) -> tuple[s.Record, s.Record]:
         records.block_size[:] = [g.block_size for g in sources]
         records.hash_ratio[:] = records.block_size // layout.hash_unit
         records.window[:] = [g.window for g in sources]
+        records.drops[:] = [g.drops for g in sources]
     groups.spec[:] = [g.spec for g in layout.groups]
     groups.admission_cap[:] = [g.admission_cap for g in layout.groups]
     groups.token_slots[:] = [g.token_slots for g in layout.groups]
@@ -339,9 +367,10 @@ def allocate(
     slots = min(engine.active_seqs, capacity) + 1
     if len(workload):
         longest = max(longest, int((workload.prompt_len.astype(np.int64) + workload.output_len).max()))
-    # an asynchronous step may lie one token past the last one
-    longest = min(longest + 2, engine.max_model_len)
-    table_width = max(1, -(-longest // int(groups.block_size.min())))
+    # an asynchronous step may lie one token past the last one, and drafts of two steps and a lookahead beyond
+    drafted = engine.num_speculative_tokens
+    longest = min(longest + 2 + 3 * drafted, engine.max_model_len)
+    table_width = max(1, -(-longest // int(groups.block_size.min()))) + drafted
     hash_units = max(1, -(-longest // layout.hash_unit))
     own = 0 if shared else len(workload)
     ctl = _record(s.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns})
@@ -369,18 +398,21 @@ def allocate(
         table_blocks=np.zeros((groups.size, slots, table_width), dtype=np.int32),
         slots=_array(s.SLOT, slots),
         hashes=np.zeros((slots, hash_units), dtype=np.uint64),
-        step_keys=np.zeros(8 * groups.size * slots, dtype=np.uint64),
+        step_keys=np.zeros((8 + 2 * drafted) * groups.size * slots, dtype=np.uint64),
         seg_ptr=seg_ptr,
         pieces=pieces,
         tokens=workload.tokens if workload.tokens.size else np.zeros(1, dtype=np.int32),
         hash_mult=hash_multipliers(layout.hash_unit),
     )
+    draft_records, accepted_drafts = _drafts(workload, capacity, layout.plain)
     state = s.State(
         params=params,
         ctl=ctl,
         count=count,
         kv=kv,
         requests=requests,
+        drafts=draft_records,
+        accepted_drafts=accepted_drafts,
         queues=_queues(order, capacity, slots, sentinel),
         step_time=s.StepTime(**step_time._asdict()),
         logs=_logs(log),

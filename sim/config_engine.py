@@ -90,6 +90,7 @@ class EngineSettings:
     prefix_match_unit: int | None = None
     num_speculative_tokens: int = 0
     speculative_method: str | None = None
+    draft_acceptance: float | None = None
     kv_cache_groups: tuple[KVCacheGroup, ...] = (KVCacheGroup(),)
     arrival_time: str = "seq"
     idle_steps: str = "skip"
@@ -109,6 +110,22 @@ class EngineSettings:
         """These settings as the release can have them: keys that it does not know mean nothing."""
         missing = missing_keys(self.vllm)
         return replace(self, **{name: later.absent for name, later in missing.items()})
+
+    @property
+    def uses_eagle(self) -> bool:
+        """Whether the drafter reads the model's hidden states: hits lose their last block to it."""
+        return self.speculative_method in ("eagle", "mtp")
+
+    @property
+    def num_lookahead_tokens(self) -> int:
+        """Slots beyond the scheduled tokens, which the drafter writes (vLLM 0.32.0, VllmConfig)."""
+        writes = self.uses_eagle or self.speculative_method == "draft_model"
+        return self.num_speculative_tokens if writes else 0
+
+    @property
+    def num_draft_slots(self) -> int:
+        """Input tokens that the drafter adds to each scheduled request (vLLM 0.32.0, SpeculativeConfig)."""
+        return int(self.speculative_method == "draft_model")
 
     @property
     def scheduled_tokens(self) -> int:
@@ -251,7 +268,7 @@ class SharedKeys(Strict):
 
     def values(self) -> dict[str, Any]:
         """The keys of `EngineSettings` as they are in force; numbers that are left to vLLM stay `auto`."""
-        found = {f.name: getattr(self, f.name) for f in fields(EngineSettings)}
+        found = {f.name: getattr(self, f.name) for f in fields(EngineSettings) if hasattr(self, f.name)}
         found |= {"kv_cache_groups": self.groups() or (KVCacheGroup(),), "switches": self.switches.changed()}
         return found | self.release_defaults()
 
@@ -460,14 +477,6 @@ def check_settings(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> lis
 def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
     """What a config may say but the core does not simulate yet: the one place to lift such a limit."""
     out: list[Problem] = []
-    if s.num_speculative_tokens:
-        out.append(
-            Problem(
-                (*prefix, "num_speculative_tokens"),
-                f"num_speculative_tokens {s.num_speculative_tokens}: drafts are not simulated yet",
-                "leave it out",
-            )
-        )
     if s.vllm not in releases():
         known = f"known: '{FIRST_RELEASE}' to '{LAST_RELEASE}'"
         out.append(Problem((*prefix, "vllm"), f"the rules of vLLM {s.vllm} are not known", known))

@@ -30,6 +30,7 @@ class Group:
         window: tokens of the window or the chunk, 0: none.
         admission_cap: blocks that the full-sequence reserve counts at most, 0: no limit.
         spec: index into `GroupLayout.specs`.
+        drops: its hits lose their last block, which a drafter wants computed.
     """
 
     attention: int
@@ -37,6 +38,7 @@ class Group:
     window: int
     admission_cap: int
     spec: int
+    drops: bool = False
 
     @property
     def token_slots(self) -> bool:
@@ -60,6 +62,7 @@ class GroupLayout:
         hash_unit: tokens of one hash.
         hybrid: several groups under prefix caching.
         mamba_align: prefix caching with a Mamba group.
+        drafts: there is a drafter, or a group is marked as one's.
     """
 
     groups: tuple[Group, ...]
@@ -68,11 +71,13 @@ class GroupLayout:
     hash_unit: int
     hybrid: bool
     mamba_align: bool
+    drafts: bool = False
 
     @property
     def plain(self) -> bool:
-        """Full attention alone, with one block size, which is hashed as a whole."""
-        return len(self.specs) == 1 and self.specs[0].attention == c.GROUP_FULL and not self.mixed
+        """Full attention alone, with one block size, which is hashed as a whole, and no drafts."""
+        full = len(self.specs) == 1 and self.specs[0].attention == c.GROUP_FULL
+        return full and not self.mixed and not self.drafts
 
     @property
     def partial_width(self) -> int:
@@ -100,6 +105,12 @@ def _cap(engine: EngineSettings, group: KVCacheGroup, block_size: int) -> int:
     return -(-tokens // block_size)
 
 
+def _dropping_specs(engine: EngineSettings, spec_of: list[int]) -> set[int]:
+    """Specs with a group whose hits lose their last block: those marked, or under eagle or mtp else all."""
+    marked = {spec_of[i] for i, group in enumerate(engine.kv_cache_groups) if group.is_eagle_group}
+    return marked or (set(spec_of) if engine.uses_eagle else set())
+
+
 def layout_of(engine: EngineSettings) -> GroupLayout:
     """The groups of these settings."""
     found: list[tuple[KVCacheGroup, int]] = []
@@ -107,6 +118,7 @@ def layout_of(engine: EngineSettings) -> GroupLayout:
         found.append((group, group.block_size or engine.block_size))
     keys = [(g.type, size, g.sliding_window, g.attention_chunk_size) for g, size in found]
     different = sorted(dict.fromkeys(keys), key=lambda spec: spec[0] != "full")
+    drops = _dropping_specs(engine, [different.index(spec) for spec in keys])
     groups = tuple(
         Group(
             _ATTENTION[g.type],
@@ -114,6 +126,7 @@ def layout_of(engine: EngineSettings) -> GroupLayout:
             g.sliding_window or g.attention_chunk_size or 0,
             _cap(engine, g, size),
             different.index(spec),
+            different.index(spec) in drops,
         )
         for (g, size), spec in zip(found, keys, strict=True)
     )
@@ -130,4 +143,5 @@ def layout_of(engine: EngineSettings) -> GroupLayout:
         hash_unit=unit,
         hybrid=caching and len(groups) > 1,
         mamba_align=caching and any(g.attention == c.GROUP_MAMBA for g in groups),
+        drafts=engine.num_speculative_tokens > 0 or bool(drops),
     )

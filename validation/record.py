@@ -78,7 +78,10 @@ def _on_reference(settings: EngineSettings, requests: Sequence[LogicalRequest]) 
     from sim.reference.steplog import StepLog
 
     log = StepLog()
-    engine = Engine(Settings.from_dict(asdict(settings)), [r.to_json() for r in requests], observer=log)
+    values = asdict(settings)
+    # of runs in time: in logical time, what is right is data of the requests
+    del values["draft_acceptance"]
+    engine = Engine(Settings.from_dict(values), [r.to_json() for r in requests], observer=log)
     stuck = None
     try:
         engine.run()
@@ -107,5 +110,6 @@ def to_workload(requests: Sequence[LogicalRequest]) -> Workload:
             priority=r.priority,
             salt=salt,
             request_id=r.request_id,
+            accepted_drafts=r.accepted_drafts,
         )
     return builder.build({"kind": "logical"})

@@ -53,6 +53,7 @@ class WorkloadBuilder:
         self._tokens = array("q")
         self._request_ids: list[str] = []
         self._taken = self._spilled_tokens = 0
+        self._accepted_drafts: list[tuple[int, ...]] = []
 
     def __len__(self) -> int:
         return self._taken + len(self._columns["arrival"])
@@ -84,6 +85,7 @@ class WorkloadBuilder:
         salt: int = 0,
         session: int = -1,
         request_id: str | None = None,
+        accepted_drafts: Sequence[int] = (),
     ) -> int:
         """Append one request; returns its index.
 
@@ -96,6 +98,7 @@ class WorkloadBuilder:
             arrival, parent, think_ns, max_tokens, priority, salt, session: as in `Workload`; max_tokens None:
                 output_len.
             request_id: its name; either all requests of a workload have one or none.
+            accepted_drafts: as in `Workload`.
         """
         columns = self._columns
         index = self._taken + len(columns["arrival"])
@@ -113,6 +116,7 @@ class WorkloadBuilder:
         self._seg_len.extend(seg_lens)
         self._seg_start.extend([0] * len(seg_ids) if seg_starts is None else seg_starts)
         self._seg_ptr.append(len(self._seg_id))
+        self._accepted_drafts.append(tuple(accepted_drafts))
         if request_id is not None:
             self._request_ids.append(request_id)
         return index
@@ -138,6 +142,7 @@ class WorkloadBuilder:
             seg_len=np.array(self._seg_len, dtype=np.int64),
             tokens=np.array(self._tokens, dtype=np.int64),
             request_ids=tuple(self._request_ids) if self._request_ids else None,
+            accepted_drafts=tuple(self._accepted_drafts) if any(self._accepted_drafts) else None,
             source=source,
             **columns,
         )
@@ -209,6 +214,7 @@ def assemble(
     clock: str = "time",
     closed_loop: bool = False,
     request_ids: tuple[str, ...] | None = None,
+    accepted_drafts: tuple[tuple[int, ...], ...] | None = None,
     source: dict[str, Any] | None = None,
 ) -> Workload:
     """A validated workload from whole columns (int64; the fields of `Workload`), the rest at its default.
@@ -252,6 +258,7 @@ def assemble(
         tokens=_narrow("tokens", zero[:0] if tokens is None else tokens),
         vocab_size=vocab_size,
         request_ids=request_ids,
+        accepted_drafts=accepted_drafts,
         source=dict(source or {}),
     )
     workload.validate()

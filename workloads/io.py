@@ -74,7 +74,7 @@ def read_content(content: Content, _options: ReadOptions | None = None) -> Workl
 
 
 def _header(workload: Workload) -> dict[str, Any]:
-    return {
+    header = {
         FORMAT: VERSION,
         "clock": workload.clock,
         "closed_loop": workload.closed_loop,
@@ -83,6 +83,20 @@ def _header(workload: Workload) -> dict[str, Any]:
         "content_hash": workload.content_hash(),
         "source": workload.source,
     }
+    if workload.accepted_drafts is not None:
+        header["accepted_drafts"] = workload.accepted_drafts
+    return header
+
+
+def _accepted_drafts(header: dict[str, Any], path: Path) -> tuple[tuple[int, ...], ...] | None:
+    given = header.get("accepted_drafts")
+    if given is None:
+        return None
+    if not isinstance(given, list) or any(
+        not isinstance(own, list) or any(type(k) is not int for k in own) for own in given
+    ):
+        raise WorkloadError("accepted_drafts of the header must be a list of integers for each request", path)
+    return tuple(tuple(own) for own in given)
 
 
 def _dump(value: Any) -> str:
@@ -209,6 +223,7 @@ def _restore(
 ) -> Workload:
     """The workload of the columns, checked against the hash of the header (which a person may take out)."""
     source = header.get("source")
+    columns: dict[str, Any] = dict(arrays)
     try:
         workload = assemble(
             clock=header["clock"],
@@ -216,7 +231,8 @@ def _restore(
             vocab_size=header["vocab_size"],
             request_ids=ids,
             source=source if isinstance(source, dict) else {},
-            **arrays,
+            accepted_drafts=_accepted_drafts(header, path),
+            **columns,
         )
     except WorkloadError as error:
         raise WorkloadError(error.message, path) from error

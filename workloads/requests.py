@@ -86,6 +86,9 @@ class Workload:
     """Synthetic token ids lie in [0, vocab_size)."""
     request_ids: tuple[str, ...] | None = None
     """Unique names; None: "r0", "r1", ..."""
+    accepted_drafts: tuple[tuple[int, ...], ...] | None = None
+    """For engines with drafts: how many of them the verifying steps of each request accept, in turn and again
+    from the beginning; (): as the engine's acceptance rate says. None: so for all requests."""
     source: dict[str, Any] = field(default_factory=dict)
     """Provenance (kind, parameters, seed, sha256 of the file, notes): JSON-able, not part of the hash."""
 
@@ -132,6 +135,8 @@ class Workload:
                 encoded = name.encode()
                 digest.update(f"{len(encoded)} ".encode())
                 digest.update(encoded)
+        if self.accepted_drafts is not None:
+            digest.update(f"accepted_drafts {self.accepted_drafts}\n".encode())
         return digest.hexdigest()
 
     def validate(self) -> None:
@@ -139,6 +144,7 @@ class Workload:
         self._validate_shapes()
         self._validate_pieces()
         self._validate_requests()
+        self._validate_drafts()
 
     def _name(self, i: int) -> str:
         return f"request {i} ({self.request_id(i)!r})"
@@ -196,6 +202,16 @@ class Workload:
         self._refuse(sums != self.prompt_len, "prompt_len is not the sum of the lengths of its pieces")
         if len(self.tokens) and self.tokens.min() < 0:
             raise WorkloadError(f"explicit token {int(np.argmax(self.tokens < 0))} of the pool is negative")
+
+    def _validate_drafts(self) -> None:
+        given = self.accepted_drafts
+        if given is None:
+            return
+        if len(given) != len(self):
+            raise WorkloadError(f"{len(given)} patterns of accepted drafts for {len(self)} requests")
+        for i, own in enumerate(given):
+            if any(not 0 <= k < 2**31 for k in own):
+                raise WorkloadError(f"{self._name(i)}: a number of accepted drafts is negative or too large")
 
     def _validate_requests(self) -> None:
         index = np.arange(len(self.arrival))

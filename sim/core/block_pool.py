@@ -19,7 +19,7 @@ from sim.core.free_queue import (
     queue_take,
 )
 from sim.core.jit import inner, leaf
-from sim.core.partial_keys import clear_partial_keys, drop_partial_keys
+from sim.core.partial_keys import clear_partial_keys, drop_partial_keys, has_partial_key
 from sim.core.prefetch import prefetch
 from sim.core.prefix_map import map_clear, map_get_one_block, map_insert, map_pop, map_prefetch
 from sim.core.probes import probe_free, probe_reset, probe_take
@@ -71,12 +71,13 @@ def maybe_evict_cached_block(pool: Pool, b: int) -> bool:
         return False
     if pool.blocks.mark[b] > 0:
         _unmark(pool, b)
-    map_pop(pool, key, b)
+    if pool.params.partial_width == 0 or not has_partial_key(pool, b, key):
+        map_pop(pool, key, b)
+        emit(pool, c.EV_BLOCK_REMOVED, -1, b, np.int64(key), 0)
     pool.blocks.block_hash[b] = _NO_HASH
     pool.meta.num_cached -= 1
     pool.meta.evictions += 1
     pool.meta.evicted_unused += pool.reused[b] == 0
-    emit(pool, c.EV_BLOCK_REMOVED, -1, b, np.int64(key), 0)
     if pool.params.partial_width:
         drop_partial_keys(pool, b)
     return True

@@ -70,33 +70,42 @@ def _ends_well(kv: KVCache, s: int, end: int, alignment: int) -> bool:
 
 
 @inner
-def find_in_window(kv: KVCache, r: int, slot: int, s: int, max_length: int, alignment: int) -> int:
+def find_in_window(
+    kv: KVCache, r: int, slot: int, s: int, max_length: int, alignment: int, drop: bool
+) -> int:
     """``SlidingWindowManager``: the rightmost run of cached blocks as long as the window, or the cached
     beginning if it is shorter. Returns the number of hit blocks, null blocks in front of the run included.
 
     vLLM probes each block from the right; here a window is probed from its left, since a miss there rules
-    out every window that holds the block.
+    out every window that holds the block. A block that is dropped lies behind the window.
     """
+    behind = 1 if drop else 0
     limit = max_length // kv.specs.block_size[s]
     ensure_hashes(kv, r, slot, limit * kv.specs.hash_ratio[s])
-    need = max(kv.specs.tail_blocks[s], 1)
+    need = max(kv.specs.tail_blocks[s] + behind, 1)
     end = limit
     while end >= need:
-        if not _ends_well(kv, s, end, alignment):
+        if not _ends_well(kv, s, end - behind, alignment):
             end -= 1
             continue
         i = end - need
         while i < end and _is_hit(kv, slot, s, i):
             i += 1
         if i == end:
-            set_hits(kv, slot, s, end, end - need)
-            return end
+            set_hits(kv, slot, s, end - behind, end - need)
+            return end - behind
         end = i
     n = 0
     while n < limit and _is_hit(kv, slot, s, n):
         n += 1
+    while n > 0 and not _ends_well(kv, s, n - behind, alignment):
+        n -= 1
     while not _ends_well(kv, s, n, alignment):
         n -= 1
+    if drop and n > 0:
+        n -= 1
+        while not _ends_well(kv, s, n, alignment):
+            n -= 1
     set_hits(kv, slot, s, n, 0)
     return n
 
@@ -129,16 +138,21 @@ def find_state(kv: KVCache, r: int, slot: int, s: int, max_length: int, alignmen
 
 
 @inner
-def find_in_spec(kv: KVCache, r: int, slot: int, s: int, max_length: int, alignment: int) -> int:
-    """Longest hit of one spec, in tokens."""
+def find_in_spec(kv: KVCache, r: int, slot: int, s: int, max_length: int, alignment: int, drop: bool) -> int:
+    """Longest hit of one spec, in tokens; ``drop``: without its last block, which a drafter wants computed.
+
+    A drafter has no states, so that none of them is dropped.
+    """
     kind = kv.specs.attention[s]
     if kind == c.GROUP_FULL:
         n = find_in_full(kv, r, slot, s, max_length)
+        if drop and n > 0:
+            n -= 1
         while not _ends_well(kv, s, n, alignment):
             n -= 1
         set_hits(kv, slot, s, n, 0)
     elif kind == c.GROUP_SLIDING_WINDOW:
-        n = find_in_window(kv, r, slot, s, max_length, alignment)
+        n = find_in_window(kv, r, slot, s, max_length, alignment, drop)
     elif kind == c.GROUP_CHUNKED_LOCAL:
         n = find_in_chunk(kv, r, slot, s, max_length)
     else:
@@ -186,6 +200,8 @@ def remember_lookup(kv: KVCache, r: int, slot: int) -> None:
         kv.ctl.memo_marked = 0
         kv.ctl.memo_free = 0
     hits = kv.specs.hit_tokens[0] // kv.specs.block_size[0]
+    # fewer than before, where the block that was dropped is no hit any more
+    _unmark_from(kv, hits)
     for g in range(kv.params.num_groups):
         if kv.groups.spec[g] != 0:
             continue

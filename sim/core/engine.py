@@ -108,6 +108,9 @@ def _note_hopeless(st: State) -> None:
     if st.ctl.num_running > 0 or st.kv.pool.meta.num_free != st.params.num_blocks - 1:
         return
     r = st.queues.lists.preempted[st.ctl.num_preempted - 1]
+    if st.params.num_drafts > 0 and st.requests.lost[r] >= st.requests.num_tokens[r] - 1:
+        # a step without drafts may get it further
+        return
     if st.params.clock == c.CLOCK_TIME:
         drop_waiting(st, r, c.S_UNSERVABLE, st.ctl.now)
     elif waiting_peek(st) == r:

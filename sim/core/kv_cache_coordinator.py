@@ -11,7 +11,7 @@ from sim.core import kv_groups
 from sim.core.cache_hit import find_in_spec, set_hits
 from sim.core.jit import inner, leaf
 from sim.core.kv_tables import cdiv
-from sim.core.partial_keys import cache_partial_tail
+from sim.core.partial_tail import cache_partial_tail
 from sim.core.state import KVCache
 
 
@@ -23,11 +23,14 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
     (``get_computed_blocks``).
     """
     if kv.params.hybrid == 0:
-        kv.specs.hit_tokens[0] = find_in_spec(kv, r, slot, 0, max_length, kv.specs.block_size[0])
+        size = kv.specs.block_size[0]
+        drop = kv.specs.drops[0] != 0
+        kv.specs.hit_tokens[0] = find_in_spec(kv, r, slot, 0, max_length, size, drop)
         return kv.specs.hit_tokens[0]
     alignment = kv.params.scheduler_block_size
     for s in range(kv.params.num_specs):
         kv.specs.hit_tokens[s] = -1
+        kv.specs.dropped[s] = 0
     # with full attention and one other spec, the other one's answer is final
     once = kv.params.num_specs == 2 and kv.specs.attention[0] == c.GROUP_FULL
     length = max_length
@@ -39,7 +42,16 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
                 # what is cached of a prefix is cached of its beginnings
                 current = min(current, kv.specs.hit_tokens[s])
                 continue
-            current = find_in_spec(kv, r, slot, s, current, alignment)
+            # a drafter's block is dropped once for each length that is tried
+            drop = kv.specs.drops[s] > kv.specs.dropped[s]
+            limit = _with_margin(kv, r, s, current) if drop else current
+            found = find_in_spec(kv, r, slot, s, limit, alignment, drop)
+            if drop:
+                kv.specs.dropped[s] = 1
+            elif found < current:
+                for other in range(kv.params.num_specs):
+                    kv.specs.dropped[other] = 0
+            current = found
             kv.specs.hit_tokens[s] = current
             longest = max(longest, current)
         if current >= length:
@@ -56,18 +68,32 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
 
 
 @leaf
-def _num_cacheable_tokens(kv: KVCache, num_tokens: int) -> int:
-    """Known tokens that a later hit could end in (``get_num_cacheable_tokens``)."""
+def _with_margin(kv: KVCache, r: int, s: int, length: int) -> int:
+    """Tokens to look up so that the block that is dropped may lie behind ``length``; a state never is."""
+    if kv.specs.attention[s] == c.GROUP_MAMBA:
+        return length
+    unit = kv.hash_mult.size
+    return min(length + kv.specs.block_size[s], kv.requests.num_tokens[r] // unit * unit)
+
+
+@leaf
+def _num_cacheable_tokens(kv: KVCache, g: int, num_tokens: int) -> int:
+    """Known tokens that a later hit could end in (``get_num_cacheable_tokens``), and the block behind them
+    where a hit loses its last one.
+    """
     if kv.params.hybrid == 0 or kv.params.hybrid_aligned == 0:
         return num_tokens
-    return num_tokens // kv.params.scheduler_block_size * kv.params.scheduler_block_size
+    aligned = num_tokens // kv.params.scheduler_block_size * kv.params.scheduler_block_size
+    if kv.groups.drops[g] and aligned > 0:
+        return min(num_tokens, aligned + kv.groups.block_size[g])
+    return aligned
 
 
 @inner
 def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
     """Offer what ``num_tokens`` known tokens fill to the prefix map, group by group."""
-    cacheable = _num_cacheable_tokens(kv, num_tokens)
     for g in range(kv.params.num_groups):
+        cacheable = _num_cacheable_tokens(kv, g, num_tokens)
         kv_groups.cache_blocks(kv, r, slot, g, cacheable)
         if kv.groups.attention[g] == c.GROUP_MAMBA:
             kv_groups.renew_prompt_state(kv, r, slot, g, cacheable)

@@ -72,7 +72,7 @@ def _blocks_to_admit(kv: KVCache, r: int, slot: int, num_tokens: int, hit_tokens
     for g in range(kv.params.num_groups):
         skipped = kv_rules.skipped_blocks(kv, g, hit_tokens)
         hits = kv.tables.hits[g, slot]
-        need += kv_rules.num_new_blocks(kv, slot, g, num_tokens, hits, skipped, whole)
+        need += kv_rules.num_new_blocks(kv, slot, g, num_tokens, hits, skipped, whole, True)
         need += cache_hit.count_free_hits(kv, r, slot, g, skipped)
     return need
 
@@ -115,7 +115,7 @@ def blocks_wanted_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -
     target = min(kv.requests.num_computed[r] + num_new_tokens, kv.params.max_model_len)
     need = 0
     for g in range(kv.params.num_groups):
-        need += kv_rules.num_new_blocks(kv, slot, g, target, 0, 0, False)
+        need += kv_rules.num_new_blocks(kv, slot, g, target, 0, 0, False, False)
     return need
 
 
@@ -126,14 +126,14 @@ def admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_tokens: int) 
     if kv.params.enable_caching:
         for g in range(kv.params.num_groups):
             kv_rules.adopt_hits(kv, slot, g, kv_rules.skipped_blocks(kv, g, hit_tokens))
-    _grow(kv, r, slot, hit_tokens, num_new_tokens)
+    _grow(kv, r, slot, hit_tokens, num_new_tokens, True)
 
 
 @inner
-def _grow(kv: KVCache, r: int, slot: int, computed: int, num_new_tokens: int) -> None:
+def _grow(kv: KVCache, r: int, slot: int, computed: int, num_new_tokens: int, fresh: bool) -> None:
     target = min(computed + num_new_tokens, kv.params.max_model_len)
     for g in range(kv.params.num_groups):
-        kv_rules.allocate_new_blocks(kv, slot, g, target)
+        kv_rules.allocate_new_blocks(kv, slot, g, target, fresh)
     held = kv_tables.blocks_held(kv, slot)
     if held > kv.requests.peak_blocks[r]:
         kv.requests.peak_blocks[r] = held
@@ -152,7 +152,7 @@ def allocate_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> boo
     kv_rules.remove_left_behind(kv, r, slot)
     if blocks_wanted_running(kv, r, slot, num_new_tokens) > get_num_free_blocks(kv.pool):
         return False
-    _grow(kv, r, slot, computed, num_new_tokens)
+    _grow(kv, r, slot, computed, num_new_tokens, False)
     return True
 
 

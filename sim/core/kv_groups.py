@@ -10,10 +10,13 @@ from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes
 from sim.core.block_pool import NULL_BLOCK, cache_full_block
 from sim.core.jit import inner, leaf
-from sim.core.kv_tables import NO_PARENT, append_nulls, cdiv, give_up, grow_table
+from sim.core.kv_tables import NO_PARENT, append_nulls, cdiv, give_up, grow_table, move_block
+from sim.core.partial_tail import drop_partial_block
 from sim.core.residency import follow_chain
 from sim.core.retention import next_selected, selected
 from sim.core.state import KVCache
+
+_NO_HASH = np.uint64(0)
 
 
 @leaf
@@ -72,33 +75,71 @@ def _retire_states(kv: KVCache, slot: int, g: int, end: int, processed: int) -> 
 
 
 @leaf
+def _with_lookahead(kv: KVCache, g: int, num_tokens: int) -> int:
+    """Tokens that a step over ``num_tokens`` in all needs slots for: a drafter writes some beyond them.
+
+    Without prefix caching a Mamba group has a state for each draft.
+    """
+    tokens = min(num_tokens + kv.params.lookahead, kv.params.max_model_len)
+    return tokens + _draft_states(kv, g) * kv.groups.block_size[g]
+
+
+@leaf
+def _draft_states(kv: KVCache, g: int) -> int:
+    return kv.params.num_drafts if kv.groups.attention[g] == c.GROUP_MAMBA else 0
+
+
+@leaf
 def num_new_blocks(
-    kv: KVCache, slot: int, g: int, num_tokens: int, hits: int, skipped: int, whole: bool
+    kv: KVCache, slot: int, g: int, num_tokens: int, hits: int, skipped: int, whole: bool, fresh: bool
 ) -> int:
     """Blocks that slots for ``num_tokens`` tokens need beyond the hits and the table.
 
-    ``whole``: the full-sequence reserve asks, and counts no more than the request can hold at once.
+    ``whole``: the full-sequence reserve asks, and counts no more than the request can hold at once, and no
+    lookahead. ``fresh``: the request is to be admitted. Below 0 where a Mamba request has more blocks than it
+    needs since drafts were rejected: vLLM sets them off against the other groups.
     """
-    required = cdiv(num_tokens, kv.groups.block_size[g])
+    size = kv.groups.block_size[g]
+    if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
+        # between the states that are kept lie null blocks: one running state at a time, and those of drafts
+        states = kv.params.num_drafts
+        need = cdiv(num_tokens, size) + states - hits - kv.tables.length[g, slot]
+        return min(need, 1 + states if fresh else 1)
+    if whole:
+        required = cdiv(num_tokens + _draft_states(kv, g) * size, size)
+    else:
+        required = cdiv(_with_lookahead(kv, g, num_tokens), size)
     if whole and kv.groups.admission_cap[g] > 0:
         required = min(required, kv.groups.admission_cap[g])
-    need = max(required - max(skipped, hits + kv.tables.length[g, slot]), 0)
-    if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
-        # between the states that are kept lie null blocks: one running state at a time
-        need = min(need, 1)
-    return need
+    return max(required - max(skipped, hits + kv.tables.length[g, slot]), 0)
 
 
 @inner
-def allocate_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int) -> None:
-    """Append blocks until the table has slots for ``num_tokens``."""
-    required = cdiv(num_tokens, kv.groups.block_size[g])
+def allocate_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int, fresh: bool) -> None:
+    """Append blocks until the table has slots for ``num_tokens`` and for what a drafter writes."""
     if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
-        n = kv.tables.length[g, slot]
-        if required > n:
-            kv.tables.last_state[g, slot] = n - 1
-            append_nulls(kv, slot, g, required - 1)
-    grow_table(kv, slot, g, required)
+        _allocate_states(kv, slot, g, num_tokens, fresh)
+    else:
+        grow_table(kv, slot, g, cdiv(_with_lookahead(kv, g, num_tokens), kv.groups.block_size[g]))
+
+
+@inner
+def _allocate_states(kv: KVCache, slot: int, g: int, num_tokens: int, fresh: bool) -> None:
+    """A block for the state that the step ends with, those of the drafts behind it, nulls in front of it.
+
+    Blocks of drafts that the step leaves behind move to its end. A drafter itself has no states.
+    """
+    drafts = kv.params.num_drafts
+    state = cdiv(num_tokens, kv.groups.block_size[g]) - 1
+    n = np.int64(kv.tables.length[g, slot])
+    if state + 1 + drafts <= n:
+        return
+    kv.tables.last_state[g, slot] = n - 1 if fresh else n - 1 - drafts
+    append_nulls(kv, slot, g, state)
+    if not fresh:
+        for i in range(n - drafts, int(min(n, state))):
+            move_block(kv, slot, g, i)
+    grow_table(kv, slot, g, state + 1 + drafts)
 
 
 @inner
@@ -107,6 +148,9 @@ def _cache_block(kv: KVCache, r: int, slot: int, g: int, i: int) -> None:
     ratio = kv.groups.hash_ratio[g]
     b = kv.table_blocks[g, slot, i]
     h = kv.hashes[slot, (i + 1) * ratio - 1]
+    if kv.pool.blocks.block_hash[b] != _NO_HASH:
+        # a key of the prompt's partial tail, which grows into the full one
+        drop_partial_block(kv.pool, b)
     cache_full_block(kv.pool, r, b, h, g)
     follow_chain(kv.pool, b, h, kv.hashes[slot, i * ratio - 1] if i > 0 else NO_PARENT)
     if kv.groups.attention[g] == c.GROUP_MAMBA:
@@ -137,12 +181,29 @@ def renew_prompt_state(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) 
     cached in this step again (``MambaManager._cache_partial_tail_block``).
     """
     size = kv.groups.block_size[g]
-    if num_tokens == 0 or num_tokens != (kv.requests.prompt_len[r] - 1) // size * size:
+    if num_tokens == 0 or num_tokens != last_checkpoint(kv, kv.requests.prompt_len[r], size):
         return
     i = num_tokens // size - 1
     if i >= kv.tables.length[g, slot] or kv.table_blocks[g, slot, i] == NULL_BLOCK:
         return
-    note_state(kv, kv.pool.blocks.block_hash[kv.table_blocks[g, slot, i]])
+    b = kv.table_blocks[g, slot, i]
+    if kv.pool.blocks.block_hash[b] == _NO_HASH:
+        # a drafter of another group has moved the boundaries at which states are kept elsewhere
+        h = kv.hashes[slot, i]
+        cache_full_block(kv.pool, r, b, h, g)
+        follow_chain(kv.pool, b, h, kv.hashes[slot, i - 1] if i > 0 else NO_PARENT)
+    note_state(kv, kv.pool.blocks.block_hash[b])
+
+
+@leaf
+def last_checkpoint(kv: KVCache, num_tokens: int, size: int) -> int:
+    """The last state at which a request with the same ``num_tokens`` tokens can resume.
+
+    A token must be left to compute; where a hit loses its last block, that one leaves some anyway.
+    """
+    if kv.params.drops_checkpoint:
+        return max(num_tokens // size * size - size, 0)
+    return (num_tokens - 1) // size * size
 
 
 @leaf
@@ -162,6 +223,16 @@ def is_state_of_this_step(kv: KVCache, key: np.uint64) -> bool:
     return False
 
 
+@leaf
+def _changes_within_block(kv: KVCache, g: int) -> bool:
+    """Whether a step within the last block may change something: states move with drafts, and the key of a
+    partial tail may come before its block is full.
+    """
+    if kv.groups.attention[g] == c.GROUP_MAMBA:
+        return kv.params.num_drafts > 0 or kv.params.eagle_groups > 0
+    return kv.groups.drops[g] > 0 and kv.groups.hash_ratio[g] > 1
+
+
 @inner
 def quiet_tokens(kv: KVCache, r: int, slot: int) -> int:
     """Up to how many computed tokens a running request will need no block, fill none and give none up."""
@@ -171,7 +242,10 @@ def quiet_tokens(kv: KVCache, r: int, slot: int) -> int:
         length = kv.tables.length[g, slot]
         nulls = kv.tables.nulls[g, slot]
         kind = kv.groups.attention[g]
-        quiet = min(quiet, length * size)
+        if _changes_within_block(kv, g):
+            return 0
+        if length * size < kv.params.max_model_len:
+            quiet = min(quiet, length * size - kv.params.lookahead)
         if kv.params.enable_caching:
             quiet = min(quiet, kv.tables.num_cached[g, slot] * size + size - 1)
         if kind == c.GROUP_SLIDING_WINDOW:

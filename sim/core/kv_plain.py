@@ -41,7 +41,7 @@ def remove_left_behind(kv: KVCache, r: int, slot: int) -> None:
 
 @leaf
 def num_new_blocks(
-    kv: KVCache, slot: int, g: int, num_tokens: int, hits: int, skipped: int, whole: bool
+    kv: KVCache, slot: int, g: int, num_tokens: int, hits: int, skipped: int, whole: bool, fresh: bool
 ) -> int:
     """Blocks that slots for ``num_tokens`` tokens need beyond the hits and the table."""
     return max(cdiv(num_tokens, kv.groups.block_size[g]) - hits - kv.tables.length[g, slot], 0)
@@ -58,7 +58,7 @@ def adopt_hits(kv: KVCache, slot: int, g: int, skipped: int) -> None:
 
 
 @leaf
-def allocate_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int) -> None:
+def allocate_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int, fresh: bool) -> None:
     """Append blocks until the table has slots for ``num_tokens``."""
     grow_table(kv, slot, g, cdiv(num_tokens, kv.groups.block_size[g]))
 

@@ -91,6 +91,14 @@ def _take_from_table(kv: KVCache, slot: int, g: int, i: int) -> int:
 
 
 @inner
+def move_block(kv: KVCache, slot: int, g: int, i: int) -> None:
+    """Move the block at place i behind the table's end; a null block takes its place."""
+    n = np.int64(kv.tables.length[g, slot])
+    kv.table_blocks[g, slot, n] = _take_from_table(kv, slot, g, i)
+    append_blocks(kv, slot, g, n, 1)
+
+
+@inner
 def give_up(kv: KVCache, slot: int, g: int, first: int, end: int, over_gaps: bool) -> None:
     """Free the blocks at the places first..end-1, the last one first (``_remove_blocks_in_range``).
 

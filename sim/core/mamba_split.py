@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from sim.core.jit import inner, leaf
+from sim.core.kv_groups import last_checkpoint
 from sim.core.state import State
 
 
@@ -34,7 +35,7 @@ def _mamba_block_aligned_split(st: State, r: int, start: int, num_new_tokens: in
         boundary = (start // size + 1) * size
         if boundary < stop:
             stop = boundary
-    last_state = (rq.num_tokens[r] - 1) // size * size
+    last_state = last_checkpoint(st.kv, rq.num_tokens[r], size)
     if start < last_state < stop:
         stop = last_state
     junction = rq.shared_boundary[r]

@@ -1,4 +1,4 @@
-"""Keys of prompts that end inside a block (vLLM 0.32.0, ``FullAttentionManager._cache_partial_tail_block``).
+"""Keys of prompts that end inside a block (see ``partial_tail``), beside the block's own.
 
 Where a full-attention block holds several hash units, a request registers the last boundary that a hit on its
 prompt could use, if that lies inside a block, as a further key of the block. A block loses all its keys at
@@ -16,7 +16,7 @@ from sim.core import codes as c
 from sim.core.block_hash import group_key
 from sim.core.events import emit
 from sim.core.jit import inner
-from sim.core.state import KVCache, Pool
+from sim.core.state import Pool
 
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
@@ -56,6 +56,16 @@ def _forget(pool: Pool, key: np.uint64) -> None:
 
 
 @inner
+def has_partial_key(pool: Pool, b: int, key: np.uint64) -> bool:
+    """Whether the key is one of the block's further ones; so is the only key of a block that is not full."""
+    width = pool.params.partial_width
+    for j in range(b * width, (b + 1) * width):
+        if pool.partial_keys[j] == key:
+            return True
+    return False
+
+
+@inner
 def drop_partial_keys(pool: Pool, b: int) -> None:
     """Block b is evicted: take its further keys away."""
     width = pool.params.partial_width
@@ -78,27 +88,18 @@ def clear_partial_keys(pool: Pool) -> None:
 
 
 @inner
-def cache_partial_tail(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> None:
-    """Register the last boundary inside the prompt of r, once ``num_tokens`` tokens reach it."""
-    pool = kv.pool
-    size = kv.groups.block_size[g]
-    ratio = kv.groups.hash_ratio[g]
-    unit = size // ratio
-    units = (kv.requests.prompt_len[r] - 1) // unit
-    if units == 0 or units * unit > num_tokens or units % ratio == 0:
-        return
-    i = units // ratio
-    if i >= kv.tables.length[g, slot]:
-        return
-    b = kv.table_blocks[g, slot, i]
+def add_partial_key(
+    pool: Pool, request: int, b: int, units: int, ratio: int, h: np.uint64, group: int
+) -> None:
+    """Give a block of ``ratio`` hash units one more key, for the first ``units`` units of a prompt."""
     j = b * pool.params.partial_width + units % ratio - 1
     if pool.partial_keys[j] != _ZERO:
         return
-    key = group_key(kv.hashes[slot, units - 1], g)
+    key = group_key(h, group)
     pool.partial_keys[j] = key
     place = _place(pool, key)
     if pool.partial_table[2 * place] == _ZERO:
         pool.partial_table[2 * place] = key
         pool.meta.num_partial_keys += 1
     pool.partial_table[2 * place + 1] += _ONE
-    emit(pool, c.EV_BLOCK_STORED, r, b, np.int64(key), g)
+    emit(pool, c.EV_BLOCK_STORED, request, b, np.int64(key), group)

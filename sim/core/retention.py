@@ -10,7 +10,7 @@ from sim.core import codes as c
 from sim.core.jit import inner, leaf
 from sim.core.state import KVCache
 
-Selection: TypeAlias = tuple[int, int, int, int]
+Selection: TypeAlias = tuple[int, int, int, int, int, int]
 
 
 @leaf
@@ -31,37 +31,54 @@ def selected(kv: KVCache, r: int, g: int) -> Selection:
     kind = kv.groups.attention[g]
     interval = kv.params.retention
     if kind not in (c.GROUP_SLIDING_WINDOW, c.GROUP_MAMBA) or interval == c.RETAIN_ALL:
-        return 1, 1, 0, 0
+        return 1, 1, 0, 0, 0, 0
     need = 1
+    shift = 0
     if kind == c.GROUP_SLIDING_WINDOW:
-        need = kv.specs.tail_blocks[kv.groups.spec[g]]
+        # a block that is dropped lies behind the window
+        shift = kv.groups.drops[g]
+        need = kv.specs.tail_blocks[kv.groups.spec[g]] + shift
     elif interval == c.RETAIN_DENSE:
-        return 1, 1, 0, 0
+        return 1, 1, 0, 0, 0, 0
     segment = kv.params.scheduler_block_size if interval == c.RETAIN_DENSE else interval
     blocks = segment // kv.groups.block_size[g]
     if 0 < blocks <= need:
-        return 1, 1, 0, 0
+        return 1, 1, 0, 0, 0, 0
     if need == 0:
         # a window of one token: a hit needs no block of it
-        return 0, 0, 0, 0
+        return 0, 0, 0, 0, 0, 0
     if interval == c.RETAIN_DENSE:
-        return blocks, need, 0, 0
-    replay = _end_of_boundary(kv, g, kv.requests.prompt_len[r] - 1)
-    return blocks, need, replay, _end_of_boundary(kv, g, kv.requests.shared_boundary[r])
+        return blocks, need, shift, 0, 0, 0
+    shared = 0
+    if kv.requests.shared_boundary[r] > 0:
+        shared = _end_of_boundary(kv, g, kv.requests.shared_boundary[r]) + shift
+    prompt = kv.requests.prompt_len[r]
+    if kv.params.eagle_groups == 0:
+        return blocks, need, shift, _end_of_boundary(kv, g, prompt - 1), 0, shared
+    # a block is dropped from what matches: the same prompt matches up to its last token but one, a longer
+    # one up to its last whole block
+    unit = kv.params.scheduler_block_size
+    same = _end_of_boundary(kv, g, max((prompt - 1) // unit - 1, 0) * unit) + shift
+    longer = _end_of_boundary(kv, g, max(prompt // unit - 1, 0) * unit) + shift
+    return blocks, need, shift, same, longer, shared
 
 
 @leaf
 def next_selected(selection: Selection, i: int, end: int) -> int:
     """The first selected block from i on, ``end`` when there is none before it.
 
-    ``selection`` is (blocks of a segment or 0, blocks that a hit needs before its end, and where hits end).
+    ``selection`` is (blocks of a segment or 0, blocks that a hit needs before its end, how far behind the
+    segment's that end lies, and three places where hits end or 0).
     """
-    segment, need, replay, shared = selection
+    segment, need, shift, replay, longer, shared = selection
     first = end
     if segment > 0:
-        first = i + max(segment - need - i % segment, 0)
+        k = max(i, shift)
+        first = k + max(segment - need - (k - shift) % segment, 0)
     if i < replay:
         first = min(first, max(i, replay - need))
+    if i < longer:
+        first = min(first, max(i, longer - need))
     if i < shared:
         first = min(first, max(i, shared - need))
     return min(first, end)

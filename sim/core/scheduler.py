@@ -7,6 +7,7 @@ A preempted request loses its blocks but keeps its generated tokens and comes ba
 from __future__ import annotations
 
 from sim.core import codes as c
+from sim.core import drafts
 from sim.core import kv_cache_manager as kv
 from sim.core.events import emit
 from sim.core.jit import inner, leaf
@@ -45,6 +46,7 @@ def _preempt(st: State, r: int) -> None:
     # tokens of the batch in flight are still delivered, but no longer move the counters
     st.requests.stale[r] = st.requests.in_flight[r]
     st.requests.placeholders[r] = 0
+    drafts.set_proposed(st, r, 0)
     st.requests.preemptions[r] += 1
     st.count.preemptions += 1
     waiting_push(st, r, True)
@@ -127,6 +129,9 @@ def _schedule_running(st: State, batch: int, budget: int, threshold: int) -> int
     rq = st.requests
     index = 0
     while index < st.ctl.num_running and budget > 0:
+        room = drafts.room(st, batch, budget)
+        if room <= 0:
+            break
         r = st.queues.lists.running[index]
         ph = rq.placeholders[r]
         computed = rq.num_computed[r]
@@ -134,10 +139,10 @@ def _schedule_running(st: State, batch: int, budget: int, threshold: int) -> int
             # async: the step in flight is known to be the last one
             index += 1
             continue
-        n = rq.num_tokens[r] + ph - computed
+        n = rq.num_tokens[r] + ph + drafts.proposed(st, r) - computed
         if 0 < threshold < n:
             n = threshold
-        n = min(n, budget, st.params.max_model_len - computed - 1)
+        n = min(n, room, st.params.max_model_len - computed - 1)
         n = fit_chunk(st, r, computed, n)
         if n == 0:
             index += 1
@@ -165,6 +170,7 @@ def _schedule_running(st: State, batch: int, budget: int, threshold: int) -> int
                 continue
             break
         _add_to_batch(st, batch, r, n)
+        drafts.runs(st, r)
         budget -= n
         index += 1
     return budget
@@ -232,22 +238,31 @@ def _record_admission(st: State, r: int, hits: int, now: int) -> None:
 def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> None:
     """Admit from the head of the queue until something does not fit; the first refusal ends the scan."""
     rq = st.requests
+    num_decoding = st.queues.batches.entries[batch]
     while budget > 0 and st.ctl.num_waiting > 0:
-        if st.ctl.num_running >= st.params.max_num_active_seqs:
+        room = drafts.room(st, batch, budget)
+        if room <= 0 or st.ctl.num_running >= st.params.max_num_active_seqs:
             break
         r = waiting_peek(st)
         slot = _take_slot_as_head(st, r)
         hit_tokens = kv.get_computed_blocks(st.kv, r, slot)
         if st.params.stats_at_lookup:
             _record_lookup(st, r, hit_tokens)
-        n = rq.num_tokens[r] - hit_tokens
+        pad = drafts.padding(st, r, hit_tokens, num_decoding)
+        n = rq.num_tokens[r] - hit_tokens + pad
+        if pad > 0 and n > room:
+            break
         if 0 < threshold < n:
             n = threshold
-        if st.params.enable_chunked_prefill == 0 and n > budget:
+        if st.params.enable_chunked_prefill == 0 and n > room:
             break
-        n = fit_chunk(st, r, hit_tokens, min(n, budget))
+        n = fit_chunk(st, r, hit_tokens, min(n, room))
         if n == 0:
             break
+        if pad > 0 and n != 1 + pad:
+            # rows of drafts come all or not at all
+            pad = 0
+            n = 1
         outcome = kv.can_admit(st.kv, r, slot, n, hit_tokens, st.ctl.num_running > 0)
         if outcome != kv.ALLOCATED:
             kv.remember_lookup(st.kv, r, slot)
@@ -262,6 +277,7 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
         rq.status[r] = c.S_RUNNING
         rq.num_computed[r] = hit_tokens
         hold_tokens(st.kv, hit_tokens)
+        drafts.set_proposed(st, r, pad)
         _add_to_batch(st, batch, r, n)
         budget -= n
 
@@ -276,11 +292,14 @@ def _after_schedule(st: State, batch: int) -> None:
     pairs = 0
     prefill_context = 0
     sampled_seqs = 0
+    draft_tokens = 0
     for i in range(st.queues.batches.entries[batch]):
         r = st.queues.entries.req[batch, i]
         n = st.queues.entries.tokens[batch, i]
         rq.batch_pos[r] = -1
         before = rq.num_computed[r]
+        verified = drafts.take_along(st, batch, i, r, n)
+        draft_tokens += verified
         rq.num_computed[r] = before + n
         rq.in_flight[r] += n
         sampled = before + n >= rq.num_tokens[r] + rq.placeholders[r]
@@ -288,11 +307,14 @@ def _after_schedule(st: State, batch: int) -> None:
         if sampled:
             sampled_seqs += 1
             if st.params.async_scheduling:
-                rq.placeholders[r] += 1
+                rq.placeholders[r] += 1 + verified
         total += n
-        if n == 1:
+        if n - verified == 1:
+            # a decode; the rows of its drafts read as much context again
             decode_seqs += 1
             decode_context += before
+            pairs += verified * before + verified * (verified + 1) // 2
+            prefill_context += verified
         else:
             pairs += n * before + n * (n + 1) // 2
             prefill_context += before + n
@@ -306,13 +328,13 @@ def _after_schedule(st: State, batch: int) -> None:
         decode_context,
         pairs,
         prefill_context,
-        sampled_seqs,
+        sampled_seqs + draft_tokens,
     )
     if total > 0:
         st.count.steps += 1
         st.count.scheduled_tokens += total
-        st.count.decode_tokens += decode_seqs
-        st.count.prefill_tokens += total - decode_seqs
+        st.count.decode_tokens += decode_seqs + draft_tokens
+        st.count.prefill_tokens += total - decode_seqs - draft_tokens
         st.count.sampled_tokens += sampled_seqs
         st.count.busy_ns += st.queues.batches.duration[batch]
 
@@ -325,7 +347,7 @@ def schedule(st: State, batch: int) -> None:
     st.queues.batches.entries[batch] = 0
     st.queues.batches.loop_step[batch] = st.ctl.step
     threshold = _long_prefill_threshold(st)
-    # the input budget binds like the token budget where no draft tokens are scheduled
+    drafts.step_starts(st)
     budget = min(st.params.max_num_scheduled_tokens, st.params.max_num_batched_tokens)
     budget = _schedule_running(st, batch, budget, threshold)
     if st.ctl.num_preempted == 0:
@@ -380,16 +402,17 @@ def update_from_output(st: State, batch: int, now: int) -> None:
             rq.stale[r] -= n
         if st.queues.entries.sampled[batch, i] == 0:
             continue
-        tokens = rq.num_tokens[r] + 1
+        delivered = drafts.deliver(st, batch, i, r, stale)
+        tokens = rq.num_tokens[r] + delivered
         rq.num_tokens[r] = tokens
         generated = tokens - rq.prompt_len[r]
-        if generated == 1:
+        if generated == delivered:
             rq.first_token[r] = now
         stopped = tokens >= st.params.max_model_len or generated >= rq.output_len[r]
         was_running = status == c.S_RUNNING
         if st.params.async_scheduling:
             if not stale:
-                rq.placeholders[r] -= 1
+                rq.placeholders[r] -= delivered
             known = rq.num_computed[r] - rq.placeholders[r]
             if was_running and known > rq.quiet[r]:
                 kv.cache_blocks(st.kv, r, rq.slot[r], known)

@@ -42,6 +42,12 @@ PARAMS = _dtype(
         "block_size": np.int64,  # the engine's own, tokens
         "scheduler_block_size": np.int64,  # least common multiple of the groups' block sizes
         "mamba_align": np.int64,  # prefills are cut where a Mamba state is to be cached
+        "num_drafts": np.int64,  # draft tokens that a decode step verifies
+        "lookahead": np.int64,  # slots beyond the scheduled tokens, which the drafter writes
+        "draft_slots": np.int64,  # input tokens that the drafter adds to each scheduled request
+        "draft_threshold": np.int64,  # a draft is right when a 63-bit draw is at most this
+        "drops_checkpoint": np.int64,  # eagle or mtp: Mamba states are kept one block further left
+        "eagle_groups": np.int64,  # hits of some group lose their last block
         "max_num_scheduled_tokens": np.int64,
         "max_num_batched_tokens": np.int64,
         "max_num_active_seqs": np.int64,
@@ -99,6 +105,7 @@ CONTROL = _dtype(
         "memo_marked": np.int64,  # blocks a group that were marked
         "memo_free": np.int64,  # marked blocks that nobody references
         "num_preempted": np.int64,  # in the last schedule()
+        "prefill_scheduled": np.int64,  # drafts: this schedule() continued a prefill
         "num_finished": np.int64,  # in the last update_from_output()
         "order_pos": np.int64,  # next entry of the sorted arrivals
         "heap_len": np.int64,  # released successors that have not arrived
@@ -138,6 +145,8 @@ COUNTERS = _dtype(
         "prefill_tokens": np.int64,
         "decode_tokens": np.int64,
         "sampled_tokens": np.int64,
+        "draft_tokens": np.int64,  # scheduled to be verified
+        "accepted_tokens": np.int64,  # of these, found right
         "finished": np.int64,
         "busy_ns": np.int64,
         "grants": np.int64,  # times that a table was given new blocks
@@ -201,6 +210,7 @@ GROUP = _dtype(
         "spec": np.int64,  # index of the group's spec
         "window": np.int64,  # tokens of a sliding window or of an attention chunk
         "admission_cap": np.int64,  # blocks that one request can hold at once, 0: no limit
+        "drops": np.int64,  # 1: hits lose their last block, which the drafter wants computed
         "token_slots": np.int64,  # 1: a block has slots for tokens, 0: it holds a state
         "allocated": np.int64,  # gauge: blocks in the tables, null blocks not counted
         "held": np.int64,  # gauge: computed tokens that they hold, 0 for states
@@ -216,6 +226,8 @@ SPEC = _dtype(
         "window": np.int64,
         "tail_blocks": np.int64,  # cached blocks in a row that a hit in a sliding window needs
         "hit_tokens": np.int64,  # of the look-up in progress, -1: not looked up
+        "drops": np.int64,  # 1: hits lose their last block
+        "dropped": np.int64,  # 1: in the look-up in progress they have
     }
 )
 
@@ -291,7 +303,18 @@ REQUEST = _dtype(
 PIECE = _dtype({"seg": np.int64, "start": np.int32, "length": np.int32})
 
 #: One request of a batch.
-BATCH_ENTRY = _dtype({"req": np.int32, "tokens": np.int32, "sampled": np.int32})
+BATCH_ENTRY = _dtype({"req": np.int32, "tokens": np.int32, "sampled": np.int32, "drafts": np.int32})
+
+#: What an engine with drafts knows of one request more.
+DRAFTS = _dtype(
+    {
+        "proposed": np.int32,  # drafts that its next step verifies
+        "prefill": np.int32,  # 1: its last step did not reach its last known token
+        "turn": np.int32,  # steps that have verified drafts
+        "pattern_len": np.int32,  # own numbers of accepted drafts, 0: they are drawn
+        "pattern": np.int64,  # where they begin in accepted_drafts
+    }
+)
 
 #: One batch.
 BATCH = _dtype(
@@ -339,7 +362,7 @@ class Pool(Struct):
 class KVCache(Struct):
     """KVCacheManager and coordinator: the pool, the block tables and the hashes of the requests' tokens."""
 
-    plain: bool  # full attention alone, with one block size; see ``switch``
+    plain: bool  # full attention alone, with one block size and no drafts; see ``switch``
     params: Record  # PARAMS
     ctl: Record  # CONTROL
     count: Record  # COUNTERS
@@ -351,7 +374,7 @@ class KVCache(Struct):
     table_blocks: I32  # (G, S, B)
     slots: Record  # SLOT[S]
     hashes: U64  # (S, H)
-    step_keys: U64  # (8*G*S,) keys of the Mamba states cached since the last schedule() began
+    step_keys: U64  # ((8 + 2*drafts)*G*S,) keys of the Mamba states cached since the last schedule() began
     seg_ptr: I64  # (R+1,) pieces of a prompt
     pieces: Record  # PIECE[M]
     tokens: I32  # (K,) pool of explicit token ids
@@ -396,6 +419,8 @@ class State(Struct):
     count: Record  # COUNTERS
     kv: KVCache
     requests: Record  # REQUEST[R+2], the same array as in kv
+    drafts: Record  # DRAFTS[R], or [1] in a plain engine
+    accepted_drafts: I32  # (A,) drafts that are right, for requests that say so
     queues: Queues
     step_time: StepTime
     logs: Logs

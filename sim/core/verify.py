@@ -72,14 +72,20 @@ def inv_10(v: View) -> Iterator[str]:
 
 
 def inv_12(v: View) -> Iterator[str]:
-    """INV-12: what is in flight is what the batches under way hold; placeholders are their tokens to come."""
+    """INV-12: what is in flight is what the batches under way hold; placeholders are their tokens to come.
+
+    A draft to be verified counts as a token to come. What waits has no drafts.
+    """
     st, rq = v.st, v.st.requests
     tokens: Counter[int] = Counter()
     sampling: Counter[int] = Counter()
     for k in v.batches():
         for e in st.queues.entries[k, : st.queues.batches.entries[k]].tolist():
             tokens[e[0]] += e[1]
-            sampling[e[0]] += e[2]
+            sampling[e[0]] += e[2] * (1 + (e[3] if st.params.num_drafts else 0))
+    for r in v.waiting if st.params.num_drafts else []:
+        if st.drafts.proposed[r]:
+            yield f"request {r} waits with {st.drafts.proposed[r]} drafts"
     for r in [*v.running, *v.waiting]:
         in_flight, stale, waits_for = (int(rq[f][r]) for f in ("in_flight", "stale", "placeholders"))
         if in_flight != tokens[r]:
@@ -94,10 +100,15 @@ def inv_12(v: View) -> Iterator[str]:
 def inv_13(v: View) -> Iterator[str]:
     """INV-13: an unfinished request is within its limits, and has delivered a beginning of its output."""
     rq = v.st.requests
+    drafts: Counter[int] = Counter()
+    if v.st.params.num_drafts:
+        for k in v.batches():
+            for e in v.st.queues.entries[k, : v.st.queues.batches.entries[k]].tolist():
+                drafts[e[0]] = max(drafts[e[0]], e[3])
     for r in [*v.running, *v.waiting]:
         known = int(rq.num_tokens[r])
         generated = known - int(rq.prompt_len[r])
-        if rq.num_computed[r] > known + rq.placeholders[r]:
+        if rq.num_computed[r] > known + rq.placeholders[r] + drafts[r]:
             yield f"request {r} has computed {rq.num_computed[r]} of {known} tokens"
         if known >= v.st.params.max_model_len:
             yield f"request {r} has {known} tokens and goes on"

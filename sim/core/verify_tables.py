@@ -83,20 +83,30 @@ def inv_7(v: View) -> Iterator[str]:
 
 
 def inv_8(v: View) -> Iterator[str]:
-    """INV-8: a running request's table has exactly the blocks that its computed tokens need."""
+    """INV-8: a running request's table has exactly the blocks that its computed tokens need.
+
+    With drafts, also those of slots that were given to drafts or to the drafter.
+    """
+    drafts = int(v.st.params.num_drafts)
     for r in v.running:
         computed = int(v.st.requests.num_computed[r])
         for g, size in enumerate(v.st.kv.groups["block_size"].tolist()):
             length = int(v.st.kv.tables.length[g, v.slot(r)])
-            if length != -(-computed // size):
+            most = -(-(computed + 3 * drafts) // size) + (0 if v.st.kv.groups.token_slots[g] else drafts)
+            if not -(-computed // size) <= length <= most:
                 yield f"request {r} with {computed} tokens has {length} blocks of {size} tokens"
 
 
 def inv_28(v: View) -> Iterator[str]:
-    """INV-28: what a request gave up in a window group is the beginning of its table, and out of reach."""
+    """INV-28: what a request gave up in a window group is the beginning of its table, and out of reach.
+
+    Releases that count tokens in flight as computed may have given it up for drafts that were rejected.
+    """
     st = v.st
     for r in v.running:
         computed = int(st.requests.num_computed[r])
+        if st.params.window_free_basis == c.WINDOW_OPTIMISTIC:
+            computed += 2 * int(st.params.num_drafts)
         for g, size in enumerate(st.kv.groups["block_size"].tolist()):
             kind, window = int(st.kv.groups.attention[g]), int(st.kv.groups.window[g])
             if kind not in (c.GROUP_SLIDING_WINDOW, c.GROUP_CHUNKED_LOCAL):
@@ -128,30 +138,41 @@ def inv_11(v: View) -> Iterator[str]:
     """INV-11: the counted leading blocks of a running request carry its own keys, the others none.
 
     Counted are the blocks that its computed tokens of known identity fill, up to where a hit may end. A token
-    that is known only since the last update (async scheduling) may count at the request's next schedule. In
-    groups that cache selected blocks a counted one may also have no key.
+    that is known only since the last update (async scheduling, drafts) may count at the request's next
+    schedule. In groups that cache selected blocks a counted one may also have no key. A block that is not
+    full may have the key of a prompt that ends in it.
     """
     st, rq = v.st, v.st.requests
     for r in v.running:
         slot = v.slot(r)
         computed = int(rq.num_computed[r])
         most = min(computed, int(rq.num_tokens[r])) if st.params.enable_caching else 0
-        least = computed - int(rq.placeholders[r]) if most else 0
+        least = max(computed - int(rq.placeholders[r]) - int(st.params.num_drafts), 0) if most else 0
         unit = int(st.params.scheduler_block_size) if st.params.hybrid and st.params.hybrid_aligned else 1
         for g, (size, ratio) in enumerate(
             zip(st.kv.groups["block_size"].tolist(), st.kv.groups["hash_ratio"].tolist(), strict=True)
         ):
             counted = int(st.kv.tables.num_cached[g, slot])
             selected = st.kv.groups.attention[g] in (c.GROUP_SLIDING_WINDOW, c.GROUP_MAMBA)
-            if not least // unit * unit // size <= counted <= most // unit * unit // size:
+            end = most // unit * unit
+            if end and st.kv.groups.drops[g]:
+                end = min(end + size, most)
+            if not least // unit * unit // size <= counted <= end // size:
                 yield f"request {r} counts {counted} cached blocks of {size} tokens, computed {computed}"
             for i, b in enumerate(v.table(g, slot)):
                 if b == 0:
                     continue
                 key = _group_key(int(st.kv.hashes[slot, (i + 1) * ratio - 1]), g) if i < counted else 0
                 found = int(st.kv.pool.blocks.block_hash[b])
+                if i >= counted and found in _further_keys(st, b):
+                    continue
                 if found != key and not (selected and found == 0):
                     yield f"request {r} block {i}: block {b} does not carry key {key:#x}"
+
+
+def _further_keys(st: State, b: int) -> list[int]:
+    width = int(st.params.partial_width)
+    return [int(key) for key in st.kv.pool.partial_keys[b * width : (b + 1) * width] if key]
 
 
 def inv_14(v: View) -> Iterator[str]:

@@ -18,7 +18,15 @@ from workloads.readers.options import ReadOptions, provenance
 from workloads.readers.rows import integer, json_rows, optional_text, refuse, token_list
 from workloads.requests import Workload
 
-KEYS = ("request_id", "arrival_step", "prompt_token_ids", "output_token_ids", "priority", "cache_salt")
+KEYS = (
+    "request_id",
+    "arrival_step",
+    "prompt_token_ids",
+    "output_token_ids",
+    "priority",
+    "cache_salt",
+    "accepted_drafts",
+)
 
 
 def read_logical(content: Content, options: ReadOptions) -> Workload:
@@ -33,6 +41,7 @@ def read_logical(content: Content, options: ReadOptions) -> Workload:
     prompt_lens, output_lens = array("q"), array("q")
     tokens = array("q")
     salt_names: dict[str, str] = {}
+    accepted: list[tuple[int, ...]] = []
     unknown: dict[str, int] = {}
     known = set(KEYS)
     for number, line, row in json_rows(content.lines(), path):
@@ -62,6 +71,8 @@ def read_logical(content: Content, options: ReadOptions) -> Workload:
         output_lens.append(len(output))
         tokens.extend(prompt)
         tokens.extend(output)
+        given = "accepted_drafts" in row
+        accepted.append(tuple(token_list(row, "accepted_drafts", path, number, line)) if given else ())
         priority = row.get("priority")
         priorities.append(
             0 if priority is None else integer(row, "priority", -(2**31), 2**31 - 1, path, number, line)
@@ -94,5 +105,6 @@ def read_logical(content: Content, options: ReadOptions) -> Workload:
         salt=np.array(salts, dtype=np.int64),
         tokens=pool,
         request_ids=tuple(names),
+        accepted_drafts=tuple(accepted) if any(accepted) else None,
         source=source,
     )
