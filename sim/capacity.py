@@ -137,8 +137,8 @@ def _draft_params(e: EngineSettings, layout: GroupLayout) -> dict[str, int]:
 
 
 def _drafts(w: Workload, capacity: int, plain: bool) -> tuple[s.Record, np.ndarray]:
-    """DRAFTS[capacity], or [1] for a plain engine; and the numbers of accepted drafts that requests bring with
-    them, int32[A].
+    """DRAFTS[capacity], or [1] for a plain engine; and int32[A], the numbers of accepted drafts that requests
+    bring with them.
     """
     given = w.accepted_drafts
     numbers = [0] if given is None else [0, *(k for own in given for k in own)]

@@ -381,11 +381,30 @@ class EngineConfig(SharedKeys):
         " auto`).",
         "tokens",
     )
+    draft_acceptance: Annotated[float, Field(ge=0.0, le=1.0)] | None = key(
+        None,
+        "Chance that a draft behind right ones is right; wanted with `num_speculative_tokens`. With chance p"
+        " and n drafts a decode step yields 1 + p + p**2 + ... + p**n tokens on average. Drawn from the"
+        " request's output and the step's place in it, so that the same config gives the same run.",
+        "probability",
+    )
     async_scheduling: bool = key(
         True,
         "Schedule step k+1 while step k executes (vLLM's batch queue of two); vLLM's default since 0.14:"
         ' with `vllm: "0.13"` it is false.',
     )
+
+    def draft_problems(self, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
+        """A drafter without an acceptance rate, or the other way round."""
+        if (self.num_speculative_tokens > 0) == (self.draft_acceptance is not None):
+            return []
+        if self.num_speculative_tokens:
+            hint = "add draft_acceptance: 0.8, say; it depends on drafter, model and text: no default"
+            return [Problem((*prefix, "num_speculative_tokens"), "drafts need draft_acceptance", hint)]
+        message = f"draft_acceptance {self.draft_acceptance} without drafts"
+        return [
+            Problem((*prefix, "draft_acceptance"), message, "add num_speculative_tokens, or leave it out")
+        ]
 
     def release_defaults(self) -> dict[str, Any]:
         """As in the shared keys, and vLLM's own default of `async_scheduling` and of the memory share."""

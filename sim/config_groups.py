@@ -77,6 +77,14 @@ def _block_sizes(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[P
     """Block sizes against each other and against the hash unit; they matter to prefix caching alone."""
     if not s.enable_prefix_caching:
         return
+    if s.uses_eagle or any(group.is_eagle_group for group in s.kv_cache_groups):
+        for i, group in enumerate(s.kv_cache_groups):
+            if group.type == "chunked_local":
+                yield Problem(
+                    (*prefix, "kv_cache_groups", i, "type"),
+                    f"kv_cache_groups[{i}]: chunked local attention with an eagle or mtp drafter",
+                    "vLLM has no prefix caching for the two: use another drafter, or turn caching off",
+                )
     sizes = [g.block_size or s.block_size for g in s.kv_cache_groups]
     unit = s.prefix_match_unit
     unit_place = (*prefix, "prefix_match_unit")

@@ -91,7 +91,8 @@ def resolve(loaded: Loaded) -> Resolved:
     if settings is None or pool is None:
         raise_all(to_input_errors(problems, document))
         raise AssertionError("an engine that can't be resolved has problems")
-    problems += config.engine.later_key_problems(("engine",)) + check_settings(settings, ("engine",))
+    problems += config.engine.later_key_problems(("engine",)) + config.engine.draft_problems(("engine",))
+    problems += check_settings(settings, ("engine",))
     budget = settings.max_num_scheduled_tokens
     if budget is not None and budget > settings.max_num_batched_tokens:
         problems.append(

@@ -149,6 +149,7 @@ def cache_args(e: EngineConfig, model: ModelShape, gpu: Gpu | None, max_model_le
         mamba_block_size=e.mamba_block_size,
         mamba_cache_dtype=e.mamba_cache_dtype,
         mamba_ssm_cache_dtype=e.mamba_ssm_cache_dtype,
+        num_speculative_tokens=e.num_speculative_tokens,
     )
 
 

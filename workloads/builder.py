@@ -53,7 +53,7 @@ class WorkloadBuilder:
         self._tokens = array("q")
         self._request_ids: list[str] = []
         self._taken = self._spilled_tokens = 0
-        self._accepted_drafts: list[tuple[int, ...]] = []
+        self._accepted_drafts: dict[int, tuple[int, ...]] = {}
 
     def __len__(self) -> int:
         return self._taken + len(self._columns["arrival"])
@@ -116,7 +116,8 @@ class WorkloadBuilder:
         self._seg_len.extend(seg_lens)
         self._seg_start.extend([0] * len(seg_ids) if seg_starts is None else seg_starts)
         self._seg_ptr.append(len(self._seg_id))
-        self._accepted_drafts.append(tuple(accepted_drafts))
+        if accepted_drafts:
+            self._accepted_drafts[index] = tuple(accepted_drafts)
         if request_id is not None:
             self._request_ids.append(request_id)
         return index
@@ -142,10 +143,14 @@ class WorkloadBuilder:
             seg_len=np.array(self._seg_len, dtype=np.int64),
             tokens=np.array(self._tokens, dtype=np.int64),
             request_ids=tuple(self._request_ids) if self._request_ids else None,
-            accepted_drafts=tuple(self._accepted_drafts) if any(self._accepted_drafts) else None,
+            accepted_drafts=self._patterns(),
             source=source,
             **columns,
         )
+
+    def _patterns(self) -> tuple[tuple[int, ...], ...] | None:
+        given = self._accepted_drafts
+        return tuple(given.get(i, ()) for i in range(len(self))) if given else None
 
     def spill(self, spool: SpoolWriter) -> None:
         """Move everything added since the last time to a spool.

@@ -128,8 +128,8 @@ def _take_along(st: State, batch: int, i: int, r: int, n: int) -> int:
 def _num_right(st: State, r: int, drafts: int) -> int:
     """How many of a step's drafts turn out to be right: the request's own numbers in turn, or drawn.
 
-    Each draft behind right ones is right with the acceptance rate. A draw is a hash of request, turn and
-    place, so that it depends on nothing else.
+    Each draft behind right ones is right with the acceptance rate. A draw is a hash of the output's segment,
+    the turn and the place, so that it depends on nothing else.
     """
     if drafts == 0:
         return 0
@@ -138,7 +138,7 @@ def _num_right(st: State, r: int, drafts: int) -> int:
     own = st.drafts.pattern_len[r]
     if own > 0:
         return min(np.int64(st.accepted_drafts[st.drafts.pattern[r] + turn % own]), drafts)
-    x = np.uint64(r + 1) * _REQUEST + np.uint64(turn + 1) * _TURN
+    x = np.uint64(st.requests.out_seg[r]) * _REQUEST + np.uint64(turn + 1) * _TURN
     for k in range(drafts):
         if np.int64(mix64(x + np.uint64(k + 1) * _DRAFT) >> _ONE) > st.params.draft_threshold:
             return k

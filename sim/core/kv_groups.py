@@ -189,6 +189,7 @@ def renew_prompt_state(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) 
     b = kv.table_blocks[g, slot, i]
     if kv.pool.blocks.block_hash[b] == _NO_HASH:
         # a drafter of another group has moved the boundaries at which states are kept elsewhere
+        ensure_hashes(kv, r, slot, i + 1)
         h = kv.hashes[slot, i]
         cache_full_block(kv.pool, r, b, h, g)
         follow_chain(kv.pool, b, h, kv.hashes[slot, i - 1] if i > 0 else NO_PARENT)

@@ -172,7 +172,7 @@ def probe_take(pool: Pool, b: int) -> None:
     _add_length(pool, before)
     _add_length(pool, behind)
     _drop_length(pool, before + behind + 1)
-    pool.meta.free_runs += (before > 0) + (behind > 0) - 1
+    pool.meta.free_runs += int(before > 0) + int(behind > 0) - 1
 
 
 @leaf

@@ -47,6 +47,12 @@ def shift_window(st: State, k: int, size: int, pieces: int, capacity: int) -> No
     rq = st.requests
     for i in range(k, size):
         rq[i - k] = rq[i]
+    for i in range(k, min(size, st.drafts.size)):
+        st.drafts[i - k] = st.drafts[i]
+    for i in range(max(size - k, 0), min(size, st.drafts.size)):
+        st.drafts.proposed[i] = 0
+        st.drafts.prefill[i] = 0
+        st.drafts.turn[i] = 0
     left = size - k
     for j in range(left + 2):
         i = j if j < left else capacity + j - left

@@ -47,6 +47,8 @@ def draw_case(seed: int, clock: str, **log: Any) -> Case:
     engine = EngineSettings(**{**base.settings, "idle_steps": rng.choice(["skip", "skip", "run"])})
     if seed % 3 == 1:
         engine = with_groups(random.Random(seed + 2), engine)
+    if seed % 4 == 2:
+        engine = with_drafts(random.Random(seed + 3), engine, clock)
     log = {"follow_blocks": seed % 3 == 0, **log}
     if clock == "logical":
         workload = _workload(rng, engine, base.workload, "logical")
@@ -85,6 +87,27 @@ def with_groups(rng: random.Random, engine: EngineSettings) -> EngineSettings:
     )
 
 
+def with_drafts(rng: random.Random, engine: EngineSettings, clock: str) -> EngineSettings:
+    """The engine with a drafter, and steps that hold a decode with all its drafts."""
+    n = rng.choice([1, 1, 2, 3, 5])
+    chunked = any(g.type == "chunked_local" for g in engine.kv_cache_groups)
+    groups = engine.kv_cache_groups
+    if not chunked and rng.random() < 0.3:
+        marked = rng.randrange(len(groups))
+        groups = tuple(replace(g, is_eagle_group=i == marked) for i, g in enumerate(groups))
+    scheduled, threshold = engine.max_num_scheduled_tokens, engine.long_prefill_token_threshold
+    return replace(
+        engine,
+        kv_cache_groups=groups,
+        num_speculative_tokens=n,
+        speculative_method=rng.choice(["ngram", "draft_model", *([] if chunked else ["eagle", "mtp"])]),
+        draft_acceptance=rng.choice([0.0, 0.5, 0.9, 1.0]) if clock == "time" else None,
+        max_num_batched_tokens=max(engine.max_num_batched_tokens, n + 2),
+        max_num_scheduled_tokens=None if scheduled is None else max(scheduled, n + 2),
+        long_prefill_token_threshold=max(threshold, n + 2) if threshold else 0,
+    )
+
+
 def _workload(
     rng: random.Random, engine: EngineSettings, lines: list[dict[str, Any]], clock: str
 ) -> Workload:
@@ -117,8 +140,15 @@ def _workload(
             priority=line["priority"],
             salt={None: 0, "a": 1, "b": 2}[line["cache_salt"]],
             request_id=line["request_id"],
+            accepted_drafts=_accepted_drafts(rng, engine),
         )
     return builder.build()
+
+
+def _accepted_drafts(rng: random.Random, engine: EngineSettings) -> list[int]:
+    if not engine.num_speculative_tokens or rng.random() < 0.3:
+        return []
+    return [rng.randint(0, engine.num_speculative_tokens) for _ in range(rng.randint(1, 4))]
 
 
 def _pieces(rng: random.Random, builder: WorkloadBuilder, prompt: list[int]) -> list[tuple[int, int, int]]:
