@@ -137,8 +137,9 @@ def _allocate_states(kv: KVCache, slot: int, g: int, num_tokens: int, fresh: boo
     kv.tables.last_state[g, slot] = n - 1 if fresh else n - 1 - drafts
     append_nulls(kv, slot, g, state)
     if not fresh:
-        for i in range(n - drafts, int(min(n, state))):
-            move_block(kv, slot, g, i)
+        for i in range(n - drafts, n):
+            if i < state:
+                move_block(kv, slot, g, i)
     grow_table(kv, slot, g, state + 1 + drafts)
 
 
