@@ -31,7 +31,7 @@ def run(**changes: Any) -> RunResult:
     builder = WorkloadBuilder(vocab_size=1000)
     for i in range(24):
         # every prompt is there twice
-        builder.add([i // 2], [PROMPT], output_len=OUTPUT, arrival=i * 100_000)
+        builder.add([i // 2], [PROMPT], output_len=OUTPUT, arrival=i * 5_000)
     simulation = Simulation(
         replace(ENGINE, **changes), builder.build(), affine(1000, 5, 20, 0.1), LogOptions(sample_period_ns=0)
     )
