@@ -161,6 +161,8 @@ class WorkloadBuilder:
         """
         if not self.held:
             return
+        if self._accepted_drafts:
+            raise WorkloadError("requests with accepted_drafts can't be streamed")
         columns: dict[str, Any] = {
             name: np.array(values, dtype=np.int64) for name, values in self._columns.items()
         }

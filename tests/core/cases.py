@@ -140,7 +140,7 @@ def _workload(
             priority=line["priority"],
             salt={None: 0, "a": 1, "b": 2}[line["cache_salt"]],
             request_id=line["request_id"],
-            accepted_drafts=_accepted_drafts(rng, engine),
+            accepted_drafts=() if on_time else _accepted_drafts(rng, engine),
         )
     return builder.build()
 
