@@ -53,7 +53,8 @@ def test_sums_are_the_columns_of_the_step_log(clock: str, seed: int) -> None:
         assert s.num_used == row["used_blocks"]
         assert s.num_cached == row["num_cached_blocks"]
         assert s.num_duplicates is not None
-        assert s.num_cached - s.num_duplicates == row["num_cached_hashes"]
+        further = state.kv.pool.meta.num_partial_keys
+        assert s.num_cached - s.num_duplicates == row["num_cached_hashes"] - further
         assert s.counts["free and cached"] == row["cached_free_blocks"]
         assert s.num_free_runs == row["free_runs"]
         assert s.largest_free_run == row["largest_free_run"]
@@ -68,6 +69,10 @@ def test_sums_are_the_columns_of_the_step_log(clock: str, seed: int) -> None:
         assert np.array_equal(s.owner >= 0, (s.state == USED) | (s.state == USED_CACHED))
         # only full blocks are shared: no slot is wasted twice
         assert s.wasted_slots_once == s.wasted_slots
+        if not state.kv.plain:
+            # a window can be hit without what comes before it, and slots are of several kinds
+            assert s.num_unreachable is None
+            return
         usage = curves_of({name: np.array([value]) for name, value in row.items()}, s.usable_slots)
         assert s.token_usage == pytest.approx(usage["token_usage"][0])
         # a holder of a block holds its ancestors too and frees them after it: LRU never strands a block

@@ -153,7 +153,7 @@ def test_points_that_break_while_they_run(work: Path, monkeypatch: pytest.Monkey
     )
     assert messages[6:] == [""] * 3
     monkeypatch.undo()
-    os.chdir(work)
+    monkeypatch.chdir(work)
     said = kvpool("sweep", "sweep.yaml", "--jobs", "1", "--no-plots", "--out", "o", "--seeds", "1")
     assert (said.exit_code, "3 of 9 runs were done before" in said.stderr) == (0, True)
 
@@ -202,7 +202,7 @@ def test_a_full_disk_at_the_end_keeps_earlier_results(work: Path, monkeypatch: p
     monkeypatch.setattr(results.os, "fsync", full)
     said = kvpool(*args)
     monkeypatch.undo()
-    os.chdir(work)
+    monkeypatch.chdir(work)
     assert (said.exit_code, said.stderr.count("No space left on device")) == (2, 1)
     assert Path("o/points.parquet").read_bytes() == before
 

@@ -69,8 +69,8 @@ FAULTS = (
         "a request's blocks are freed from the tail of its table",
         "they are freed from the head",
         _TABLES,
-        "for i in range(n - 1, -1, -1):",
-        "for i in range(n):",
+        "for i in range(n - 1, first - 1, -1):",
+        "for i in range(first, n):",
     ),
     Fault(
         "duplicate_choice",
