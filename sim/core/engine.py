@@ -96,6 +96,19 @@ def _note_stuck(st: State, batch: int, flushed: bool) -> None:
         st.ctl.stuck = 1
 
 
+@leaf
+def _comes_no_further(st: State, r: int) -> bool:
+    """Whether r, alone, was its own victim before with as many tokens computed.
+
+    In a group that gives blocks up it may come further when it resumes behind a hit. Such a group's admission
+    cap lets in what outgrows the pool, where chunks are no multiples of blocks.
+    """
+    again = st.ctl.alone_req == r and st.requests.lost[r] <= st.ctl.alone_lost
+    st.ctl.alone_req = r
+    st.ctl.alone_lost = st.requests.lost[r]
+    return again
+
+
 @inner
 def _note_hopeless(st: State) -> None:
     """Without the full-sequence reserve a request that outgrows the pool preempts itself over and over.
@@ -103,13 +116,15 @@ def _note_hopeless(st: State) -> None:
     It is alone and was its own victim: on the real clock it is dropped as unservable, on the logical clock,
     where vLLM is followed, the engine is noted as stuck.
     """
-    if st.params.reserve_full_isl or st.ctl.num_preempted == 0:
+    if (st.kv.plain and st.params.reserve_full_isl) or st.ctl.num_preempted == 0:
         return
     if st.ctl.num_running > 0 or st.kv.pool.meta.num_free != st.params.num_blocks - 1:
         return
     r = st.queues.lists.preempted[st.ctl.num_preempted - 1]
     if st.params.num_drafts > 0 and st.requests.lost[r] >= st.requests.num_tokens[r] - 1:
         # a step without drafts may get it further
+        return
+    if not st.kv.plain and not _comes_no_further(st, r):
         return
     if st.params.clock == c.CLOCK_TIME:
         drop_waiting(st, r, c.S_UNSERVABLE, st.ctl.now)
@@ -224,6 +239,9 @@ def _one_phase(st: State, t_end: int) -> int:
         if st.params.clock == c.CLOCK_LOGICAL:
             st.ctl.step = time
         ingest_arrivals(st, time)
+        if st.ctl.num_ended_watched > 0:
+            # one that was rejected may have a successor at this very time, which the caller has yet to bring
+            return c.X_ENDED
         if _schedule_phase(st):
             return c.X_SCHEDULED
 
@@ -264,6 +282,7 @@ def init_engine(st: State) -> None:
     st.ctl.num_free_slots = n
     st.ctl.head_req = -1
     st.ctl.memo_req = -1
+    st.ctl.alone_req = -1
 
 
 @entry

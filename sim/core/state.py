@@ -116,6 +116,8 @@ CONTROL = _dtype(
         "num_ended": np.int64,  # requests that reached a final state
         "num_ended_watched": np.int64,  # watched ones among them that the caller has not seen yet
         "num_free_slots": np.int64,  # height of the stack of free slots
+        "alone_req": np.int64,  # request that was its own victim with nobody else running, or -1
+        "alone_lost": np.int64,  # tokens that it had computed
         "num_step_keys": np.int64,  # entries of step_keys in use
         "next_sample": np.int64,
         "log_len": np.int64,

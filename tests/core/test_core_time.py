@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.capacity import LogOptions
-from sim.config_engine import EngineSettings
+from sim.capacity import LogOptions, allocate
+from sim.config_engine import EngineSettings, KVCacheGroup
 from sim.core import codes as c
+from sim.core.engine import run_until
 from sim.core.verify import verify
 from sim.coupled import empty_workload
 from sim.simulate import RunResult, Simulation
@@ -195,3 +196,28 @@ def test_time_weights_by_hand() -> None:
     assert result.steps["used_blocks"].tolist() == [3, 3, 3, 3, 3, 3, 0, 0, 1, 1]
     # a sample at the instant of a phase shows the state before it
     assert result.steps["num_running"].tolist() == [1, 1, 1, 1, 1, 1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("clock", ["time", "logical"])
+def test_a_request_that_an_admission_cap_lets_in_but_no_pool_holds(clock: str) -> None:
+    """Chunks of 9 tokens in blocks of 16: the cap counts one block of the group, a step across 16 needs two.
+
+    vLLM preempts the request by itself for ever.
+    """
+    builder = WorkloadBuilder(vocab_size=50, clock=clock)
+    builder.add([1], [17], output_len=1, arrival=0)
+    builder.add([2], [4], output_len=1, arrival=0)
+    engine = EngineSettings(
+        num_gpu_blocks=4,
+        max_num_seqs=6,
+        max_num_batched_tokens=7,
+        max_model_len=22,
+        kv_cache_groups=(KVCacheGroup("chunked_local", attention_chunk_size=9), KVCacheGroup("full")),
+    )
+    state = allocate(engine, builder.build(), constant(5), LogOptions(sample_period_ns=0))
+    reason = run_until(state, 1 << 60, 10_000)
+    if clock == "logical":
+        assert reason == c.X_STUCK
+    else:
+        assert reason == c.X_DONE
+        assert state.requests.status[:2].tolist() == [c.S_UNSERVABLE, c.S_FINISHED]
