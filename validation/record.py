@@ -18,6 +18,7 @@ from validation.steplog import COLUMNS, Recording
 
 if TYPE_CHECKING:
     from sim.config_engine import EngineSettings
+    from sim.reference.settings import Settings
     from workloads.requests import Workload
 
 
@@ -72,16 +73,22 @@ def _on_simulator(settings: EngineSettings, requests: Sequence[LogicalRequest]) 
     return Recording(log.columns, stuck)
 
 
-def _on_reference(settings: EngineSettings, requests: Sequence[LogicalRequest]) -> Recording:
-    from sim.reference.engine import Engine, EngineStuck
+def reference_settings(settings: EngineSettings) -> Settings:
+    """The settings as the plain-Python twin takes them."""
     from sim.reference.settings import Settings
-    from sim.reference.steplog import StepLog
 
-    log = StepLog()
     values = asdict(settings)
     # of runs in time: in logical time, what is right is data of the requests
     del values["draft_acceptance"]
-    engine = Engine(Settings.from_dict(values), [r.to_json() for r in requests], observer=log)
+    return Settings.from_dict(values)
+
+
+def _on_reference(settings: EngineSettings, requests: Sequence[LogicalRequest]) -> Recording:
+    from sim.reference.engine import Engine, EngineStuck
+    from sim.reference.steplog import StepLog
+
+    log = StepLog()
+    engine = Engine(reference_settings(settings), [r.to_json() for r in requests], observer=log)
     stuck = None
     try:
         engine.run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from sim.reference.engine import Phase
 from sim.reference.invariants import POOL_INVARIANTS, STATE_INVARIANTS, InvariantError, verify
 from tests.reference.random_cases import random_case
 from validation.fuzz_groups import FAMILIES, random_group_case
+from validation.record import reference_settings
 
 
 def verify_call(engine: Engine, phase: Phase, step: int, batch: SchedulerOutput, finished: list[str]) -> None:
@@ -39,7 +39,7 @@ def test_invariants_hold_with_groups_of_every_type(family: str) -> None:
     for seed in range(4):
         case = random_group_case(seed, family)
         lines = [request.to_json() for request in case.requests]
-        Engine(Settings.from_dict(asdict(case.settings)), lines, verify_call).run(300)
+        Engine(reference_settings(case.settings), lines, verify_call).run(300)
 
 
 def busy_engine() -> Engine:
