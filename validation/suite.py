@@ -1,7 +1,8 @@
 """`python -m validation run`: everything that a real vLLM can confirm, as one table.
 
 Checks, in this order: each recording of the conformance set and of tests/recorded_vllm made again on the
-live scheduler (those of its release) and on the simulator; random cases on both; whole CPU engines. One row a comparison: what was
+live scheduler (those of its release) and on the simulator; random cases on both; whole CPU engines. One row a
+comparison: what was
 compared, rows, equal columns, first difference.
 """
 
