@@ -286,11 +286,6 @@ def releases() -> tuple[str, ...]:
     return tuple(f"0.{minor}" for minor in range(first, last + 1))
 
 
-def switch_names() -> tuple[str, ...]:
-    """The names of all switches, in the table's order."""
-    return tuple(s.name for s in SWITCHES)
-
-
 def find_switch(name: str) -> Switch | None:
     """The switch of a name, None if there is none."""
     return next((s for s in SWITCHES if s.name == name), None)

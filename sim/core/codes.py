@@ -15,7 +15,6 @@ POLICY_PRIORITY = 1
 # Rule of free_blocks (VLLM.md 1.5): append all, or unhashed to the front and hashed to the tail
 FREE_APPEND = 0
 FREE_SPLIT = 1
-FREE_APPEND_WINDOW_SPLIT = 2  # append, but the sliding-window groups split (0.23)
 
 # Priority policy: the running phase after a victim was taken (VLLM.md 4.1)
 PRIORITY_OLD = 0  # the index moves back only if the victim was scheduled in this step

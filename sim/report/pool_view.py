@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from sim.analysis.rerun import Rerun
     from sim.core.state import State
 
 FREE, FREE_CACHED, USED, USED_CACHED = range(4)
@@ -116,15 +115,6 @@ class FilmMaker:
 def film_times(end_ns: int, columns: int = COLUMNS) -> I64:
     """The middles of equal stretches of a run."""
     return ((2 * np.arange(columns, dtype=np.int64) + 1) * end_ns) // (2 * columns)
-
-
-def make_film(rerun: Rerun, columns: int = COLUMNS) -> Film:
-    """Simulate the run again and take its picture at `columns` instants."""
-    times = film_times(rerun.end_ns, columns)
-    maker = FilmMaker(rerun.resolved.engine.num_gpu_blocks, columns)
-    for t in times.tolist():
-        maker.take(t, block_codes(rerun.state_at(t)))
-    return maker.film()
 
 
 def blend(share: NDArray[Any], opaque: bool = False) -> U8:

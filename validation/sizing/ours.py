@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sim.models import ModelShape
@@ -86,8 +85,3 @@ def as_dict(plan: PoolPlan) -> dict[str, Any]:
         "max_concurrency": plan.max_concurrency,
         "pool_bytes": plan.used_bytes,
     }
-
-
-def spec_facts(specs: Any) -> list[dict[str, Any]]:
-    """Layer specs as plain data."""
-    return [asdict(s) for s in specs]
