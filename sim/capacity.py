@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core import state as s
 from sim.core.block_hash import hash_multipliers
@@ -21,6 +20,7 @@ from sim.core.engine import init_engine
 from sim.core.prefix_map import table_words
 from sim.core.probes import bitmap_words
 from sim.core.residency import HISTORY
+from sim.engine_settings import EngineSettings
 from sim.groups import GroupLayout, layout_of
 from sim.step_time import StepTime
 from workloads.requests import Workload
@@ -28,7 +28,7 @@ from workloads.requests import Workload
 _POLICIES = {"fcfs": c.POLICY_FCFS, "priority": c.POLICY_PRIORITY}
 _FREE_ORDERS = {
     "append": c.FREE_APPEND,
-    # what it does to window groups is not simulated, see config_engine.check_simulated
+    # what it does to window groups is not simulated, see engine_checks.check_simulated
     "append_window_split": c.FREE_APPEND,
     "split": c.FREE_SPLIT,
 }

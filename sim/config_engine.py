@@ -1,150 +1,29 @@
-"""The engine's settings: vLLM's own argument names, their rules, and the reader of config.json.
+"""Models of the engine's keys, and the reader of config.json.
 
-`EngineSettings` is what the core gets: everything resolved to numbers. `EngineKeys` are the keys of a
-validation config.json, with exactly its defaults; `EngineConfig` are those of a user's YAML, where the size
-of the pool and the batch limits may be left to the model and the GPU, as in vLLM.
+`EngineKeys` are the keys of a validation config.json, with exactly its defaults; `EngineConfig` are those of
+a user's YAML, where the size of the pool and the batch limits may be left to the model and the GPU, as in
+vLLM. Both become `sim.engine_settings.EngineSettings`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from sim.config_explain import validate_model
-from sim.config_groups import check_groups
 from sim.config_switches import Release, SwitchKeys
 from sim.config_types import Bytes, Positive, Share, Strict, key
 from sim.config_yaml import Problem, read_json, to_input_errors
-from sim.errors import InputError, raise_all
-from sim.profiles import (
-    DEFAULT_RELEASE,
-    FIRST_RELEASE,
-    LAST_RELEASE,
-    Rules,
-    missing_keys,
-    releases,
-    rules_of,
-)
+from sim.engine_checks import check_settings
+from sim.engine_settings import EngineSettings, KVCacheGroup
+from sim.errors import raise_all
+from sim.profiles import DEFAULT_RELEASE, Rules, missing_keys, rules_of
 
 GroupType = Literal["full", "sliding_window", "chunked_local", "mamba", "cross_attention"]
 KVCacheDtype = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]
-
-
-@dataclass(frozen=True)
-class KVCacheGroup:
-    """One KV-cache group: layers that share block tables.
-
-    Attributes:
-        type: "full" (multi-head latent attention too), "sliding_window", "chunked_local", "mamba" or
-            "cross_attention".
-        block_size: tokens of one block of this group; None: the engine's block size.
-        sliding_window: window in tokens (type sliding_window).
-        attention_chunk_size: chunk in tokens (type chunked_local).
-        mamba_cache_mode: "align" or "none" (type mamba).
-        prefill_checkpoint_alignment: tokens after a chunk's beginning, or multiples of them, at which the
-            kernel can export a state (type mamba; Mamba 2: 1); None: it can't.
-        encoder_tokens: encoder tokens of each request (type cross_attention).
-        is_eagle_group: has layers of a drafter (where no group is marked they all count as such).
-    """
-
-    type: str = "full"
-    block_size: int | None = None
-    sliding_window: int | None = None
-    attention_chunk_size: int | None = None
-    mamba_cache_mode: str | None = None
-    prefill_checkpoint_alignment: int | None = None
-    encoder_tokens: int | None = None
-    is_eagle_group: bool = False
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """Resolved settings of one simulated engine; names and meaning are vLLM's.
-
-    `num_gpu_blocks` includes the null block (block id 0). Lengths are in tokens. `None` in
-    `max_num_scheduled_tokens` and `max_num_active_seqs` means "as max_num_batched_tokens" and
-    "as max_num_seqs"; `scheduled_tokens` and `active_seqs` give the number in force. `switches` are (name,
-    value) pairs that differ from the release's own rules; `rules` has the rules in force.
-    """
-
-    vllm: str = DEFAULT_RELEASE
-    block_size: int = 16
-    num_gpu_blocks: int = 1024
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    max_num_scheduled_tokens: int | None = None
-    max_num_active_seqs: int | None = None
-    max_model_len: int = 4096
-    enable_prefix_caching: bool = True
-    enable_chunked_prefill: bool = True
-    long_prefill_token_threshold: int = 0
-    long_prefill_token_threshold_adaptive: bool = False
-    async_scheduling: bool = False
-    policy: str = "fcfs"
-    scheduler_reserve_full_isl: bool = True
-    watermark: float = 0.0
-    prefix_cache_retention_interval: int | None = 0
-    prefix_match_unit: int | None = None
-    num_speculative_tokens: int = 0
-    speculative_method: str | None = None
-    draft_acceptance: float | None = None
-    kv_cache_groups: tuple[KVCacheGroup, ...] = (KVCacheGroup(),)
-    arrival_time: str = "seq"
-    idle_steps: str = "skip"
-    switches: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def rules(self) -> Rules:
-        """The rules in force, see `sim.profiles`; ValueError for a release without any."""
-        return rules_of(self.vllm, self.switches)
-
-    @property
-    def reserves_full_sequence(self) -> bool:
-        """Whether an admission wants free blocks for all known tokens."""
-        return self.scheduler_reserve_full_isl and self.rules.full_sequence_reserve == "on"
-
-    def without_later_keys(self) -> EngineSettings:
-        """These settings as the release can have them: keys that it does not know mean nothing."""
-        missing = missing_keys(self.vllm)
-        return replace(self, **{name: later.absent for name, later in missing.items()})
-
-    @property
-    def uses_eagle(self) -> bool:
-        """Whether the drafter reads the model's hidden states: hits lose their last block to it."""
-        return self.speculative_method in ("eagle", "mtp")
-
-    @property
-    def num_lookahead_tokens(self) -> int:
-        """Slots beyond the scheduled tokens, which the drafter writes (vLLM 0.32.0, VllmConfig)."""
-        writes = self.uses_eagle or self.speculative_method == "draft_model"
-        return self.num_speculative_tokens if writes else 0
-
-    @property
-    def num_draft_slots(self) -> int:
-        """Input tokens that the drafter adds to each scheduled request (vLLM 0.32.0, SpeculativeConfig)."""
-        return int(self.speculative_method == "draft_model")
-
-    @property
-    def scheduled_tokens(self) -> int:
-        """Token budget of one schedule() call."""
-        return (
-            self.max_num_batched_tokens
-            if self.max_num_scheduled_tokens is None
-            else self.max_num_scheduled_tokens
-        )
-
-    @property
-    def active_seqs(self) -> int:
-        """Requests that may be running at once."""
-        return self.max_num_seqs if self.max_num_active_seqs is None else self.max_num_active_seqs
-
-    @property
-    def usable_blocks(self) -> int:
-        """Blocks that requests can hold: all but the null block."""
-        return self.num_gpu_blocks - 1
 
 
 class GroupConfig(Strict):
@@ -441,123 +320,3 @@ def load_engine_json(path: str | Path) -> EngineSettings:
     problems = parsed.later_key_problems() + check_settings(settings)
     raise_all(to_input_errors(problems, document))
     return settings
-
-
-def check_settings(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
-    """Combinations that vLLM 0.32.0 refuses (SchedulerConfig.verify_max_model_len) or we can't simulate yet.
-
-    Args:
-        s: the settings.
-        prefix: path of the engine's section in the document, for the places of the problems.
-    """
-    out: list[Problem] = []
-
-    def add(key: str, message: str, hint: str) -> None:
-        out.append(Problem((*prefix, key), message, hint))
-
-    if s.max_num_batched_tokens < s.max_num_seqs:
-        add(
-            "max_num_batched_tokens",
-            f"max_num_batched_tokens ({s.max_num_batched_tokens}) is smaller than"
-            f" max_num_seqs ({s.max_num_seqs})",
-            "each running request needs a token in every step, so vLLM refuses this:"
-            " raise the first or lower the second",
-        )
-    if s.max_num_batched_tokens < s.max_model_len and not s.enable_chunked_prefill:
-        add(
-            "max_num_batched_tokens",
-            f"max_num_batched_tokens ({s.max_num_batched_tokens}) is smaller than"
-            f" max_model_len ({s.max_model_len}) and enable_chunked_prefill is false",
-            "a long prompt could never be scheduled: raise max_num_batched_tokens or turn chunked prefill on",
-        )
-    if s.max_num_active_seqs is not None and s.max_num_active_seqs > s.max_num_seqs:
-        add(
-            "max_num_active_seqs",
-            f"max_num_active_seqs ({s.max_num_active_seqs}) is greater than max_num_seqs ({s.max_num_seqs})",
-            "lower max_num_active_seqs or raise max_num_seqs",
-        )
-    if s.long_prefill_token_threshold > s.max_model_len:
-        add(
-            "long_prefill_token_threshold",
-            f"long_prefill_token_threshold ({s.long_prefill_token_threshold}) is greater than"
-            f" max_model_len ({s.max_model_len})",
-            "use 0 to turn the threshold off",
-        )
-    if (s.num_speculative_tokens > 0) != (s.speculative_method is not None):
-        add(
-            "speculative_method",
-            f"speculative_method is {s.speculative_method} and num_speculative_tokens"
-            f" {s.num_speculative_tokens}",
-            "give both or none of them",
-        )
-    return out + check_simulated(s, prefix)
-
-
-def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
-    """What a config may say but the core does not simulate yet: the one place to lift such a limit."""
-    out: list[Problem] = []
-    if s.vllm not in releases():
-        known = f"known: '{FIRST_RELEASE}' to '{LAST_RELEASE}'"
-        out.append(Problem((*prefix, "vllm"), f"the rules of vLLM {s.vllm} are not known", known))
-    elif s.rules.free_order == "append_window_split" and any(g.type != "full" for g in s.kv_cache_groups):
-        out.append(
-            Problem(
-                (*prefix, "vllm"),
-                "the free order of vLLM 0.23 with groups other than full attention is not simulated",
-                "use engine.vllm '0.22' or '0.24', or switches: {free_order: append} for an approximation",
-            )
-        )
-    if s.vllm != DEFAULT_RELEASE and any(g.type == "mamba" for g in s.kv_cache_groups):
-        out.append(
-            Problem(
-                (*prefix, "vllm"),
-                f"Mamba groups under the rules of vLLM {s.vllm} are not simulated",
-                f"use engine.vllm '{DEFAULT_RELEASE}'",
-            )
-        )
-    return out + check_groups(s, prefix)
-
-
-def require_simulated(s: EngineSettings) -> None:
-    """Raise `InputError` if the core can't simulate these settings yet."""
-    raise_all([InputError(p.message, hint=p.hint) for p in check_simulated(s)])
-
-
-def blocks_of_longest_request(s: EngineSettings) -> int:
-    """Blocks wanted at start-up: those of one request of max_model_len and, since 0.29, the null block."""
-    return -(-s.max_model_len // s.block_size) + (1 if s.rules.null_in_check == "on" else 0)
-
-
-def check_pool(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
-    """The start-up check of vLLM >= 0.29: a request of max_model_len must fit beside the null block."""
-    need = blocks_of_longest_request(s)
-    if s.num_gpu_blocks >= need:
-        return []
-    fits = max(0, (s.num_gpu_blocks - 1) * s.block_size)
-    return [
-        Problem(
-            (*prefix, "num_gpu_blocks"),
-            f"a pool of {s.num_gpu_blocks} blocks is smaller than one request of max_model_len"
-            f" ({s.max_model_len} tokens need {need} blocks of {s.block_size}, the null block included)",
-            f"raise num_gpu_blocks to {need}, or lower max_model_len to {fits}"
-            if fits
-            else f"raise num_gpu_blocks to at least {need}",
-        )
-    ]
-
-
-__all__ = [
-    "Auto",
-    "EngineConfig",
-    "EngineJson",
-    "EngineKeys",
-    "EngineSettings",
-    "GroupConfig",
-    "KVCacheGroup",
-    "blocks_of_longest_request",
-    "check_pool",
-    "check_settings",
-    "check_simulated",
-    "load_engine_json",
-    "require_simulated",
-]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sim.config_yaml import Problem
 
 if TYPE_CHECKING:
-    from sim.config_engine import EngineSettings
+    from sim.engine_settings import EngineSettings
 
 #: The key that a type of group can't do without.
 _NEEDS = {"sliding_window": "sliding_window", "chunked_local": "attention_chunk_size"}

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from simpy.core import EventPriority
 
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import abort_request, add_arrival, run_until, settle
+from sim.engine_settings import EngineSettings
 from sim.simulate import RunResult, Simulation
 from sim.step_time import StepTime
 from workloads.builder import AUTO_OUTPUT_BASE

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sim.config_engine import EngineSettings, KVCacheGroup
 from sim.core import codes as c
+from sim.engine_settings import EngineSettings, KVCacheGroup
 
 _ATTENTION = {
     "full": c.GROUP_FULL,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sim.config import Loaded, RunConfig
-from sim.config_engine import EngineSettings, check_settings
 from sim.config_step_time import (
     AffineStep,
     ConstantStep,
@@ -19,6 +18,8 @@ from sim.config_step_time import (
 )
 from sim.config_workload import AnyClient
 from sim.config_yaml import Problem, to_input_errors
+from sim.engine_checks import check_settings
+from sim.engine_settings import EngineSettings
 from sim.errors import raise_all
 from sim.fleet.config import FleetSettings, RoundRobin
 from sim.gpus import Gpu, find_gpu

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sim.config_engine import EngineConfig, EngineSettings, KVCacheGroup, check_pool
+from sim.config_engine import EngineConfig
 from sim.config_yaml import Problem
+from sim.engine_checks import check_pool
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.gpus import GIB, Gpu
 from sim.models import ModelShape
 from sim.sizing.budget import estimated_parts, left_over

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import run_until, sample_now, settle, weigh_now
 from sim.core.jit import note_general
 from sim.core.state import COUNTERS, POOL_META, Record, State
+from sim.engine_settings import EngineSettings
 from sim.step_time import StepTime
 from workloads.requests import Workload
 

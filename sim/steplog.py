@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import advance
 from sim.core.inspect import free_queue_order, waiting_order
 from sim.core.state import State
+from sim.engine_settings import EngineSettings
 from sim.step_time import StepTime
 from workloads.requests import Workload
 

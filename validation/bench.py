@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from sim.config_engine import EngineSettings
+    from sim.engine_settings import EngineSettings
     from workloads.requests import Workload
 
 GOAL = 300
@@ -51,7 +51,7 @@ class Run:
 
 def cases(scale: float = 1.0) -> list[BenchCase]:
     """The benchmark's cases. scale: the share of the requests."""
-    from sim.config_engine import EngineSettings
+    from sim.engine_settings import EngineSettings
 
     engine = EngineSettings(
         num_gpu_blocks=16_384, max_num_seqs=256, max_num_batched_tokens=8192, max_model_len=2048

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from validation.live_state import SchedulerRecorder
 from validation.logical import LogicalRequest
 from validation.steplog import Recording

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sim.config_engine import check_simulated
+from sim.engine_checks import check_simulated
 from sim.errors import InputError
 from validation.corpus import write_case
 from validation.diff import compare

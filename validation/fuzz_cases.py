@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.config_engine import EngineSettings, KVCacheGroup
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from validation.logical import LogicalRequest
 
 _DEFAULTS = EngineSettings()

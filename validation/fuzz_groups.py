@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sim.config_engine import EngineSettings, KVCacheGroup
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from validation.fuzz_cases import Case, Draw, fit_pool, random_case, random_requests, random_settings
 from validation.logical import LogicalRequest
 

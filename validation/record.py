@@ -17,7 +17,7 @@ from validation.logical import LogicalRequest, read_requests
 from validation.steplog import COLUMNS, Recording
 
 if TYPE_CHECKING:
-    from sim.config_engine import EngineSettings
+    from sim.engine_settings import EngineSettings
     from sim.reference.settings import Settings
     from workloads.requests import Workload
 

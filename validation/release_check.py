@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.config_engine import EngineSettings, KVCacheGroup, check_simulated
+from sim.engine_checks import check_simulated
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
 from sim.profiles import DEFAULT_RELEASE, SWITCHES, rules_of
 from validation.corpus import RecordedCase, read_cases, write_case

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from sim.errors import InputError
 from sim.profiles import VERSIONS
 from validation.logical import LogicalRequest

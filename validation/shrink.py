@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from validation.fuzz_cases import Case, blocks_of_largest
 from validation.logical import LogicalRequest
 

@@ -94,7 +94,7 @@ def check_engine(case: Case, engine: Recording) -> Iterator[Row]:
 
 def simulated(recorded: RecordedCase) -> bool:
     """Whether the simulator claims this case."""
-    from sim.config_engine import check_simulated
+    from sim.engine_checks import check_simulated
 
     return not check_simulated(recorded.case.settings)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sim.config_engine import EngineSettings, KVCacheGroup
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
 from sim.profiles import LAST_RELEASE, SWITCHES, missing_keys, release_key, releases, rules_of
 from validation.diff import Comparison, compare

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from sim.errors import InputError
 from validation.engine_loop import EngineLoop
 from validation.logical import LogicalRequest

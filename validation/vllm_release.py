@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from sim.errors import InputError
 
 #: The oldest release whose control plane the recorder knows to drive; newer ones are tried as they come.

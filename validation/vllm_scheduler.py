@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from validation import vllm_release
 from validation.engine_loop import EngineLoop
 from validation.logical import LogicalRequest

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sim.config_engine import EngineSettings, KVCacheGroup
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
 from validation import vllm_release
 

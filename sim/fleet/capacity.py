@@ -20,12 +20,12 @@ from sim.capacity import (
 )
 from sim.capacity import _array as record_array
 from sim.capacity import _record as record
-from sim.config_engine import EngineSettings
 from sim.core import fleet_state as fs
 from sim.core.block_hash import hash_multipliers
 from sim.core.lifecycle import NEVER
 from sim.core.native import address_of, engine_address
 from sim.core.state import State
+from sim.engine_settings import EngineSettings
 from sim.fleet.config import (
     FleetSettings,
     LeastLoaded,

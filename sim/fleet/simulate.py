@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import settle
 from sim.core.fleet import run_fleet
+from sim.engine_settings import EngineSettings
 from sim.fleet.capacity import FleetState, allocate_fleet
 from sim.fleet.config import FleetSettings
 from sim.simulate import (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from sim.errors import InputError
 from sim.published.data import config_path, trace_path
 from sim.published.registry import Options

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sim.config_engine import KVCacheGroup
+from sim.engine_settings import KVCacheGroup
 from sim.sizing.groups import Group
 from sim.sizing.layers import CacheLayout
 from sim.sizing.plan import PoolPlan

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim.config import load_config
-from sim.config_engine import EngineSettings
 from sim.config_yaml import Document, Place, Problem, to_input_errors
+from sim.engine_settings import EngineSettings
 from sim.errors import raise_all
 from sim.gpus import GIB, Gpu, find_gpu
 from sim.models import ModelShape

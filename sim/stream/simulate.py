@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from sim.capacity import LogOptions
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import run_until, settle
+from sim.engine_settings import EngineSettings
 from sim.simulate import Columns, Progress, RunResult, Simulation
 from sim.step_time import StepTime
 from sim.stream.window import Window, check_streamable

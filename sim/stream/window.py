@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from sim.capacity import LogOptions, SharedRequests, allocate
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.state import PIECE, REQUEST, State
 from sim.core.window import admit_loaded, shift_window
+from sim.engine_settings import EngineSettings
 from sim.errors import InputError
 from sim.simulate import Columns, request_columns
 from sim.step_time import StepTime

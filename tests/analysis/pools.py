@@ -8,7 +8,7 @@ import numpy as np
 
 from sim.analysis.snapshot import FragmentationSnapshot
 from sim.capacity import LogOptions
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from sim.simulate import Simulation
 from sim.step_time import constant
 from workloads.builder import WorkloadBuilder

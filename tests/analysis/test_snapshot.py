@@ -16,11 +16,11 @@ from sim.analysis.runs import consecutive_runs, power_of_two_histogram, runs_of
 from sim.analysis.snapshot import NULL, USED, USED_CACHED, FragmentationSnapshot
 from sim.analysis.tracker import curves_of
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.block_pool import evict_block
 from sim.core.engine import advance, sample_now
 from sim.core.jit import entry
+from sim.engine_settings import EngineSettings
 from sim.reference.block_pool import BlockPool
 from sim.reference.engine import Engine
 from sim.reference.settings import Settings

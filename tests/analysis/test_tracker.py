@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sim.analysis.residency import ResidencyHistogram, residency_of
 from sim.analysis.tracker import FragmentationTracker, Tracked, curves_of
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import run_until
+from sim.engine_settings import EngineSettings
 from sim.reference.engine import Engine
 from sim.reference.metrics import KVCacheMetricsCollector
 from sim.reference.settings import Settings

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from workloads.builder import assemble
 from workloads.requests import Workload
 

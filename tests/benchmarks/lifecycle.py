@@ -12,11 +12,11 @@ from __future__ import annotations
 import numpy as np
 
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings
 from sim.core import kv_cache_manager as kvm
 from sim.core.jit import entry
 from sim.core.kv_rules import allocate_new_blocks, find_longest_cache_hit
 from sim.core.state import KVCache
+from sim.engine_settings import EngineSettings
 from sim.step_time import constant
 from workloads.builder import assemble
 

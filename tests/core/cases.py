@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings, KVCacheGroup
 from sim.core import codes as c
 from sim.core.engine import run_until
 from sim.core.state import State
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.step_time import StepTime, affine, constant
 from tests.reference.random_cases import random_case
 from workloads.builder import WorkloadBuilder

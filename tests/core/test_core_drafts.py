@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sim.capacity import LogOptions
-from sim.config_engine import EngineConfig, EngineSettings
+from sim.config_engine import EngineConfig
+from sim.engine_settings import EngineSettings
 from sim.groups import layout_of
 from sim.simulate import RunResult, Simulation
 from sim.step_time import affine

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings
 from sim.core import bits
 from sim.core.block_hash import ensure_hashes
 from sim.core.free_queue import queue_insert_after, queue_last, queue_remove
@@ -22,6 +21,7 @@ from sim.core.state import StepTime as CoreStepTime
 from sim.core.step_time import step_duration_ns
 from sim.core.verify import INVARIANTS
 from sim.coupled import empty_workload
+from sim.engine_settings import EngineSettings
 from sim.step_time import BatchFeatures, StepTime, constant, duration_ns
 from workloads.builder import WorkloadBuilder
 from workloads.requests import Workload

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import run_until
 from sim.core.prefix_map import BUCKET
 from sim.core.state import State
 from sim.core.verify import INVARIANTS, verify
+from sim.engine_settings import EngineSettings
 from sim.step_time import constant
 from tests.core.cases import FOREVER
 from workloads.builder import WorkloadBuilder

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings, KVCacheGroup
 from sim.core import codes as c
 from sim.core.engine import run_until
 from sim.core.verify import verify
 from sim.coupled import empty_workload
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.simulate import RunResult, Simulation
 from sim.step_time import StepTime, affine, constant
 from workloads.builder import WorkloadBuilder

@@ -11,9 +11,9 @@ import pytest
 import simpy
 
 from sim.capacity import LogOptions
-from sim.config_engine import EngineSettings
 from sim.core.verify import verify
 from sim.coupled import CapacityError, CoupledEngine
+from sim.engine_settings import EngineSettings
 from sim.simulate import RunResult, Simulation
 from sim.step_time import affine, constant
 from tests.core.cases import draw_case

@@ -9,9 +9,9 @@ import pytest
 import simpy
 
 from sim.capacity import LogOptions
-from sim.config_engine import EngineSettings
 from sim.core.verify import verify
 from sim.coupled import CoupledEngine
+from sim.engine_settings import EngineSettings
 from sim.step_time import constant
 from workloads.clients.reactive import AdaptivePool, Aimd, Attempt, Impatience, adaptive, impatient
 from workloads.clients.view import EngineView

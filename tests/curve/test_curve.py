@@ -139,7 +139,7 @@ def test_cuts_of_the_pass_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_one_client_on_the_simulator_hits_as_the_curve_says() -> None:
     """A pool of U blocks serves one request at a time: U, or one less while a partial block takes a place."""
-    from sim.config_engine import EngineSettings
+    from sim.engine_settings import EngineSettings
     from sim.simulate import LogOptions, Simulation
     from sim.step_time import constant
 

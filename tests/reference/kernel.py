@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings
 from sim.core.state import State
+from sim.engine_settings import EngineSettings
 from sim.step_time import StepTime
 from sim.steplog import RowRecorder as Recorder
 from sim.steplog import record

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import abort_request, advance
+from sim.engine_settings import EngineSettings
 from sim.reference import Engine, EngineStuck, Settings, record
 from sim.reference.steplog import StepLog
 from sim.steplog import record as record_kernel

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sim.capacity import LogOptions, allocate
-from sim.config_engine import EngineSettings
 from sim.core.block_pool import (
     cache_full_block,
     evict_block,
@@ -25,6 +24,7 @@ from sim.core.block_pool import (
 from sim.core.jit import entry
 from sim.core.state import Pool
 from sim.core.verify_pool import map_places
+from sim.engine_settings import EngineSettings
 from sim.reference import BlockPool
 from sim.reference.invariants import verify
 from sim.reference.steplog import free_run_lengths

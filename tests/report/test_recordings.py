@@ -24,9 +24,9 @@ from sim.analysis.recording import Recorded, load
 from sim.analysis.snapshot import FragmentationSnapshot
 from sim.capacity import LogOptions, allocate
 from sim.cli import main
-from sim.config_engine import EngineSettings
 from sim.core import codes as c
 from sim.core.engine import run_until
+from sim.engine_settings import EngineSettings
 from sim.reference.metrics import KVCacheMetricsCollector
 from sim.report.document import values_of
 from sim.report.recorded_report import build_recorded_report

@@ -11,16 +11,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from sim.config import load_config
-from sim.config_engine import (
-    EngineConfig,
-    EngineJson,
-    EngineKeys,
-    EngineSettings,
-    KVCacheGroup,
-    load_engine_json,
-    require_simulated,
-)
+from sim.config_engine import EngineConfig, EngineJson, EngineKeys, load_engine_json
 from sim.config_types import format_cost
+from sim.engine_checks import require_simulated
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError, did_you_mean
 from sim.resolve import resolve
 

@@ -11,7 +11,8 @@ import pytest
 
 from sim import profiles
 from sim.config import load_config
-from sim.config_engine import EngineSettings, load_engine_json
+from sim.config_engine import load_engine_json
+from sim.engine_settings import EngineSettings
 from sim.errors import InputError
 from sim.profiles import LATER_KEYS, SWITCHES, Rules, changes_between, releases, rules_of
 from sim.resolve import resolve

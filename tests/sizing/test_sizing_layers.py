@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.config_engine import KVCacheGroup
+from sim.engine_settings import KVCacheGroup
 from sim.models import find_model, known_name, model_names
 from sim.sizing import CacheArgs, Limits, cache_layout, core_groups, plan_pool, weight_bytes
 from sim.sizing.layers import backend_of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.config_engine import check_simulated
+from sim.engine_checks import check_simulated
 from validation.corpus import RecordedCase, features, read_case
 from validation.diff import compare
 from validation.record import record

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sim.config_engine import EngineSettings, KVCacheGroup, check_simulated
+from sim.engine_checks import check_simulated
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
 from sim.profiles import PROFILES, SWITCHES, VERSIONS, releases
 from sim.profiles_docs import releases_table

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from tests.validation.replay_fakes import FakeClock, write_config
 from validation.logical import LogicalRequest
 from validation.replay.client import drive

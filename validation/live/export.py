@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sim.analysis.recording_file import SNAPSHOTS, SNAPSHOTS_VERSION
-from sim.config_engine import EngineSettings, KVCacheGroup
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
 from validation.fuzz_cases import settings_to_json
 from validation.live.reader import Recording, curves, states

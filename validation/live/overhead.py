@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from validation.live.hooks import LiveRecorder
 from validation.live.options import LiveOptions
 from validation.live.wrappers import Wrappers

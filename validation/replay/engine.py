@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sim.config_engine import EngineSettings
+from sim.engine_settings import EngineSettings
 from sim.errors import InputError
 from validation.live_state import SchedulerRecorder
 from validation.logical import LogicalRequest

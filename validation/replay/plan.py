@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sim.config import Loaded, load_config
-from sim.config_engine import EngineSettings
 from sim.config_workload import to_workload
+from sim.engine_settings import EngineSettings
 from sim.errors import InputError
 from sim.fleet.single import refuse_fleet
 from sim.resolve import Resolved, resolve

@@ -1,0 +1,112 @@
+"""Settings of an engine that vLLM refuses, or that the core does not simulate."""
+
+from __future__ import annotations
+
+from sim.config_groups import check_groups
+from sim.config_yaml import Problem
+from sim.engine_settings import EngineSettings
+from sim.errors import InputError, raise_all
+from sim.profiles import DEFAULT_RELEASE, FIRST_RELEASE, LAST_RELEASE, releases
+
+
+def check_settings(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
+    """Combinations that vLLM 0.32.0 refuses (SchedulerConfig.verify_max_model_len) or we can't simulate yet.
+
+    Args:
+        s: the settings.
+        prefix: path of the engine's section in the document, for the places of the problems.
+    """
+    out: list[Problem] = []
+
+    def add(key: str, message: str, hint: str) -> None:
+        out.append(Problem((*prefix, key), message, hint))
+
+    if s.max_num_batched_tokens < s.max_num_seqs:
+        add(
+            "max_num_batched_tokens",
+            f"max_num_batched_tokens ({s.max_num_batched_tokens}) is smaller than"
+            f" max_num_seqs ({s.max_num_seqs})",
+            "each running request needs a token in every step, so vLLM refuses this:"
+            " raise the first or lower the second",
+        )
+    if s.max_num_batched_tokens < s.max_model_len and not s.enable_chunked_prefill:
+        add(
+            "max_num_batched_tokens",
+            f"max_num_batched_tokens ({s.max_num_batched_tokens}) is smaller than"
+            f" max_model_len ({s.max_model_len}) and enable_chunked_prefill is false",
+            "a long prompt could never be scheduled: raise max_num_batched_tokens or turn chunked prefill on",
+        )
+    if s.max_num_active_seqs is not None and s.max_num_active_seqs > s.max_num_seqs:
+        add(
+            "max_num_active_seqs",
+            f"max_num_active_seqs ({s.max_num_active_seqs}) is greater than max_num_seqs ({s.max_num_seqs})",
+            "lower max_num_active_seqs or raise max_num_seqs",
+        )
+    if s.long_prefill_token_threshold > s.max_model_len:
+        add(
+            "long_prefill_token_threshold",
+            f"long_prefill_token_threshold ({s.long_prefill_token_threshold}) is greater than"
+            f" max_model_len ({s.max_model_len})",
+            "use 0 to turn the threshold off",
+        )
+    if (s.num_speculative_tokens > 0) != (s.speculative_method is not None):
+        add(
+            "speculative_method",
+            f"speculative_method is {s.speculative_method} and num_speculative_tokens"
+            f" {s.num_speculative_tokens}",
+            "give both or none of them",
+        )
+    return out + check_simulated(s, prefix)
+
+
+def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
+    """What a config may say but the core does not simulate yet: the one place to lift such a limit."""
+    out: list[Problem] = []
+    if s.vllm not in releases():
+        known = f"known: '{FIRST_RELEASE}' to '{LAST_RELEASE}'"
+        out.append(Problem((*prefix, "vllm"), f"the rules of vLLM {s.vllm} are not known", known))
+    elif s.rules.free_order == "append_window_split" and any(g.type != "full" for g in s.kv_cache_groups):
+        out.append(
+            Problem(
+                (*prefix, "vllm"),
+                "the free order of vLLM 0.23 with groups other than full attention is not simulated",
+                "use engine.vllm '0.22' or '0.24', or switches: {free_order: append} for an approximation",
+            )
+        )
+    if s.vllm != DEFAULT_RELEASE and any(g.type == "mamba" for g in s.kv_cache_groups):
+        out.append(
+            Problem(
+                (*prefix, "vllm"),
+                f"Mamba groups under the rules of vLLM {s.vllm} are not simulated",
+                f"use engine.vllm '{DEFAULT_RELEASE}'",
+            )
+        )
+    return out + check_groups(s, prefix)
+
+
+def require_simulated(s: EngineSettings) -> None:
+    """Raise `InputError` if the core can't simulate these settings yet."""
+    raise_all([InputError(p.message, hint=p.hint) for p in check_simulated(s)])
+
+
+def blocks_of_longest_request(s: EngineSettings) -> int:
+    """Blocks wanted at start-up: those of one request of max_model_len and, since 0.29, the null block."""
+    return -(-s.max_model_len // s.block_size) + (1 if s.rules.null_in_check == "on" else 0)
+
+
+def check_pool(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
+    """The start-up check of vLLM >= 0.29: a request of max_model_len must fit beside the null block."""
+    need = blocks_of_longest_request(s)
+    if s.num_gpu_blocks >= need:
+        return []
+    fits = max(0, (s.num_gpu_blocks - 1) * s.block_size)
+    return [
+        Problem(
+            (*prefix, "num_gpu_blocks"),
+            f"a pool of {s.num_gpu_blocks} blocks is smaller than one request of max_model_len"
+            f" ({s.max_model_len} tokens need {need} blocks of {s.block_size}, the null block included)",
+            f"raise num_gpu_blocks to {need}, or lower max_model_len to {fits}"
+            if fits
+            else f"raise num_gpu_blocks to at least {need}",
+        )
+    ]

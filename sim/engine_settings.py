@@ -1,0 +1,125 @@
+"""The settings of one simulated engine, resolved to numbers: what capacity, core and twin are given.
+
+Names and meaning are vLLM's. Models that read them from a file are in `sim.config_engine`, combinations
+that are refused in `sim.engine_checks`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sim.profiles import DEFAULT_RELEASE, Rules, missing_keys, rules_of
+
+
+@dataclass(frozen=True)
+class KVCacheGroup:
+    """One KV-cache group: layers that share block tables.
+
+    Attributes:
+        type: "full" (multi-head latent attention too), "sliding_window", "chunked_local", "mamba" or
+            "cross_attention".
+        block_size: tokens of one block of this group; None: the engine's block size.
+        sliding_window: window in tokens (type sliding_window).
+        attention_chunk_size: chunk in tokens (type chunked_local).
+        mamba_cache_mode: "align" or "none" (type mamba).
+        prefill_checkpoint_alignment: tokens after a chunk's beginning, or multiples of them, at which the
+            kernel can export a state (type mamba; Mamba 2: 1); None: it can't.
+        encoder_tokens: encoder tokens of each request (type cross_attention).
+        is_eagle_group: has layers of a drafter (where no group is marked they all count as such).
+    """
+
+    type: str = "full"
+    block_size: int | None = None
+    sliding_window: int | None = None
+    attention_chunk_size: int | None = None
+    mamba_cache_mode: str | None = None
+    prefill_checkpoint_alignment: int | None = None
+    encoder_tokens: int | None = None
+    is_eagle_group: bool = False
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Resolved settings of one simulated engine; names and meaning are vLLM's.
+
+    `num_gpu_blocks` includes the null block (block id 0). Lengths are in tokens. `None` in
+    `max_num_scheduled_tokens` and `max_num_active_seqs` means "as max_num_batched_tokens" and
+    "as max_num_seqs"; `scheduled_tokens` and `active_seqs` give the number in force. `switches` are (name,
+    value) pairs that differ from the release's own rules; `rules` has the rules in force.
+    """
+
+    vllm: str = DEFAULT_RELEASE
+    block_size: int = 16
+    num_gpu_blocks: int = 1024
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    max_num_scheduled_tokens: int | None = None
+    max_num_active_seqs: int | None = None
+    max_model_len: int = 4096
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
+    async_scheduling: bool = False
+    policy: str = "fcfs"
+    scheduler_reserve_full_isl: bool = True
+    watermark: float = 0.0
+    prefix_cache_retention_interval: int | None = 0
+    prefix_match_unit: int | None = None
+    num_speculative_tokens: int = 0
+    speculative_method: str | None = None
+    draft_acceptance: float | None = None
+    kv_cache_groups: tuple[KVCacheGroup, ...] = (KVCacheGroup(),)
+    arrival_time: str = "seq"
+    idle_steps: str = "skip"
+    switches: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def rules(self) -> Rules:
+        """The rules in force, see `sim.profiles`; ValueError for a release without any."""
+        return rules_of(self.vllm, self.switches)
+
+    @property
+    def reserves_full_sequence(self) -> bool:
+        """Whether an admission wants free blocks for all known tokens."""
+        return self.scheduler_reserve_full_isl and self.rules.full_sequence_reserve == "on"
+
+    def without_later_keys(self) -> EngineSettings:
+        """These settings as the release can have them: keys that it does not know mean nothing."""
+        missing = missing_keys(self.vllm)
+        return replace(self, **{name: later.absent for name, later in missing.items()})
+
+    @property
+    def uses_eagle(self) -> bool:
+        """Whether the drafter reads the model's hidden states: hits lose their last block to it."""
+        return self.speculative_method in ("eagle", "mtp")
+
+    @property
+    def num_lookahead_tokens(self) -> int:
+        """Slots beyond the scheduled tokens, which the drafter writes (vLLM 0.32.0, VllmConfig)."""
+        writes = self.uses_eagle or self.speculative_method == "draft_model"
+        return self.num_speculative_tokens if writes else 0
+
+    @property
+    def num_draft_slots(self) -> int:
+        """Input tokens that the drafter adds to each scheduled request (vLLM 0.32.0, SpeculativeConfig)."""
+        return int(self.speculative_method == "draft_model")
+
+    @property
+    def scheduled_tokens(self) -> int:
+        """Token budget of one schedule() call."""
+        return (
+            self.max_num_batched_tokens
+            if self.max_num_scheduled_tokens is None
+            else self.max_num_scheduled_tokens
+        )
+
+    @property
+    def active_seqs(self) -> int:
+        """Requests that may be running at once."""
+        return self.max_num_seqs if self.max_num_active_seqs is None else self.max_num_active_seqs
+
+    @property
+    def usable_blocks(self) -> int:
+        """Blocks that requests can hold: all but the null block."""
+        return self.num_gpu_blocks - 1
