@@ -246,12 +246,16 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
 
 def _children(requests: s.Record, parent: np.ndarray) -> None:
     """Link the children of each request in order of index."""
-    requests.first_child[:] = -1
-    requests.next_sibling[:] = -1
-    for i in np.flatnonzero(parent >= 0)[::-1]:
-        p = parent[i]
-        requests.next_sibling[i] = requests.first_child[p]
-        requests.first_child[p] = i
+    first_child, next_sibling = requests["first_child"], requests["next_sibling"]
+    first_child[:] = -1
+    next_sibling[:] = -1
+    child = np.flatnonzero(parent >= 0)
+    child = child[np.argsort(parent[child], kind="stable")]
+    of = parent[child]
+    same = of[1:] == of[:-1]
+    next_sibling[child[:-1][same]] = child[1:][same]
+    # written backwards: what stays is the first child of each
+    first_child[of[::-1]] = child[::-1]
 
 
 def request_records(e: EngineSettings, w: Workload, capacity: int, queues: int = 1) -> s.Record:
@@ -276,8 +280,7 @@ def request_records(e: EngineSettings, w: Workload, capacity: int, queues: int =
     rq.parent[:n] = w.parent
     if e.policy == "priority":
         names = [w.request_id(i) if i < n else f"r{i}" for i in range(capacity)]
-        for rank, i in enumerate(sorted(range(capacity), key=names.__getitem__)):
-            rq.id_rank[i] = rank
+        rq["id_rank"][sorted(range(capacity), key=names.__getitem__)] = np.arange(capacity)
     if w.clock == "logical":
         rq.order_time[:n] = np.arange(n) if e.arrival_time == "seq" else w.arrival
     _children(rq, w.parent)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from sim import __version__
+from sim.startup import put_off_collection
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -115,6 +116,7 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="kvpool")
 def main() -> None:
     """kvpool: simulate the KV-cache block pool of vLLM, without a GPU."""
+    put_off_collection()
 
 
 @main.command()
