@@ -23,7 +23,7 @@ from sim.analysis.openmetrics import (
     observed,
     scrape_rows,
 )
-from sim.analysis.recording import STATE_COLUMNS, Recorded
+from sim.analysis.recorded import STATE_COLUMNS, Recorded
 from sim.columns import STEPS
 from sim.results import to_parquet
 

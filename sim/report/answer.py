@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from sim.report.document import (
@@ -23,8 +20,8 @@ from sim.report.document import (
     as_size,
 )
 from sim.report.folder import RunFolder
+from sim.report.sentences import PRESSURE, cache_hits, fragmentation, headline, peak
 
-PRESSURE, SHORT, LITTLE_WASTE = 0.95, 0.05, 0.02
 _NONE = Value(None, "-")
 
 
@@ -89,46 +86,12 @@ def _weights(run: RunFolder) -> np.ndarray | None:
     return weights if weights.sum() > 0 else None
 
 
-def _fragmentation(run: RunFolder) -> Inline:
-    s = run.summary
-    outside, runs, contiguity = s["external_fragmentation"], s["free_runs"], s["table_contiguity"]
-    pieces: list[Piece] = [
-        "the free blocks lie in ",
-        as_count(runs["mean"], "runs"),
-        " runs on average: external fragmentation ",
-        as_share(outside["mean"]),
-        ". Paged attention does not mind",
-    ]
-    if contiguity is not None:
-        pieces += [
-            "; a transfer of KV would: only " if contiguity < 0.5 else "; for a transfer of KV, ",
-            as_share(contiguity),
-            " of neighbouring blocks of a request are adjacent in memory",
-        ]
-    return (*pieces, ".")
-
-
 def _cache(run: RunFolder) -> Inline:
     c = run.summary["prefix_cache"]
     if not c["first_lookup_tokens"]:
         on = run.config["engine"].get("enable_prefix_caching", True)
         return ("the prefix cache was not asked once.",) if on else ("prefix caching is off.",)
-    pieces: list[Piece] = [
-        "the prefix cache gives ",
-        as_share(c["first_lookup_token_hit_rate"]),
-        " of the prompt tokens at first lookup",
-    ]
-    if c["evicted_blocks"]:
-        pieces += [
-            "; ",
-            as_share(c["evicted_unused_blocks"] / c["evicted_blocks"]),
-            " of the ",
-            as_count(c["evicted_blocks"], "blocks"),
-            " blocks that were evicted had never been hit",
-        ]
-    else:
-        pieces.append("; nothing cached was evicted")
-    return (*pieces, ".")
+    return cache_hits(c)
 
 
 def _pressure(run: RunFolder) -> Inline:
@@ -199,24 +162,13 @@ def _warnings(run: RunFolder) -> list[Part]:
     return out
 
 
-def _peak(metric: Mapping[str, Any], show: Any) -> Inline:
-    return (
-        "p99 ",
-        show(metric["p99"]),
-        ", max ",
-        show(metric["max"]),
-        " at ",
-        as_seconds(metric["max_at_s"]),
-    )
-
-
 def _cards(run: RunFolder) -> Cards:
     s = run.summary
     waste, cache, p = s["waste"], s["prefix_cache"], s["preemptions"]
     ttft, rate = s["latency"]["ttft_s"], s["throughput"]
     by_bytes = waste["mean_wasted_bytes"] is not None
     cards = [
-        Card("KV usage, mean", as_share(s["usage"]["mean"]), _peak(s["usage"], as_share), "usage"),
+        Card("KV usage, mean", as_share(s["usage"]["mean"]), peak(s["usage"], as_share), "usage"),
         Card(
             "Wasted memory, mean" if by_bytes else "Wasted slots, mean",
             as_size(waste["mean_wasted_bytes"])
@@ -228,19 +180,19 @@ def _cards(run: RunFolder) -> Cards:
         Card(
             "Internal fragmentation",
             as_share(s["internal_fragmentation"]["mean"]),
-            _peak(s["internal_fragmentation"], as_share),
+            peak(s["internal_fragmentation"], as_share),
             "internal_fragmentation",
         ),
         Card(
             "External fragmentation",
             as_share(s["external_fragmentation"]["mean"]),
-            _peak(s["external_fragmentation"], as_share),
+            peak(s["external_fragmentation"], as_share),
             "external_fragmentation",
         ),
         Card(
             "Free runs, mean",
             as_count(s["free_runs"]["mean"], "runs"),
-            _peak(s["free_runs"], as_count),
+            peak(s["free_runs"], as_count),
             "free_runs",
         ),
         Card(
@@ -291,32 +243,6 @@ def _cards(run: RunFolder) -> Cards:
     return Cards(tuple(cards))
 
 
-def _headline(run: RunFolder) -> Inline:
-    """Whether memory ran short, and whether it is waste that makes it so."""
-    s = run.summary
-    full = _part(s["simulated_s"] - s["warmup_s"], pressure_seconds(run))
-    waste = s["internal_fragmentation"]["mean"]
-    preempted = s["preemptions"]["preemptions"]
-    wasted: list[Piece] = (
-        ["Little of what requests hold is wasted: ", as_share(waste), "."]
-        if waste < LITTLE_WASTE
-        else [as_share(waste), " of what requests hold is wasted."]
-    )
-    pieces: list[Piece]
-    if preempted or full > SHORT:
-        pieces = [
-            "KV memory runs short: for ",
-            as_share(full),
-            " of the time more than 95 % of it is used, with ",
-        ]
-        pieces += [as_plural(preempted, "preemption"), ". "]
-    elif full > 0:
-        pieces = ["KV memory is just enough: for ", as_share(full), " of the time more than 95 % is used. "]
-    else:
-        pieces = ["KV memory is never short: at most ", as_share(s["usage"]["max"]), " is used. "]
-    return (*pieces, *wasted)
-
-
 def answer(run: RunFolder) -> list[Part]:
     """Warnings, the answer, the key numbers."""
     s = run.summary
@@ -327,8 +253,14 @@ def answer(run: RunFolder) -> list[Part]:
         ]
     findings = (
         ("Memory: ", *_memory(run)),
-        ("Fragmentation: ", *_fragmentation(run)),
+        ("Fragmentation: ", *fragmentation(s)),
         ("Cache: ", *_cache(run)),
         ("Pressure: ", *_pressure(run)),
     )
-    return [*_warnings(run), Paragraph(_headline(run), "lead"), Items(findings, labelled=True), _cards(run)]
+    full = _part(s["simulated_s"] - s["warmup_s"], pressure_seconds(run))
+    return [
+        *_warnings(run),
+        Paragraph(headline(s, full), "lead"),
+        Items(findings, labelled=True),
+        _cards(run),
+    ]

@@ -12,8 +12,7 @@ from sim.profiles import SWITCHES
 from sim.report.compare_curves import overlay_charts, overlay_picture
 from sim.report.compare_profiles import rules_in_force
 from sim.report.confidence import Difference, difference, spread
-from sim.report.content import used_definitions
-from sim.report.definitions import DEFINITIONS
+from sim.report.definitions import DEFINITIONS, used_definitions
 from sim.report.document import (
     Column,
     Document,

@@ -10,26 +10,23 @@ import numpy as np
 
 from sim.report import curves, style
 from sim.report.answer import answer
+from sim.report.curve_specs import fragmentation_curves, hit_rate_curve, load_curve, preemption_curve
 from sim.report.curves import CurveSpec, Marked
-from sim.report.definitions import DEFINITIONS
+from sim.report.definitions import DEFINITIONS, used_definitions
 from sim.report.document import (
-    Cards,
-    Chart,
     Document,
     Inline,
     Paragraph,
     Part,
     Section,
-    Table,
-    as_count,
     as_plural,
     as_share,
-    plain_text,
 )
 from sim.report.fleet import DEFINITIONS as FLEET_DEFINITIONS
 from sim.report.fleet import fleet_parts, sums_note
 from sim.report.folder import RunFolder
 from sim.report.moments import Moment, external, find_moments, moments_table
+from sim.report.pool_parts import pool_charts
 from sim.report.request_tables import waste_histogram, worst_requests
 from sim.report.series import windows
 from sim.report.units import count, plural, rules_name, seconds, size
@@ -89,25 +86,6 @@ def build_report(run: RunFolder, analysis: Analysis | None = None) -> Document:
     )
 
 
-def used_definitions(
-    sections: Sequence[Section], known: dict[str, tuple[str, str]]
-) -> dict[str, tuple[str, str]]:
-    """Of the terms, those that a card, a chart or a column names, in the order of `known`."""
-    used: set[str] = set()
-    for section in sections:
-        for part in section.parts:
-            if isinstance(part, Cards):
-                used |= {c.term for c in part.cards}
-            elif isinstance(part, Chart):
-                used.add(part.term)
-            elif isinstance(part, Table):
-                used |= {c.term for c in part.columns}
-    unknown = used - set(known) - {""}
-    if unknown:
-        raise AssertionError(f"terms without a definition: {sorted(unknown)}")
-    return {k: v for k, v in known.items() if k in used}
-
-
 def _subtitle(run: RunFolder) -> str:
     s = run.summary
     e = s["engine"]
@@ -146,8 +124,6 @@ def _over_time(run: RunFolder, moments: Sequence[Moment]) -> list[Part]:
         return [Paragraph(("The run is too short for curves.",), "note")]
     usable = s["engine"]["usable_blocks"]
     inside = steps["wasted_slots"] / np.maximum(steps["allocated_slots"], 1)
-    outside = external(steps)
-    cache = s["prefix_cache"]
     held: Inline = (
         "Mean ",
         as_share(s["usage"]["mean"]),
@@ -162,75 +138,10 @@ def _over_time(run: RunFolder, moments: Sequence[Moment]) -> list[Part]:
             {"usage": steps["used_blocks"] / usable, "evictable": steps["cached_free_blocks"] / usable},
             "usage",
         ),
-        CurveSpec(
-            "internal_fragmentation",
-            "Internal fragmentation",
-            ("Allocated slots without a token, mean ", as_share(s["internal_fragmentation"]["mean"]), "."),
-            curves.draw_line(inside, style.RED, "share"),
-            {"internal_fragmentation": inside},
-            "internal_fragmentation",
-        ),
-        CurveSpec(
-            "external_fragmentation",
-            "External fragmentation",
-            (
-                "Free blocks outside the longest free run, mean ",
-                as_share(s["external_fragmentation"]["mean"]),
-                ".",
-            ),
-            curves.draw_line(outside, style.PURPLE, "share", bound=1.02),
-            {"external_fragmentation": outside},
-            "external_fragmentation",
-        ),
-        CurveSpec(
-            "free_runs",
-            "Free runs",
-            (
-                "Mean ",
-                as_count(s["free_runs"]["mean"], "runs"),
-                ", most ",
-                as_count(s["free_runs"]["max"], "runs"),
-                ".",
-            ),
-            curves.draw_line(steps["free_runs"], style.GREEN, "count"),
-            {"free_runs": steps["free_runs"]},
-            "free_runs",
-        ),
-        CurveSpec(
-            "hit_rate",
-            "Prefix cache: token hit rate at first lookup",
-            (as_share(cache["first_lookup_token_hit_rate"]), " in all."),
-            curves.draw_hit_rate,
-            {"hit_rate_since_start": curves.cumulative_rate(steps)},
-            "first_lookup_hit_rate",
-        ),
-        CurveSpec(
-            "load",
-            "Requests in the engine",
-            (
-                "Mean ",
-                as_count(s["num_running"]["mean"], "requests"),
-                " running, ",
-                as_count(s["num_waiting"]["mean"], "requests"),
-                " waiting.",
-            ),
-            curves.draw_lines(
-                (
-                    ("running", steps["num_running"], style.GREEN),
-                    ("waiting", steps["num_waiting"], style.ORANGE),
-                )
-            ),
-            {"running": steps["num_running"], "waiting": steps["num_waiting"]},
-        ),
-        CurveSpec(
-            "preemptions",
-            "Preemptions in each 1/60 of the run",
-            (as_plural(int(steps["preemptions"][-1]), "preemption"), " in all."),
-            curves.draw_windows("preemptions", style.RED),
-            {"preemptions_since_start": steps["preemptions"]},
-            "preemptions",
-            windows(steps["time_ns"], steps["preemptions"])[1],
-        ),
+        *fragmentation_curves(steps, s, inside, external(steps)),
+        hit_rate_curve(steps, s),
+        load_curve(steps, s),
+        preemption_curve(steps, "run"),
         CurveSpec(
             "evictions",
             "Cached blocks evicted in each 1/60 of the run",
@@ -255,37 +166,6 @@ def _pool(run: RunFolder, a: Analysis, moments: Sequence[Moment]) -> list[Part]:
     if a.film is not None:
         parts += pool_charts(a.film, moments, run.end_ns, "simulated time to the right")
     return parts
-
-
-def pool_charts(film: Film, moments: Sequence[Moment], end_ns: int, axes: str) -> list[Part]:
-    """The heat map, and the free runs by length; `axes` says what lies to the right."""
-    from sim.report.findings import run_length_charts
-    from sim.report.pool_view import NAMES, heat_map
-
-    mean = film.share.mean(axis=1)
-    sizes = np.diff(film.first_block)
-    whole = (mean * sizes[:, None]).sum(axis=0) / sizes.sum()
-    per_row = int(sizes.max())
-    says: Inline = (
-        f"Block id downwards, {axes}",
-        *((f"; a row is the mean of up to {per_row:,} blocks",) if per_row > 1 else ()),
-        ". On average ",
-        as_share(float(whole[3])),
-        " of the blocks are used and cached, ",
-        as_share(float(whole[2])),
-        " used only, ",
-        as_share(float(whole[1])),
-        " free and cached, ",
-        as_share(float(whole[0])),
-        " free.",
-    )
-    markup = heat_map(film, [(m.time_ns, m.label) for m in moments], end_ns, plain_text(says))
-    data = {
-        "time_s": (film.times_ns / 1e9).tolist(),
-        **{name: (film.share[:, :, i].T @ sizes / sizes.sum()).tolist() for i, name in enumerate(NAMES)},
-    }
-    pool = Chart("pool_map", "The pool over time", says, markup, data, wide=True, term="block_states")
-    return [pool, *run_length_charts(film)]
 
 
 def _requests(run: RunFolder, a: Analysis) -> list[Part]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from sim.report.document import Cards, Chart, Section, Table
+
 DEFINITIONS: dict[str, tuple[str, str]] = {
     "usage": (
         "KV usage",
@@ -137,3 +141,22 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         " worse say which way, where less or more is plainly wanted.",
     ),
 }
+
+
+def used_definitions(
+    sections: Sequence[Section], known: dict[str, tuple[str, str]]
+) -> dict[str, tuple[str, str]]:
+    """Of the terms, those that a card, a chart or a column names, in the order of `known`."""
+    used: set[str] = set()
+    for section in sections:
+        for part in section.parts:
+            if isinstance(part, Cards):
+                used |= {c.term for c in part.cards}
+            elif isinstance(part, Chart):
+                used.add(part.term)
+            elif isinstance(part, Table):
+                used |= {c.term for c in part.columns}
+    unknown = used - set(known) - {""}
+    if unknown:
+        raise AssertionError(f"terms without a definition: {sorted(unknown)}")
+    return {k: v for k, v in known.items() if k in used}

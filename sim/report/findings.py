@@ -23,47 +23,13 @@ from sim.report.document import (
     as_share,
     as_span,
 )
-from sim.report.units import count
 
 if TYPE_CHECKING:
     from sim.analysis.layout import LayoutReport
     from sim.analysis.residency import Residency
     from sim.analysis.tracker import AllocationFailure, ResidencyHistogram, Tracked
-    from sim.report.pool_view import Film
 
 _ROWS, _FEW = 10, 5
-
-
-def run_length_charts(film: Film) -> list[Chart]:
-    """Free runs, and the free blocks in them, by length."""
-    labels = [count(int(b)) if b < 10_000 else f"{b // 1024}Ki" for b in film.run_lengths]
-    labels = [f"{a}+" if i == len(labels) - 1 else a for i, a in enumerate(labels)]
-    single = float(film.runs[0] / film.runs.sum()) if film.runs.sum() else None
-    total = float(film.free_blocks.sum())
-    half = float(film.free_blocks[film.run_lengths >= 16].sum() / total) if total else None
-    n = len(film.times_ns)
-    return [
-        histogram_chart(
-            "run_lengths",
-            "Free runs by length",
-            (as_share(single), f" of the free runs are single blocks (mean over {n} instants)."),
-            labels,
-            [("runs", film.runs.tolist(), style.PURPLE)],
-            "length in blocks, from ... to below the next",
-            "runs",
-            "run_length",
-        ),
-        histogram_chart(
-            "free_blocks_by_run",
-            "Free blocks by the length of their run",
-            (as_share(half), " of the free blocks lie in runs of 16 blocks or more."),
-            labels,
-            [("blocks", film.free_blocks.tolist(), style.SKY)],
-            "length in blocks, from ... to below the next",
-            "blocks",
-            "run_length",
-        ),
-    ]
 
 
 # ---- allocation failures ----

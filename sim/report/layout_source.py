@@ -10,7 +10,7 @@ from sim.report.scene import Marks, Scene, marks_of, pool_scene, scene_of
 from sim.report.units import clock_time, seconds
 
 if TYPE_CHECKING:
-    from sim.analysis.recording import Recorded
+    from sim.analysis.recorded import Recorded
     from sim.analysis.rerun import Rerun
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.analysis.recording import Recorded
-from sim.report.answer import LITTLE_WASTE, PRESSURE, SHORT
+from sim.analysis.recorded import Recorded
 from sim.report.document import (
     Card,
     Cards,
@@ -24,6 +23,7 @@ from sim.report.document import (
     as_share,
 )
 from sim.report.recorded_run import weighted, weights_of
+from sim.report.sentences import PRESSURE, cache_hits, fragmentation, headline, peak
 from sim.report.units import clock_time, count, plural
 
 _NONE = Value(None, "not recorded")
@@ -90,21 +90,7 @@ def _memory(s: Mapping[str, Any], recorded: Recorded) -> Inline:
 def _fragmentation(s: Mapping[str, Any]) -> Inline:
     if s["free_runs"] is None:
         return ("not recorded: there is no state of the pool.",)
-    pieces: list[Piece] = [
-        "the free blocks lie in ",
-        as_count(s["free_runs"]["mean"], "runs"),
-        " runs on average: external fragmentation ",
-        as_share(s["external_fragmentation"]["mean"]),
-        ". Paged attention does not mind",
-    ]
-    contiguity = s["table_contiguity"]
-    if contiguity is not None:
-        pieces += [
-            "; a transfer of KV would: only " if contiguity < 0.5 else "; for a transfer of KV, ",
-            as_share(contiguity),
-            " of neighbouring blocks of a request are adjacent in memory",
-        ]
-    return (*pieces, ".")
+    return fragmentation(s)
 
 
 def _cache(s: Mapping[str, Any], recorded: Recorded) -> Inline:
@@ -115,22 +101,7 @@ def _cache(s: Mapping[str, Any], recorded: Recorded) -> Inline:
         return ("hits are not recorded.",)
     if not c["first_lookup_tokens"]:
         return ("the prefix cache was not asked once.",)
-    pieces: list[Piece] = [
-        "the prefix cache gives ",
-        as_share(c["first_lookup_token_hit_rate"]),
-        " of the prompt tokens at first lookup",
-    ]
-    if c["evicted_blocks"]:
-        pieces += [
-            "; ",
-            as_share(c["evicted_unused_blocks"] / c["evicted_blocks"]),
-            " of the ",
-            as_count(c["evicted_blocks"], "blocks"),
-            " blocks that were evicted had never been hit",
-        ]
-    elif c["evicted_blocks"] == 0:
-        pieces.append("; nothing cached was evicted")
-    return (*pieces, ".")
+    return cache_hits(c)
 
 
 def _pressure(s: Mapping[str, Any], recorded: Recorded) -> Inline:
@@ -151,36 +122,6 @@ def _pressure(s: Mapping[str, Any], recorded: Recorded) -> Inline:
     return (*pieces, ".")
 
 
-def _headline(s: Mapping[str, Any], recorded: Recorded) -> Inline:
-    """Whether memory ran short, and whether it is waste that makes it so."""
-    seconds = recorded.end_ns / 1e9
-    full = pressure_seconds(recorded) / seconds if seconds else 0.0
-    preempted = s["preemptions"]["preemptions"]
-    pieces: list[Piece]
-    if preempted or full > SHORT:
-        pieces = ["KV memory runs short: for ", as_share(full)]
-        pieces.append(" of the time more than 95 % of it is used")
-        pieces += [", with ", as_plural(preempted, "preemption")] if preempted is not None else []
-        pieces.append(". ")
-    elif full > 0:
-        pieces = ["KV memory is just enough: for ", as_share(full), " of the time more than 95 % is used. "]
-    else:
-        pieces = ["KV memory is never short: at most ", as_share(s["usage"]["max"]), " is used. "]
-    inside = s["internal_fragmentation"]
-    if inside is None:
-        return (*pieces, "What of it is wasted is not recorded.")
-    if inside["mean"] < LITTLE_WASTE:
-        return (*pieces, "Little of what requests hold is wasted: ", as_share(inside["mean"]), ".")
-    return (*pieces, as_share(inside["mean"]), " of what requests hold is wasted.")
-
-
-def _peak(metric: Mapping[str, Any] | None, show: Callable[[float | None], Value]) -> Inline:
-    if metric is None:
-        return ()
-    at = as_seconds(metric["max_at_s"])
-    return ("p99 ", show(metric["p99"]), ", max ", show(metric["max"]), " at ", at)
-
-
 def _mean(metric: Mapping[str, Any] | None, show: Callable[[float | None], Value]) -> Value:
     return _NONE if metric is None else show(metric["mean"])
 
@@ -190,7 +131,7 @@ def _cards(s: Mapping[str, Any], recorded: Recorded) -> Cards:
     e2e, rate, requests = s["latency"]["e2e_s"], s["throughput"], s["requests"]
     looked = cache["first_lookup_tokens"]
     cards = [
-        Card("KV usage, mean", as_share(s["usage"]["mean"]), _peak(s["usage"], as_share), "usage"),
+        Card("KV usage, mean", as_share(s["usage"]["mean"]), peak(s["usage"], as_share), "usage"),
         Card(
             "Wasted slots, mean",
             _NONE if waste is None else as_count(round(waste), "slots"),
@@ -202,18 +143,16 @@ def _cards(s: Mapping[str, Any], recorded: Recorded) -> Cards:
         Card(
             "Internal fragmentation",
             _mean(s["internal_fragmentation"], as_share),
-            _peak(s["internal_fragmentation"], as_share),
+            peak(s["internal_fragmentation"], as_share),
             "internal_fragmentation",
         ),
         Card(
             "External fragmentation",
             _mean(s["external_fragmentation"], as_share),
-            _peak(s["external_fragmentation"], as_share),
+            peak(s["external_fragmentation"], as_share),
             "external_fragmentation",
         ),
-        Card(
-            "Free runs, mean", _mean(s["free_runs"], as_count), _peak(s["free_runs"], as_count), "free_runs"
-        ),
+        Card("Free runs, mean", _mean(s["free_runs"], as_count), peak(s["free_runs"], as_count), "free_runs"),
         Card(
             "Table contiguity",
             _NONE if s["table_contiguity"] is None else as_share(s["table_contiguity"]),
@@ -280,12 +219,14 @@ def answer(recorded: Recorded, summary: Mapping[str, Any]) -> list[Part]:
         ("Cache: ", *_cache(summary, recorded)),
         ("Pressure: ", *_pressure(summary, recorded)),
     )
+    seconds = recorded.end_ns / 1e9
+    full = pressure_seconds(recorded) / seconds if seconds else 0.0
     began = recorded.started_unix_ns
     zero = "" if began is None else f" Times count from {clock_time(began)}."
     note = Paragraph((what_was_recorded(recorded) + zero,), "note")
     return [
         *warnings,
-        Paragraph(_headline(summary, recorded), "lead"),
+        Paragraph(headline(summary, full), "lead"),
         Items(findings, labelled=True),
         note,
         _cards(summary, recorded),

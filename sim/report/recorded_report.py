@@ -9,34 +9,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import __version__
-from sim.analysis.recording import Recorded
+from sim.analysis.recorded import Recorded
 from sim.report import curves, style
-from sim.report.content import pool_charts, used_definitions
+from sim.report.curve_specs import fragmentation_curves, hit_rate_curve, load_curve, preemption_curve
 from sim.report.curves import CurveSpec, Marked
-from sim.report.definitions import DEFINITIONS
+from sim.report.definitions import DEFINITIONS, used_definitions
 from sim.report.document import (
     Card,
     Cards,
-    Column,
     Document,
     Inline,
     Items,
     Paragraph,
     Part,
     Section,
-    Table,
     as_count,
     as_plural,
-    as_seconds,
     as_share,
-    as_span,
 )
 from sim.report.moments import Moment, find_moments, moments_table
+from sim.report.pool_parts import pool_charts
 from sim.report.pool_view import FilmMaker, film_times
 from sim.report.recorded_answer import answer, usable_rows
+from sim.report.recorded_requests import recorded_requests
 from sim.report.recorded_run import external_fragmentation, free_in_state, ratio, summary_of
-from sim.report.request_tables import worst
-from sim.report.series import MAX_POINTS, windows
+from sim.report.series import MAX_POINTS
 from sim.report.units import clock_time, count, plural, seconds
 
 if TYPE_CHECKING:
@@ -119,7 +116,7 @@ def build_recorded_report(recorded: Recorded) -> Document:
 
         sections.append(Section("layout", "What splits the pool", tuple(layout_parts(layout))))
     sections.append(Section("cache", "Cache and block lifetimes", tuple(_cache(recorded, summary))))
-    sections.append(Section("requests", "Requests", tuple(_requests(recorded))))
+    sections.append(Section("requests", "Requests", tuple(recorded_requests(recorded))))
     missing = tuple((f"{what[0].upper()}{what[1:]}.",) for what in recorded.missing)
     sections.append(Section("missing", "Not recorded", (Items(missing),) if missing else ()))
     sections = [s for s in sections if s.parts]
@@ -207,79 +204,14 @@ def _usage_spec(recorded: Recorded, steps: Steps, s: dict[str, Any]) -> CurveSpe
 
 def _state_specs(steps: Steps, s: dict[str, Any]) -> list[CurveSpec]:
     inside = ratio(steps["wasted_slots"], steps["allocated_slots"])
-    outside = steps["external_fragmentation"]
-    runs, mean_outside = s["free_runs"], as_share(s["external_fragmentation"]["mean"])
-    return [
-        CurveSpec(
-            "internal_fragmentation",
-            "Internal fragmentation",
-            ("Allocated slots without a token, mean ", as_share(s["internal_fragmentation"]["mean"]), "."),
-            curves.draw_line(inside, style.RED, "share"),
-            {"internal_fragmentation": inside},
-            "internal_fragmentation",
-        ),
-        CurveSpec(
-            "external_fragmentation",
-            "External fragmentation",
-            ("Free blocks outside the longest free run, mean ", mean_outside, "."),
-            curves.draw_line(outside, style.PURPLE, "share", bound=1.02),
-            {"external_fragmentation": outside},
-            "external_fragmentation",
-        ),
-        CurveSpec(
-            "free_runs",
-            "Free runs",
-            ("Mean ", as_count(runs["mean"], "runs"), ", most ", as_count(runs["max"], "runs"), "."),
-            curves.draw_line(steps["free_runs"], style.GREEN, "count"),
-            {"free_runs": steps["free_runs"]},
-            "free_runs",
-        ),
-    ]
+    return fragmentation_curves(steps, s, inside, steps["external_fragmentation"])
 
 
 def _row_specs(steps: Steps, s: dict[str, Any]) -> list[CurveSpec]:
-    cache = s["prefix_cache"]
-    specs = []
-    if cache["first_lookup_tokens"]:
-        specs.append(
-            CurveSpec(
-                "hit_rate",
-                "Prefix cache: token hit rate at first lookup",
-                (as_share(cache["first_lookup_token_hit_rate"]), " in all."),
-                curves.draw_hit_rate,
-                {"hit_rate_since_start": curves.cumulative_rate(steps)},
-                "first_lookup_hit_rate",
-            )
-        )
-    lines = (("running", steps["num_running"], style.GREEN), ("waiting", steps["num_waiting"], style.ORANGE))
-    running, waiting = s["num_running"]["mean"], s["num_waiting"]["mean"]
-    specs.append(
-        CurveSpec(
-            "load",
-            "Requests in the engine",
-            (
-                "Mean ",
-                as_count(running, "requests"),
-                " running, ",
-                as_count(waiting, "requests"),
-                " waiting.",
-            ),
-            curves.draw_lines(lines),
-            {"running": steps["num_running"], "waiting": steps["num_waiting"]},
-        )
-    )
+    specs = [hit_rate_curve(steps, s)] if s["prefix_cache"]["first_lookup_tokens"] else []
+    specs.append(load_curve(steps, s))
     if s["preemptions"]["preemptions"]:
-        specs.append(
-            CurveSpec(
-                "preemptions",
-                "Preemptions in each 1/60 of the recording",
-                (as_plural(int(steps["preemptions"][-1]), "preemption"), " in all."),
-                curves.draw_windows("preemptions", style.RED),
-                {"preemptions_since_start": steps["preemptions"]},
-                "preemptions",
-                windows(steps["time_ns"], steps["preemptions"])[1],
-            )
-        )
+        specs.append(preemption_curve(steps, "recording"))
     return specs
 
 
@@ -321,7 +253,7 @@ def _pool(recorded: Recorded, moments: Sequence[Moment]) -> list[Part]:
     )
 
 
-# ---- cache and requests ----
+# ---- cache ----
 
 
 def _cache(recorded: Recorded, s: dict[str, Any]) -> list[Part]:
@@ -351,93 +283,3 @@ def _cache(recorded: Recorded, s: dict[str, Any]) -> list[Part]:
 
         parts += residency_parts(history.residency())
     return parts
-
-
-def _requests(recorded: Recorded) -> list[Part]:
-    r = recorded.requests
-    seen = recorded.seen_in_states
-    if r is None:
-        return _seen_requests(seen)
-    if not len(r["request_id"]):
-        return []
-    most = np.array([seen.get(str(name), [0, 0, 0, 0]) for name in r["request_id"]], dtype=np.int64)
-    known = (r["arrival_ns"] >= 0) & (r["finish_ns"] >= 0)
-    took = np.where(known, r["finish_ns"] - r["arrival_ns"], -1)
-    reasons: dict[int, list[str]] = {}
-    for values, why in (
-        (r["preemptions"], "most preemptions"),
-        (most[:, 0], "most blocks"),
-        (most[:, 1], "most waste"),
-        (most[:, 2], "most runs"),
-        (took, "longest"),
-        (np.where((r["status"] == "aborted") | (r["status"] == "error"), 1, 0), "ended from outside"),
-    ):
-        for i in worst(values):
-            reasons.setdefault(i, []).append(why)
-
-    def number(value: int, unit: str) -> Any:
-        return as_count(value if value >= 0 else None, unit)
-
-    rows = tuple(
-        (
-            str(r["request_id"][i]),
-            ", ".join(found),
-            as_seconds(int(r["arrival_ns"][i]) / 1e9 if r["arrival_ns"][i] >= 0 else None),
-            number(int(r["prompt_tokens"][i]), "tokens"),
-            number(int(r["output_tokens"][i]), "tokens"),
-            *_most(most[i].tolist()),
-            as_count(int(r["preemptions"][i])),
-            _ENDS.get(str(r["status"][i]), str(r["status"][i])),
-            as_span(int(took[i]) / 1e9 if took[i] >= 0 else None),
-        )
-        for i, found in reasons.items()
-    )
-    columns = (
-        Column("request", words=True),
-        Column("stands out by", words=True),
-        Column("arrival"),
-        Column("prompt"),
-        Column("output"),
-        *_MOST_COLUMNS,
-        Column("preempted", "preemptions"),
-        Column("end", words=True),
-        Column("took", "e2e"),
-    )
-    note = "Up to three requests by each reason; tokens unless the heading says otherwise."
-    return [Paragraph((note,), "note"), Table("worst_requests", columns, rows)]
-
-
-_ENDS = {"length": "ended by its length", "stop": "ended by a stop"}
-_MOST_COLUMNS = (
-    Column("most blocks", "in_states"),
-    Column("most waste", "in_states"),
-    Column("most runs", "in_states"),
-    Column("states", "in_states"),
-)
-
-
-def _most(values: list[int]) -> tuple[Any, ...]:
-    if not values[3]:
-        return (
-            as_count(None, "blocks"),
-            as_count(None, "slots"),
-            as_count(None, "runs"),
-            as_count(0, "states"),
-        )
-    units = ("blocks", "slots", "runs", "states")
-    return tuple(as_count(v, unit) for v, unit in zip(values, units, strict=True))
-
-
-def _seen_requests(seen: dict[str, list[int]]) -> list[Part]:
-    """The requests that the states show, for a file that knows no others."""
-    if not seen:
-        return []
-    names = list(seen)
-    most = np.array([seen[name] for name in names], dtype=np.int64)
-    reasons: dict[int, list[str]] = {}
-    for column, why in ((0, "most blocks"), (1, "most waste"), (2, "most runs")):
-        for i in worst(most[:, column]):
-            reasons.setdefault(i, []).append(why)
-    rows = tuple((names[i], ", ".join(found), *_most(most[i].tolist())) for i, found in reasons.items())
-    columns = (Column("request", words=True), Column("stands out by", words=True), *_MOST_COLUMNS)
-    return [Table("worst_requests", columns, rows)]

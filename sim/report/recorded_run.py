@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import __version__
-from sim.analysis.recording import Recorded, load
+from sim.analysis.recorded import Recorded
+from sim.analysis.recording import load
 from sim.analysis.recording_file import is_recording
 from sim.report.folder import RunFolder, read_run
 from sim.summary import NS

@@ -61,10 +61,19 @@ def waste_histogram(run: RunFolder) -> Chart | None:
     )
 
 
-def worst(values: NDArray[np.int64], top: int = _TOP) -> list[int]:
+def _worst(values: NDArray[np.int64]) -> list[int]:
     """Positions of the greatest positive values, greatest first; the earlier of equals."""
-    order = np.argsort(-values, kind="stable")[:top]
+    order = np.argsort(-values, kind="stable")[:_TOP]
     return [int(i) for i in order if values[i] > 0]
+
+
+def reasons_of(*criteria: tuple[NDArray[np.int64], str]) -> dict[int, list[str]]:
+    """Position of each request that is among the worst by a criterion (value by request, name) -> names."""
+    reasons: dict[int, list[str]] = {}
+    for values, why in criteria:
+        for i in _worst(values):
+            reasons.setdefault(i, []).append(why)
+    return reasons
 
 
 def worst_requests(run: RunFolder, name_of: Callable[[int], str]) -> list[Part]:
@@ -74,17 +83,14 @@ def worst_requests(run: RunFolder, name_of: Callable[[int], str]) -> list[Part]:
         return []
     end = run.end_ns
     queue = np.where(r["first_scheduled_ns"] >= 0, r["first_scheduled_ns"], end) - r["arrival_ns"]
-    reasons: dict[int, list[str]] = {}
-    for values, why in (
+    reasons = reasons_of(
         (r["recomputed_tokens"], "most recomputed tokens"),
         (r["preemptions"], "most preemptions"),
         (r["peak_blocks"], "most blocks"),
         (np.where(r["status"] == 3, r["wasted_slots"], 0), "most waste at its end"),
         (queue, "longest wait"),
         (np.where(r["status"] >= 4, 1, 0), "never served"),
-    ):
-        for i in worst(values):
-            reasons.setdefault(i, []).append(why)
+    )
     rows = []
     for i, found in reasons.items():
         finish = int(r["finish_ns"][i])

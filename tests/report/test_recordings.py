@@ -20,7 +20,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sim.analysis.openmetrics import last_scrape
-from sim.analysis.recording import Recorded, load
+from sim.analysis.recorded import Recorded
+from sim.analysis.recording import load
 from sim.analysis.snapshot import FragmentationSnapshot
 from sim.capacity import LogOptions, allocate
 from sim.cli import main
