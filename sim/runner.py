@@ -149,7 +149,8 @@ def _run(
     result = simulation.result()
     if interrupted:
         result.exit_reason = "interrupted"
-    summary = summarize(resolved, result, len(workload), content, __version__)
+    step_totals = None if streamed is None else streamed.step_totals
+    summary = summarize(resolved, result, len(workload), content, __version__, step_totals)
     if streamed is not None:
         streamed.complete(summary)
     done = time.perf_counter()
@@ -165,12 +166,13 @@ def _run(
             **_files(resolved, result, summary, digest, content)
         }
         if streamed is not None:
-            files["requests.parquet"] = streamed.file
+            files |= streamed.files
         if resolved.plots:
             from sim.report.plots import draw
 
+            steps = result.steps if streamed is None else streamed.step_rows()
             requests = result.requests if streamed is None else streamed.sample()
-            files |= draw(summary, result.steps, requests, resolved.warmup_ns)
+            files |= draw(summary, steps, requests, resolved.warmup_ns)
             if resolved.fleet is not None:
                 from sim.report.fleet_plots import draw_fleet
 
@@ -228,10 +230,6 @@ def _not_streamed(resolved: Resolved) -> str | None:
     """Why a run of this config is kept in memory, or None."""
     if resolved.fleet is not None:
         return "a fleet keeps its requests in memory"
-    if resolved.every_step:
-        return "the rows of every step are kept in memory"
-    if resolved.events:
-        return "events are kept in memory"
     return None
 
 

@@ -4,7 +4,6 @@ arrays.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,15 +15,12 @@ from sim.core import codes as c
 from sim.core.engine import run_until, sample_now, settle, weigh_now
 from sim.core.jit import note_general
 from sim.core.state import COUNTERS, POOL_META, Record, State
+from sim.drive import Driven, Progress
 from sim.engine_settings import EngineSettings
 from sim.step_time import StepTime
 from workloads.requests import Workload
 
 __all__ = ["LogOptions", "Progress", "RunResult", "Simulation", "time_weighted"]
-
-_FOREVER = 1 << 62
-_CALL_SECONDS = 0.1
-_FIRST_CALL_STEPS = 2000
 
 _REQUEST_COLUMNS = {
     "arrival_ns": "arrival",
@@ -41,20 +37,10 @@ _REQUEST_COLUMNS = {
     "allocated_slots": "allocated_slots",
     "status": "status",
 }
+_NO_EVENTS = np.zeros((0, c.EVENT_COLUMNS), dtype=np.int64)
 _EVENT_COLUMNS = ("time_ns", "type", "request", "block", "a", "b")
 
 Columns = dict[str, NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: simulated ns, requests ended and in all, engine steps, wall seconds."""
-
-    now_ns: int
-    finished: int
-    total: int
-    steps: int
-    wall_s: float
 
 
 @dataclass
@@ -78,8 +64,14 @@ class RunResult:
     exit_reason: str
 
 
-class Simulation:
-    """One engine and its workload; ``run`` may be called again to go on."""
+class Simulation(Driven):
+    """One engine and its workload; ``run`` may be called again to go on.
+
+    Args:
+        state: of the engine, where it has been allocated already.
+        take_rows, take_events: get the rows of the step log (int64[n, len(LOG_COLUMNS)]) and of the event
+            log (int64[n, EVENT_COLUMNS]) piece by piece; None: they are kept for ``result``.
+    """
 
     def __init__(
         self,
@@ -89,56 +81,33 @@ class Simulation:
         log: LogOptions | None = None,
         *,
         state: State | None = None,
+        take_rows: Callable[[np.ndarray], None] | None = None,
+        take_events: Callable[[np.ndarray], None] | None = None,
     ) -> None:
         self.workload = workload
         self.log = log or LogOptions()
         self.state = state or allocate(engine, workload, step_time, self.log)
         self._rows: list[np.ndarray] = []
         self._events: list[np.ndarray] = []
-        self._exit_reason = "interrupted"
-        self._wall = 0.0
+        self._take_rows = take_rows or self._rows.append
+        self._take_events = take_events or self._events.append
+        self._last_row = -1
+        self._called = False
 
-    def run(
-        self,
-        until_ns: int | None = None,
-        progress: Callable[[Progress], None] | None = None,
-        progress_interval_s: float = 0.2,
-    ) -> str:
-        """Run to the end of the workload, or up to ``until_ns`` of simulated time; returns the exit reason.
+    def advance(self, end: int, steps: int) -> int:
+        reason = int(run_until(self.state, end, steps))
+        if not self._called and not self.state.kv.plain:
+            note_general()
+        self._called = True
+        return reason
 
-        ``progress`` is called about every ``progress_interval_s`` wall seconds. Raising from it, or Ctrl-C,
-        leaves a state between two phases: ``result`` then describes what is done, and ``run`` goes on from
-        there.
-        """
-        end = _FOREVER if until_ns is None else until_ns
-        self._exit_reason = "interrupted"
-        started = time.perf_counter() - self._wall
-        reported = started + self._wall
-        steps = _FIRST_CALL_STEPS
-        while True:
-            before = time.perf_counter()
-            reason = run_until(self.state, end, steps)
-            after = time.perf_counter()
-            if steps == _FIRST_CALL_STEPS and not self.state.kv.plain:
-                note_general()
-            self._wall = after - started
-            self.drain(reason)
-            if reason in (c.X_DONE, c.X_TIME):
-                break
-            if reason == c.X_MAX_STEPS:
-                # at most doubled, so that one slow call does not make the next ones coarse
-                scale = _CALL_SECONDS / max(after - before, 1e-6)
-                steps = max(100, int(steps * min(2.0, scale)))
-            if progress and after - reported >= progress_interval_s:
-                progress(self.progress())
-                reported = after
-        self._exit_reason = "finished" if reason == c.X_DONE else "until"
-        if until_ns is not None and reason == c.X_TIME:
-            while settle(self.state, max(until_ns, int(self.state.ctl.now))) == c.X_LOG_FULL:
-                self.drain(c.X_LOG_FULL)
-        if progress:
-            progress(self.progress())
-        return self._exit_reason
+    def after_call(self, reason: int, end: int) -> bool:
+        self.drain(reason)
+        return reason not in (c.X_DONE, c.X_TIME)
+
+    def settle_to(self, until_ns: int) -> None:
+        while settle(self.state, max(until_ns, int(self.state.ctl.now))) == c.X_LOG_FULL:
+            self.drain(c.X_LOG_FULL)
 
     def progress(self) -> Progress:
         """How far the run is."""
@@ -151,10 +120,12 @@ class Simulation:
         if ctl.events_lost:
             raise AssertionError(f"{ctl.events_lost} events did not fit the event log")
         if ctl.log_len and (reason != c.X_MAX_STEPS or ctl.log_len > self.state.logs.steps.shape[0] // 2):
-            self._rows.append(self.state.logs.steps[: ctl.log_len].copy())
+            rows = self.state.logs.steps[: ctl.log_len].copy()
+            self._last_row = int(rows[-1, 0])
+            self._take_rows(rows)
             ctl.log_len = 0
         if ctl.num_events and reason != c.X_MAX_STEPS:
-            self._events.append(self.state.kv.pool.events[: ctl.num_events].copy())
+            self._take_events(self.state.kv.pool.events[: ctl.num_events].copy())
             ctl.num_events = 0
 
     @property
@@ -164,27 +135,27 @@ class Simulation:
         """
         return self._rows
 
-    def _all_rows(self) -> np.ndarray:
+    def last_rows(self) -> np.ndarray:
+        """What belongs behind the drained rows: a sample where the run stands, unless there is one.
+
+        The curve ends where the run ends, not at the last multiple of the period; should the run go on, the
+        row is none of it.
+        """
         self.drain(c.X_DONE)
-        last = self._rows[-1][-1, 0] if self._rows else -1
-        rows = [np.zeros((0, len(c.LOG_COLUMNS)), dtype=np.int64), *self._rows]
-        if not self.log.every_step and self.log.sample_period_ns and last < self.state.ctl.now:
-            # the curve ends where the run ends, not at the last multiple of the period; should the run go on,
-            # the row is none of it
-            sample_now(self.state)
-            rows.append(self.state.logs.steps[:1].copy())
-            self.state.ctl.log_len = 0
-        return np.concatenate(rows)
+        if self.log.every_step or not self.log.sample_period_ns or self._last_row >= self.state.ctl.now:
+            return np.zeros((0, len(c.LOG_COLUMNS)), dtype=np.int64)
+        sample_now(self.state)
+        self.state.ctl.log_len = 0
+        return self.state.logs.steps[:1].copy()
 
     def result(self) -> RunResult:
         """What the run has given so far."""
         st = self.state
-        rows = self._all_rows()
-        steps = {name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(c.LOG_COLUMNS)}
+        last = self.last_rows()
+        steps = step_columns(np.concatenate([*self._rows, last]))
         events = None
         if self.log.level:
-            table = np.concatenate([np.zeros((0, c.EVENT_COLUMNS), dtype=np.int64), *self._events])
-            events = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(_EVENT_COLUMNS)}
+            events = event_columns(np.concatenate([_NO_EVENTS, *self._events]))
         totals = {name: int(st.count[name]) for name in COUNTERS.names or ()}
         totals |= {name: int(st.kv.pool.meta[name]) for name in POOL_META.names or ()}
         totals |= {"now_ns": int(st.ctl.now), "engine_steps": int(st.ctl.step)}
@@ -199,6 +170,16 @@ class Simulation:
 
     def _requests(self) -> Columns:
         return request_columns(self.state.requests[: self.state.ctl.num_requests])
+
+
+def step_columns(rows: np.ndarray) -> Columns:
+    """Rows of the step log (int64[n, len(LOG_COLUMNS)]) by column."""
+    return {name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(c.LOG_COLUMNS)}
+
+
+def event_columns(rows: np.ndarray) -> Columns:
+    """Rows of the event log (int64[n, EVENT_COLUMNS]) by column."""
+    return {name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(_EVENT_COLUMNS)}
 
 
 def request_columns(requests: Record) -> Columns:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.columns import STATUS_NAMES
+from sim.step_totals import StepTotals
 
 if TYPE_CHECKING:
     from sim.fleet.simulate import FleetResult
@@ -57,7 +58,12 @@ Rows = Mapping[str, NDArray[Any]]
 
 
 def summarize(
-    resolved: Resolved, result: RunResult, num_requests: int, content: str, version: str
+    resolved: Resolved,
+    result: RunResult,
+    num_requests: int,
+    content: str,
+    version: str,
+    steps: StepTotals | None = None,
 ) -> dict[str, Any]:
     """Everything that the terminal and summary.json show.
 
@@ -67,10 +73,14 @@ def summarize(
         num_requests: requests of the workload.
         content: content id of the run.
         version: of kvpool.
+        steps: what the step log says, where its rows are not in `result`.
     """
-    steps, requests, totals = result.steps, result.requests, result.totals
+    requests, totals = result.requests, result.totals
+    if steps is None:
+        steps = StepTotals(resolved.warmup_ns)
+        steps(result.steps)
     engine = resolved.engine
-    end_ns = _end_ns(result)
+    end_ns = max(int(totals.get("now_ns", 0)), steps.last_ns, int(requests["finish_ns"].max(initial=0)))
     span = max(0, end_ns - resolved.warmup_ns)
     block = resolved.block_bytes_total
     slot_bytes = None if block is None else block / engine.block_size
@@ -102,7 +112,7 @@ def summarize(
         out[metric] = _weighted(result.time_weighted.get(metric))
     for metric in ("num_running", "num_waiting"):
         out[metric] = _weighted(result.time_weighted.get(metric))
-    wasted = _time_mean(steps, "wasted_slots", resolved.warmup_ns, end_ns)
+    wasted = steps.mean_wasted_slots(end_ns)
     allocated = int(requests["allocated_slots"][requests["status"] == 3].sum())
     at_finish = int(requests["wasted_slots"][requests["status"] == 3].sum())
     out["waste"] = {
@@ -112,10 +122,8 @@ def summarize(
         "wasted_slots_at_finish": at_finish,
         "allocated_slots_at_finish": allocated,
     }
-    pairs = int(steps["table_blocks"].sum() - steps["num_running"].sum())
-    runs = int(steps["table_runs"].sum() - steps["num_running"].sum())
-    out["table_contiguity"] = None if pairs <= 0 else 1.0 - runs / pairs
-    out["prefix_cache"] = _prefix_cache(steps, totals)
+    out["table_contiguity"] = steps.table_contiguity()
+    out["prefix_cache"] = _prefix_cache(steps.last, totals)
     out["preemptions"] = {
         "preemptions": int(requests["preemptions"].sum()),
         "requests_preempted": int((requests["preemptions"] > 0).sum()),
@@ -129,8 +137,8 @@ def summarize(
     late = requests["arrival_ns"] >= resolved.warmup_ns
     out["latency"] = _latency(requests, late)
     out["throughput"] = _throughput(requests, resolved.warmup_ns, end_ns, span)
-    out["worst_moment"] = _worst(steps)
-    out["most_waste"] = _most_waste(steps)
+    out["worst_moment"] = steps.worst_moment()
+    out["most_waste"] = steps.most_waste()
     out["unservable"] = _named(requests, 5, engine.block_size)
     out["rejected"] = _named(requests, 4, engine.block_size)
     out["definitions"] = DEFINITIONS
@@ -154,14 +162,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value
-
-
-def _end_ns(result: RunResult) -> int:
-    ends = [int(result.totals.get("now_ns", 0))]
-    for rows, name in ((result.steps, "time_ns"), (result.requests, "finish_ns")):
-        if len(rows[name]):
-            ends.append(int(rows[name].max()))
-    return max(ends)
 
 
 def _ratio(part: float, whole: float) -> float | None:
@@ -193,22 +193,11 @@ def _weighted(metric: Mapping[str, float] | None) -> dict[str, float | None] | N
     return out
 
 
-def _time_mean(steps: Rows, name: str, begin_ns: int, end_ns: int) -> float | None:
-    times = steps["time_ns"]
-    if len(times) == 0:
-        return None
-    edges = np.clip(np.append(times, max(end_ns, int(times[-1]))), begin_ns, None)
-    weights = np.diff(edges).astype(np.float64)
-    if weights.sum() <= 0:
-        return float(steps[name].mean())
-    return float(np.average(steps[name], weights=weights))
-
-
-def _prefix_cache(steps: Rows, totals: Mapping[str, Any]) -> dict[str, Any]:
+def _prefix_cache(last_row: Mapping[str, int], totals: Mapping[str, Any]) -> dict[str, Any]:
     def last(name: str) -> int:
         if name in totals:
             return int(totals[name])
-        return int(steps[name][-1]) if len(steps.get(name, ())) else 0
+        return last_row.get(name, 0)
 
     queries, hits = last("prefix_queries"), last("prefix_hits")
     again, found = last("preempted_queries"), last("preempted_hits")
@@ -266,24 +255,6 @@ def _throughput(requests: Rows, begin_ns: int, end_ns: int, span_ns: int) -> dic
         "prompt_tokens_per_s": _ratio(int(requests["prompt_tokens"][done].sum()), seconds),
         "output_tokens_per_s": _ratio(int(requests["output_tokens"][done].sum()), seconds),
     }
-
-
-def _moment(steps: Rows, i: int) -> dict[str, Any]:
-    names = ("num_free_blocks", "num_running", "num_waiting", "wasted_slots", "allocated_slots", "free_runs")
-    return {"time_s": int(steps["time_ns"][i]) / NS, **{n: int(steps[n][i]) for n in names}}
-
-
-def _worst(steps: Rows) -> dict[str, Any] | None:
-    if len(steps["time_ns"]) == 0:
-        return None
-    order = np.lexsort((steps["time_ns"], -steps["num_waiting"], steps["num_free_blocks"]))
-    return _moment(steps, int(order[0]))
-
-
-def _most_waste(steps: Rows) -> dict[str, Any] | None:
-    if len(steps["time_ns"]) == 0 or not steps["wasted_slots"].any():
-        return None
-    return _moment(steps, int(np.argmax(steps["wasted_slots"])))
 
 
 def _named(requests: Rows, status: int, block_size: int, limit: int = 5) -> list[dict[str, int]]:

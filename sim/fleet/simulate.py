@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +11,13 @@ from numpy.typing import NDArray
 from sim.core import codes as c
 from sim.core.engine import settle
 from sim.core.fleet import run_fleet
+from sim.drive import Driven, Progress
 from sim.engine_settings import EngineSettings
 from sim.fleet.capacity import FleetState, allocate_fleet
 from sim.fleet.config import FleetSettings
 from sim.simulate import (
     Columns,
     LogOptions,
-    Progress,
     RunResult,
     Simulation,
     merged_time_weighted,
@@ -27,9 +26,6 @@ from sim.simulate import (
 from sim.step_time import StepTime
 from workloads.requests import Workload
 
-_FOREVER = 1 << 62
-_CALL_SECONDS = 0.1
-_FIRST_CALL_EVENTS = 2000
 #: Columns of the step log that are not a sum over the replicas.
 _NOT_SUMMED = ("time_ns", "step_duration_ns")
 
@@ -63,7 +59,7 @@ class FleetResult(RunResult):
         return _stacked([r.steps for r in self.replicas])
 
 
-class FleetSimulation:
+class FleetSimulation(Driven):
     """Replicas of one engine, the router in front of them, and their workload; `run` may be called again."""
 
     def __init__(
@@ -82,45 +78,17 @@ class FleetSimulation:
         self._replicas = [
             Simulation(engine, workload, step_time, self.log, state=state) for state in self.state.states
         ]
-        self._exit_reason = "interrupted"
-        self._wall = 0.0
 
-    def run(
-        self,
-        until_ns: int | None = None,
-        progress: Callable[[Progress], None] | None = None,
-        progress_interval_s: float = 0.2,
-    ) -> str:
-        """Run to the end of the workload, or up to `until_ns` of simulated time; as `Simulation.run`."""
-        end = _FOREVER if until_ns is None else until_ns
-        self._exit_reason = "interrupted"
-        started = time.perf_counter() - self._wall
-        reported = started + self._wall
-        events = _FIRST_CALL_EVENTS
-        while True:
-            before = time.perf_counter()
-            reason = run_fleet(self.state.fleet, end, events)
-            after = time.perf_counter()
-            self._wall = after - started
-            if reason in (c.X_LOG_FULL, c.X_EVENTS_FULL):
-                self._replicas[int(self.state.fleet.ctl.full_replica)].drain(reason)
-            else:
-                for replica in self._replicas:
-                    replica.drain(reason)
-            if reason in (c.X_DONE, c.X_TIME):
-                break
-            if reason == c.X_MAX_STEPS:
-                scale = _CALL_SECONDS / max(after - before, 1e-6)
-                events = max(100, int(events * min(2.0, scale)))
-            if progress and after - reported >= progress_interval_s:
-                progress(self.progress())
-                reported = after
-        self._exit_reason = "finished" if reason == c.X_DONE else "until"
-        if until_ns is not None and reason == c.X_TIME:
-            self._settle(max(until_ns, self._now()))
-        if progress:
-            progress(self.progress())
-        return self._exit_reason
+    def advance(self, end: int, steps: int) -> int:
+        return int(run_fleet(self.state.fleet, end, steps))
+
+    def after_call(self, reason: int, end: int) -> bool:
+        if reason in (c.X_LOG_FULL, c.X_EVENTS_FULL):
+            self._replicas[int(self.state.fleet.ctl.full_replica)].drain(reason)
+        else:
+            for replica in self._replicas:
+                replica.drain(reason)
+        return reason not in (c.X_DONE, c.X_TIME)
 
     def progress(self) -> Progress:
         """How far the run is."""
@@ -130,7 +98,7 @@ class FleetSimulation:
 
     def result(self) -> FleetResult:
         """What the run has given so far; every replica's state lasts to the fleet's last event."""
-        self._settle(self._now())
+        self.settle_to(0)
         fleet = self.state.fleet
         n = len(self.workload)
         everyone = request_columns(fleet.requests[:n])
@@ -177,7 +145,8 @@ class FleetSimulation:
     def _now(self) -> int:
         return max(int(self.state.fleet.ctl.now), *(int(st.ctl.now) for st in self.state.states))
 
-    def _settle(self, at: int) -> None:
+    def settle_to(self, until_ns: int) -> None:
+        at = max(until_ns, self._now())
         for replica, state in zip(self._replicas, self.state.states, strict=True):
             if state.ctl.now < at:
                 while settle(state, at) == c.X_LOG_FULL:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.report import style
-from sim.report.series import MAX_POINTS, Series
+from sim.report.series import MAX_POINTS
+from sim.report.step_curves import Formulas, RowsInMemory, StepCurves, StepRows, step_curves
 from sim.report.units import GIB, count, plural, seconds, share, size, span, thousands
 
 if TYPE_CHECKING:
@@ -23,23 +24,26 @@ if TYPE_CHECKING:
 Rows = Mapping[str, NDArray[Any]]
 
 
-def draw(summary: Mapping[str, Any], steps: Rows, requests: Rows, warmup_ns: int) -> dict[str, bytes]:
+def draw(
+    summary: Mapping[str, Any], steps: Rows | StepRows, requests: Rows, warmup_ns: int
+) -> dict[str, bytes]:
     """All plots: path in the run folder -> content.
 
     Args:
         summary: of sim.summary.
-        steps: columns of steps.parquet.
+        steps: columns of steps.parquet, or its rows on disk.
         requests: columns of requests.parquet.
         warmup_ns: latencies of requests that arrived before are left out.
     """
     import matplotlib as mpl
 
+    rows = RowsInMemory(steps) if isinstance(steps, Mapping) else steps
     files: dict[str, bytes] = {}
     rc: Any = style.RC
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(rc)
-        figures = {"overview": overview(summary, steps), "latency": latency(summary, requests, warmup_ns)}
+        figures = {"overview": overview(summary, rows), "latency": latency(summary, requests, warmup_ns)}
         for name, figure in figures.items():
             if figure is not None:
                 for kind in ("png", "svg"):
@@ -47,14 +51,13 @@ def draw(summary: Mapping[str, Any], steps: Rows, requests: Rows, warmup_ns: int
     return files
 
 
-def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
+def overview(summary: Mapping[str, Any], steps: StepRows) -> Figure | None:
     """Usage, waste, fragmentation, load, hit rate and preemptions over simulated time."""
-    if len(steps["time_ns"]) < 2:
+    if len(steps) < 2:
         return None
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    s = Series(steps)
     engine = summary["engine"]
     usable = engine["usable_blocks"]
     figure = Figure(figsize=(8.2, 10.4))
@@ -62,12 +65,18 @@ def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
     figure.subplots_adjust(left=0.105, right=0.915, top=0.905, bottom=0.055)
     percent = FuncFormatter(lambda v, _: f"{100 * v:.3g} %")
 
+    s = step_curves(steps, _formulas(usable), _CUMULATIVE)
     ax = axes[0]
-    used, cached = steps["used_blocks"] / usable, steps["cached_free_blocks"] / usable
-    low = s.mean(used)
+    low = s.curves["used"].mean
     ax.fill_between(s.x, 0, low, color=style.BLUE, alpha=0.85, linewidth=0, label="used")
     ax.fill_between(
-        s.x, low, low + s.mean(cached), color=style.SKY, alpha=0.55, linewidth=0, label="free, still cached"
+        s.x,
+        low,
+        low + s.curves["cached"].mean,
+        color=style.SKY,
+        alpha=0.55,
+        linewidth=0,
+        label="free, still cached",
     )
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_formatter(percent)
@@ -77,8 +86,7 @@ def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
     ax.set_ylabel("blocks")
 
     ax = axes[1]
-    allocated = np.maximum(steps["allocated_slots"], 1)
-    s.line(ax, steps["wasted_slots"] / allocated, style.RED)
+    _line(ax, s, "inside", style.RED)
     _from_zero(ax)
     ax.yaxis.set_major_formatter(percent)
     ax.set_ylabel("of allocated slots")
@@ -93,25 +101,23 @@ def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
     _title(ax, "Internal fragmentation: allocated slots without a token", note)
 
     ax = axes[2]
-    free = steps["num_free_blocks"]
-    outside = np.where(free > 0, 1.0 - steps["largest_free_run"] / np.maximum(free, 1), 0.0)
-    s.line(ax, outside, style.PURPLE)
+    _line(ax, s, "outside", style.PURPLE)
     ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(percent)
     ax.set_ylabel("1 - largest / free", color=style.PURPLE)
     twin = _twin(ax, "free runs", style.GREY)
-    twin.plot(s.x, s.mean(steps["free_runs"]), color=style.GREY, linewidth=1.0)
+    twin.plot(s.x, s.curves["free_runs"].mean, color=style.GREY, linewidth=1.0)
     _from_zero(twin)
     e, runs = summary["external_fragmentation"], summary["free_runs"]
     note = f"mean {share(e['mean'])}; {count(runs['mean'])} runs on average" if e and runs else ""
     _title(ax, "External fragmentation and free runs", note)
 
     ax = axes[3]
-    _load(ax, s, steps)
+    _load(ax, s)
     _title(ax, "Requests in the engine", _load_note(summary))
 
     ax = axes[4]
-    _hit_rate(ax, s, steps)
+    _hit_rate(ax, s)
     ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(percent)
     ax.set_ylabel("of tokens")
@@ -123,28 +129,57 @@ def overview(summary: Mapping[str, Any], steps: Rows) -> Figure | None:
     _legend(ax)
 
     ax = axes[5]
-    _per_second(ax, s, steps)
+    _per_second(ax, s)
     ax.set_xlabel(f"simulated time ({s.unit})")
-    ax.set_xlim(0, s.time[-1] if s.time[-1] > 0 else 1)
+    ax.set_xlim(0, s.x_edges[-1] if s.x_edges[-1] > 0 else 1)
     _heading(figure, summary)
     figure.align_ylabels(list(axes))
     return figure
 
 
-def _load(ax: Axes, s: Series, steps: Rows) -> None:
+#: Columns that count from the start, which windows are made of.
+_CUMULATIVE = ("prefix_queries", "prefix_hits", "preemptions", "evictions")
+
+
+def _formulas(usable: int) -> Formulas:
+    """The curves of the overview."""
+
+    def outside(rows: Rows) -> NDArray[Any]:
+        free = rows["num_free_blocks"]
+        return np.where(free > 0, 1.0 - rows["largest_free_run"] / np.maximum(free, 1), 0.0)
+
+    return {
+        "used": lambda rows: rows["used_blocks"] / usable,
+        "cached": lambda rows: rows["cached_free_blocks"] / usable,
+        "inside": lambda rows: rows["wasted_slots"] / np.maximum(rows["allocated_slots"], 1),
+        "outside": outside,
+        "free_runs": lambda rows: rows["free_runs"],
+        "running": lambda rows: rows["num_running"],
+        "waiting": lambda rows: rows["num_waiting"],
+    }
+
+
+def _line(ax: Axes, s: StepCurves, name: str, color: str, label: str | None = None) -> None:
+    """A line of the means, and a band from the least to the most where rows were thinned."""
+    curve = s.curves[name]
+    if len(curve.low):
+        ax.fill_between(s.x, curve.low, curve.high, color=color, alpha=0.22, linewidth=0, rasterized=False)
+    ax.plot(s.x, curve.mean, color=color, label=label)
+
+
+def _load(ax: Axes, s: StepCurves) -> None:
     """Running and waiting requests; on two axes where a long queue would flatten the other line."""
     from matplotlib.ticker import MaxNLocator
 
-    running, waiting = steps["num_running"], steps["num_waiting"]
-    s.line(ax, running, style.GREEN, "running")
+    _line(ax, s, "running", style.GREEN, "running")
     ax.set_ylabel("requests")
-    if waiting.max() > 4 * max(1, running.max()):
+    if s.curves["waiting"].most > 4 * max(1.0, s.curves["running"].most):
         ax.set_ylabel("running", color=style.GREEN)
         twin = _twin(ax, "waiting", style.ORANGE)
-        s.line(twin, waiting, style.ORANGE)
+        _line(twin, s, "waiting", style.ORANGE)
         _from_zero(twin)
     else:
-        s.line(ax, waiting, style.ORANGE, "waiting")
+        _line(ax, s, "waiting", style.ORANGE, "waiting")
         _legend(ax)
     _from_zero(ax)
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -169,45 +204,34 @@ def _twin(ax: Axes, label: str, color: str) -> Axes:
     return twin
 
 
-def _hit_rate(ax: Axes, s: Series, steps: Rows) -> None:
+def _hit_rate(ax: Axes, s: StepCurves) -> None:
     """The rate in windows of 1/60 of the run, and since the start."""
-    queries = steps["prefix_queries"].astype(np.float64)
-    hits = steps["prefix_hits"].astype(np.float64)
-    time = steps["time_ns"].astype(np.float64)
-    edges = np.linspace(time[0], time[-1], 61)
-    at = np.clip(np.searchsorted(time, edges, side="right") - 1, 0, len(time) - 1)
-    dq, dh = np.diff(queries[at]), np.diff(hits[at])
+    dq, dh = np.diff(s.at_edges["prefix_queries"]), np.diff(s.at_edges["prefix_hits"])
+    queries, hits = s.at_points["prefix_queries"], s.at_points["prefix_hits"]
     with np.errstate(invalid="ignore", divide="ignore"):
         window = np.where(dq > 0, dh / np.maximum(dq, 1), np.nan)
         whole = np.where(queries > 0, hits / np.maximum(queries, 1), np.nan)
-    scale = s.time[-1] / time[-1] if time[-1] > 0 else 1.0
     ax.stairs(
-        window, edges * scale, baseline=None, color=style.SKY, linewidth=1.0, label="in each 1/60 of the run"
+        window, s.x_edges, baseline=None, color=style.SKY, linewidth=1.0, label="in each 1/60 of the run"
     )
-    pick = slice(None) if s.edges is None else s.edges
-    ax.plot(s.x, whole[pick], color=style.BLUE, label="since the start")
+    ax.plot(s.x, whole, color=style.BLUE, label="since the start")
 
 
-def _per_second(ax: Axes, s: Series, steps: Rows) -> None:
+def _per_second(ax: Axes, s: StepCurves) -> None:
     """Preemptions and evicted blocks in 60 windows."""
     from matplotlib.ticker import MaxNLocator
 
-    time = steps["time_ns"].astype(np.float64)
-    edges = np.linspace(time[0], time[-1], 61)
-    at = np.clip(np.searchsorted(time, edges, side="right") - 1, 0, len(time) - 1)
-    scale = s.time[-1] / time[-1] if time[-1] > 0 else 1.0
-    preempted = np.diff(steps["preemptions"][at])
-    if len(preempted):
-        preempted[0] += steps["preemptions"][at[0]]
-    ax.stairs(preempted, edges * scale, color=style.RED, fill=True, alpha=0.8)
+    since_start, evictions = s.at_edges["preemptions"], s.at_edges["evictions"]
+    preempted, evicted = np.diff(since_start), np.diff(evictions)
+    preempted[0] += since_start[0]
+    ax.stairs(preempted, s.x_edges, color=style.RED, fill=True, alpha=0.8)
     ax.set_ylabel("preemptions", color=style.RED)
     ax.set_ylim(0, max(1.0, float(preempted.max(initial=0)) * 1.08))
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     twin = _twin(ax, "blocks evicted", style.GREY)
-    evicted = np.diff(steps["evictions"][at])
-    twin.stairs(evicted, edges * scale, color=style.GREY, linewidth=1.0)
+    twin.stairs(evicted, s.x_edges, color=style.GREY, linewidth=1.0)
     twin.set_ylim(0, max(1.0, float(evicted.max(initial=0)) * 1.08))
-    total, blocks = int(steps["preemptions"][-1]), int(steps["evictions"][-1])
+    total, blocks = int(since_start[-1]), int(evictions[-1])
     note = f"{count(total)} and {count(blocks)} in all"
     _title(ax, "Preemptions, and cached blocks evicted, in each 1/60 of the run", note)
 

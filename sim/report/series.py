@@ -29,14 +29,18 @@ def time_axis(ns: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
     return ns / scale, unit
 
 
+def stretches(n: int, max_points: int = MAX_POINTS) -> NDArray[np.intp] | None:
+    """First row of each stretch, half as many as points may be drawn; None: n rows need no thinning."""
+    return None if n <= max_points else np.linspace(0, n, max_points // 2 + 1).astype(np.intp)[:-1]
+
+
 class Series:
     """Columns over time, thinned to the mean, least and most of equal stretches where there are many rows."""
 
     def __init__(self, steps: Rows, max_points: int = MAX_POINTS) -> None:
         self.steps = steps
-        n = len(steps["time_ns"])
         self.time, self.unit = time_axis(steps["time_ns"])
-        self.edges = None if n <= max_points else np.linspace(0, n, max_points // 2 + 1).astype(np.intp)[:-1]
+        self.edges = stretches(len(steps["time_ns"]), max_points)
         self.x = self.time if self.edges is None else self.time[self.edges]
 
     def mean(self, values: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""A streamed run of a config: the workload and the requests' records pass through files beside the target.
+"""A streamed run of a config: workload, requests' records and logs pass through files beside the target.
 
 Everything lies in one hidden folder next to the run folder until the run is over. Whatever ends the run, the
 final name appears only with the whole result; what a killed process has left is removed by the next streamed
@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.columns import REQUESTS
+from sim.columns import EVENTS, REQUESTS, STEPS
 from sim.results import ParquetFile, output_error, remove_orphans
+from sim.step_totals import StepTotals
 
 if TYPE_CHECKING:
+    from sim.report.step_curves import RowsInFile
     from sim.resolve import Resolved
     from sim.simulate import Columns, LogOptions, RunResult
     from workloads.spool import Spool
@@ -79,7 +81,11 @@ class Scratch:
 
 
 class StreamedRun:
-    """A simulation whose requests go to a file; stands in for `Simulation` in the body of `run`."""
+    """A simulation whose requests, steps and events go to files; stands in for `Simulation` in `run`.
+
+    Attributes:
+        step_totals: what the summary says of the step log.
+    """
 
     def __init__(
         self, resolved: Resolved, spool: Spool, log: LogOptions, scratch: Scratch, metadata: dict[str, str]
@@ -90,10 +96,34 @@ class StreamedRun:
         self._scratch = scratch
         self._resolved = resolved
         self._size = len(spool)
-        self.file = scratch.folder() / "requests.parquet"
-        self._parquet = ParquetFile(self.file, REQUESTS, metadata)
-        self._totals = RequestTotals(resolved.warmup_ns)
-        self._simulation = StreamedSimulation(resolved.engine, spool, resolved.step_time, log, self._write)
+        known = {"requests.parquet": REQUESTS, "steps.parquet": STEPS}
+        if log.events:
+            known["events.parquet"] = EVENTS
+        self._parquet = {
+            name: ParquetFile(scratch.folder() / name, columns, metadata) for name, columns in known.items()
+        }
+        self._request_totals = RequestTotals(resolved.warmup_ns)
+        self.step_totals = StepTotals(resolved.warmup_ns)
+        self._simulation = StreamedSimulation(
+            resolved.engine,
+            spool,
+            resolved.step_time,
+            log,
+            self._write,
+            write_steps=self._write_steps,
+            write_events=self._parquet["events.parquet"].add if log.events else None,
+        )
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Name in the run folder -> where it lies now."""
+        return {name: self._scratch.folder() / name for name in self._parquet}
+
+    def step_rows(self) -> RowsInFile:
+        """The step log, for plots."""
+        from sim.report.step_curves import RowsInFile
+
+        return RowsInFile(self.files["steps.parquet"])
 
     def run(self, until_ns: int | None, progress: Any) -> str:
         """As `Simulation.run`.
@@ -105,21 +135,22 @@ class StreamedRun:
             return self._simulation.run(until_ns, progress)
 
     def result(self) -> RunResult:
-        """The result without requests, which are all in the file now.
+        """The result without requests, steps and events, which are all in the files now.
 
         Raises:
             OutputError: the disk is full, say.
         """
         with self._scratch.writing():
             result = self._simulation.result()
-            self._parquet.close()
+            for file in self._parquet.values():
+                file.close()
         return result
 
     def complete(self, summary: dict[str, Any]) -> None:
         """Fill in what the summary says of requests."""
         from sim.stream.summary import LATENCY_COLUMNS, latency_summary
 
-        self._totals.fill(summary, self._size)
+        self._request_totals.fill(summary, self._size)
         summary["latency"] = latency_summary(lambda: self._chunks(LATENCY_COLUMNS), self._resolved.warmup_ns)
 
     def sample(self) -> dict[str, NDArray[np.int64]]:
@@ -136,13 +167,17 @@ class StreamedRun:
         return {name: np.concatenate([part[name] for part in parts]) for name in LATENCY_COLUMNS}
 
     def _write(self, columns: Columns) -> None:
-        self._totals(columns)
-        self._parquet.add(columns)
+        self._request_totals(columns)
+        self._parquet["requests.parquet"].add(columns)
+
+    def _write_steps(self, columns: Columns) -> None:
+        self.step_totals(columns)
+        self._parquet["steps.parquet"].add(columns)
 
     def _chunks(self, names: tuple[str, ...]) -> Iterator[dict[str, NDArray[np.int64]]]:
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(self.file) as file:
+        with pq.ParquetFile(self.files["requests.parquet"]) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=list(names))
                 yield {name: table.column(name).to_numpy() for name in names}

@@ -117,8 +117,8 @@ def test_a_fleet_that_is_stopped_and_read_goes_on_unchanged(seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capacity, "_LOG_ROWS", 3)
         patch.setattr(capacity, "_EVENT_ROWS", 1)
-        patch.setattr("sim.fleet.simulate._FIRST_CALL_EVENTS", rng.choice([1, 7, 300]))
-        patch.setattr("sim.fleet.simulate._CALL_SECONDS", 0.0)
+        patch.setattr("sim.drive.FIRST_CALL_STEPS", rng.choice([1, 7, 300]))
+        patch.setattr("sim.drive.CALL_SECONDS", 0.0)
         stopped = FleetSimulation(*case, fleet, seed)
         for until in sorted(rng.randint(0, end + 10) for _ in range(4)):
             if stopped.run(until_ns=until) == "until":

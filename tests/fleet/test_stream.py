@@ -58,7 +58,8 @@ def assert_equal(a: RunResult, requests: Columns, b: RunResult) -> None:
     assert a.totals == b.totals
     assert a.exit_reason == b.exit_reason
     assert a.time_weighted == b.time_weighted
-    for left, right in ((a.steps, b.steps), (requests, b.requests)):
+    assert (a.events is None) == (b.events is None)
+    for left, right in ((a.steps, b.steps), (requests, b.requests), (a.events or {}, b.events or {})):
         assert list(left) == list(right)
         for name in left:
             np.testing.assert_array_equal(left[name], right[name], err_msg=name)
@@ -82,16 +83,26 @@ def test_streamed_run_is_the_run_in_memory(
         except InputError:
             assert case.engine.policy == "priority"
             return
-        whole = Simulation(*case)
+        log = dataclasses.replace(case.log, every_step=seed % 2 == 0, events=seed % 3 > 0)
+        whole = Simulation(case.engine, case.workload, case.step_time, log)
         whole.run()
         expected = whole.result()
         out = Collected()
-        streamed = StreamedSimulation(case.engine, spool, case.step_time, case.log, out)
+        steps, events = Collected(), Collected()
+        streamed = StreamedSimulation(
+            case.engine, spool, case.step_time, log, out, write_steps=steps, write_events=events
+        )
         rng = random.Random(seed)
         for until in sorted(rng.randint(0, 1 + whole.progress().now_ns) for _ in range(2)):
             streamed.run(until_ns=until)
         assert streamed.run() == "finished"
-        assert_equal(streamed.result(), out.columns(), expected)
+        result = streamed.result()
+        assert not len(result.steps["time_ns"])
+        assert (result.events is None) == (not log.events)
+        written = dataclasses.replace(
+            result, steps=steps.columns(), events=events.columns() if log.events else None
+        )
+        assert_equal(written, out.columns(), expected)
         indices = np.concatenate([part["index"] for part in out.parts])
         assert (np.diff(indices) > 0).all()
 
@@ -134,8 +145,13 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "sim", "run", *arguments]
 
 
-def test_files_are_those_of_a_run_in_memory(config: Path, tmp_path: Path) -> None:
-    more = ["--quiet", "--set", "output.plots=true"]
+@pytest.mark.parametrize("logs", [[], ["--every-step", "--events"]], ids=["samples", "every step"])
+def test_files_are_those_of_a_run_in_memory(
+    config: Path, tmp_path: Path, logs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # several row groups
+    monkeypatch.setattr("sim.results.ROW_GROUP", 500)
+    more = ["--quiet", "--set", "output.plots=true", *logs]
     for name, flag in (("streamed", "--stream"), ("whole", "--no-stream")):
         result = CliRunner().invoke(
             cli.main, ["run", str(config), flag, *more, "--out", str(tmp_path / name)]
@@ -191,20 +207,9 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN); sys.argv = ['sim', 'run', {str(co
     assert [p.name for p in tmp_path.iterdir()] == ["little.yaml"]
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--every-step"], "--stream: the rows of every step are kept in memory"),
-        (["--events"], "--stream: events are kept in memory"),
-        (["--set", "replicas=2"], "--stream: a fleet keeps its requests in memory"),
-    ],
-)
-def test_what_is_kept_in_memory_is_not_streamed(
-    config: Path, tmp_path: Path, more: list[str], message: str
-) -> None:
-    result = CliRunner().invoke(
-        cli.main, ["run", str(config), "--stream", *more, "--out", str(tmp_path / "r")]
-    )
+def test_a_fleet_is_not_streamed(config: Path, tmp_path: Path) -> None:
+    more = ["--set", "replicas=2", "--out", str(tmp_path / "r")]
+    result = CliRunner().invoke(cli.main, ["run", str(config), "--stream", *more])
     assert result.exit_code == 2
-    assert message in result.output
+    assert "--stream: a fleet keeps its requests in memory" in result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["little.yaml"]
