@@ -86,6 +86,11 @@ class GroupLayout:
         return max([1, *ratios]) - 1 if self.hybrid else 0
 
     @property
+    def slot_sizes(self) -> tuple[int, ...]:
+        """Tokens of a block, by group; 0 where blocks hold states."""
+        return tuple(g.block_size if g.token_slots else 0 for g in self.groups)
+
+    @property
     def mixed(self) -> bool:
         """Some block has several hashes."""
         return any(g.block_size != self.hash_unit for g in self.groups)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.analysis.runs import table_pairs
+
 Rows = Mapping[str, NDArray[Any]]
 _MOMENT = ("num_free_blocks", "num_running", "num_waiting", "wasted_slots", "allocated_slots", "free_runs")
 _NS = 1e9
@@ -21,19 +23,21 @@ class StepTotals:
     """Sums and extremes over the rows of the step log; call it with each piece, in order of time.
 
     Args:
-        warmup_ns: means over time leave out what was before.
+        warmup_ns: means leave out what was before.
+        num_groups: KV-cache groups: a running request has a block table in each.
 
     Attributes:
         num_rows: rows so far.
         last: the last row, {} before the first one.
         last_ns: greatest time.
-        pairs: adjacent pairs of blocks in the running requests' tables, over all rows.
-        breaks: of these, the pairs whose ids are not consecutive.
+        pairs: adjacent pairs of blocks in the running requests' tables, over the rows after the warm-up.
+        adjacent: of these, the pairs whose ids are consecutive.
     """
 
-    def __init__(self, warmup_ns: int) -> None:
+    def __init__(self, warmup_ns: int, num_groups: int = 1) -> None:
         self._warmup = warmup_ns
-        self.num_rows = self.last_ns = self.pairs = self.breaks = 0
+        self._groups = num_groups
+        self.num_rows = self.last_ns = self.pairs = self.adjacent = 0
         self.last: dict[str, int] = {}
         self._wasted = self._wasted_ns = self._weight = 0
         self._worst: tuple[tuple[int, int, int], dict[str, Any]] | None = None
@@ -48,9 +52,10 @@ class StepTotals:
             self._weigh([self.last["wasted_slots"]], np.array([self.last["time_ns"], times[0]]))
         self._weigh(wasted[:-1].tolist(), times)
         self._wasted += int(wasted.sum())
-        running = int(rows["num_running"].sum())
-        self.pairs += int(rows["table_blocks"].sum()) - running
-        self.breaks += int(rows["table_runs"].sum()) - running
+        pairs, adjacent = table_pairs(rows, self._groups)
+        late = times >= self._warmup
+        self.pairs += int(pairs[late].sum())
+        self.adjacent += int(adjacent[late].sum())
         self._find(rows)
         self.num_rows += n
         self.last_ns = max(self.last_ns, int(times.max()))
@@ -86,7 +91,7 @@ class StepTotals:
 
     def table_contiguity(self) -> float | None:
         """Pairs of neighbours whose ids are consecutive / all pairs; None: there are none."""
-        return None if self.pairs <= 0 else 1.0 - self.breaks / self.pairs
+        return None if self.pairs <= 0 else self.adjacent / self.pairs
 
     def worst_moment(self) -> dict[str, Any] | None:
         """The row with the fewest free blocks: of those with most waiting requests the first."""

@@ -38,7 +38,7 @@ DEFINITIONS = {
     " their end",
     "mean_wasted_slots": "mean of wasted slots over the rows of steps.parquet, weighted by time",
     "table_contiguity": "adjacent pairs in running requests' tables with consecutive ids / all such pairs,"
-    " over the rows of steps.parquet",
+    " over the rows of steps.parquet after the warm-up",
     "evicted_unused_blocks": "cached blocks evicted before any hit since they were cached (pollution)",
     "admissions_refused": "times that the head of the waiting queue was not admitted for want of free blocks:"
     " for its whole known text, above the watermark, or for its next chunk",
@@ -77,7 +77,7 @@ def summarize(
     """
     requests, totals = result.requests, result.totals
     if steps is None:
-        steps = StepTotals(resolved.warmup_ns)
+        steps = StepTotals(resolved.warmup_ns, len(resolved.engine.kv_cache_groups))
         steps(result.steps)
     engine = resolved.engine
     end_ns = max(int(totals.get("now_ns", 0)), steps.last_ns, int(requests["finish_ns"].max(initial=0)))

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.core import codes as c
-from sim.core.kv_cache_manager import FAIL_POOL, FAIL_RESERVE, FAIL_RUNNING, FAIL_WATERMARK
+from sim.core.kv_cache_manager import FAIL_POOL, FAIL_RESERVE, FAIL_RUNNING, FAIL_STATE, FAIL_WATERMARK
 
 CAUSES = {
     FAIL_RESERVE: "full-sequence reserve",
     FAIL_WATERMARK: "watermark",
     FAIL_POOL: "pool",
     FAIL_RUNNING: "running request",
+    FAIL_STATE: "state",
 }
 
 
@@ -27,8 +28,9 @@ class AllocationFailure:
         time_ns: first refusal.
         request: position in the workload.
         request_id: its name.
-        cause: "full-sequence reserve", "watermark" or "pool" (an admission), or "running request" (a running
-            one found no block for its next tokens).
+        cause: "full-sequence reserve", "watermark" or "pool" (an admission), "running request" (a running one
+            found no block for its next tokens), or "state" (an admission whose hit is a Mamba state that
+            another request computes in this very step: no want of blocks).
         wanted_blocks: blocks it would have taken out of the free queue at the first refusal (hits that are
             free included).
         free_blocks: blocks that were free then.

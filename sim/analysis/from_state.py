@@ -24,6 +24,11 @@ def block_states(pool: Pool) -> NDArray[np.uint8]:
     return state
 
 
+def block_sizes(state: State) -> tuple[int, ...]:
+    """Tokens of a block, by group; 0 where blocks hold states instead of tokens."""
+    return tuple((state.kv.groups["block_size"] * state.kv.groups["token_slots"]).tolist())
+
+
 def live_tables(state: State, workload: Workload) -> LiveTables:
     """Block tables of the running requests."""
     running = state.queues.lists["running"][: state.ctl.num_running].copy()
@@ -65,7 +70,7 @@ def snapshot_of_state(
     return FragmentationSnapshot(
         time_ns=int(state.ctl.now) if time_ns is None else time_ns,
         step=int(state.ctl.step),
-        block_sizes=tuple((state.kv.groups["block_size"] * state.kv.groups["token_slots"]).tolist()),
+        block_sizes=block_sizes(state),
         state=block_states(pool),
         ref_cnt=ref_cnt,
         key=key,

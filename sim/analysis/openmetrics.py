@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.analysis.rerun import Rerun, read_columns
 from sim.analysis.tracker import curves_of
+from sim.groups import layout_of
 
 I64 = NDArray[np.int64]
 
@@ -22,6 +24,8 @@ _LATENCY = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0
 LATENCY_BOUNDS = (*_LATENCY, 480.0, 960.0, 1920.0, 7680.0)
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0)
 TTFT_BOUNDS = (*_TTFT, 40.0, 80.0, 160.0, 640.0, 2560.0)
+
+FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
 
 RESIDENCY_FAMILIES = (
     ("vllm:kv_block_lifetime_seconds", "KV-cache blocks, from allocation to re-allocation."),
@@ -38,7 +42,7 @@ class Family:
         name: without the suffix of counters.
         kind: "gauge" or "counter".
         text: help.
-        values: one for each scrape.
+        values: one for each scrape; NaN: nothing to tell then, no sample.
     """
 
     name: str
@@ -82,9 +86,9 @@ def openmetrics(rerun: Rerun, points: int = 500, start_s: float = 0.0) -> Iterat
     model = rerun.resolved.model.name if rerun.resolved.model else rerun.resolved.name
     labels = {"model_name": model, "engine": "0"}
     stamps = [_number(start_s + int(t) / 1e9) for t in times]
-    usable = rerun.resolved.engine.usable_blocks
-    slots = usable * rerun.resolved.engine.block_size
-    for family in _families({name: column[rows] for name, column in steps.items()}, usable, slots):
+    engine = rerun.resolved.engine
+    sizes = layout_of(engine).slot_sizes
+    for family in _families({name: column[rows] for name, column in steps.items()}, sizes):
         yield from family_lines(family, labels, stamps)
     requests = read_columns(rerun.folder / "requests.parquet")
     # a row shows what happened before its time; only the last one shows the end itself
@@ -103,12 +107,9 @@ def scrape_rows(rows: int, points: int) -> NDArray[np.intp]:
     return np.unique(np.append(np.arange(stride - 1, rows, stride), rows - 1)) if rows else np.arange(0)
 
 
-def _families(steps: Mapping[str, I64], usable: int, slots: int) -> list[Family]:
-    free = steps["num_free_blocks"]
-    external = 1 - steps["largest_free_run"] / np.maximum(free, 1)
-    external[free == 0] = 0.0
-    used = steps["used_blocks"] / max(usable, 1)
-    held = curves_of(dict(steps), slots)["token_usage"]
+def _families(steps: Mapping[str, I64], block_sizes: Sequence[int]) -> list[Family]:
+    curves = curves_of(dict(steps), block_sizes)
+    used = curves["usage"]
     queries, hits, preempted = steps["prefix_queries"], steps["prefix_hits"], steps["preemptions"]
     return [
         Family("vllm:num_requests_running", "gauge", "Running requests.", steps["num_running"]),
@@ -117,16 +118,36 @@ def _families(steps: Mapping[str, I64], usable: int, slots: int) -> list[Family]
         Family("vllm:prefix_cache_queries", "counter", "Tokens looked up in the prefix cache.", queries),
         Family("vllm:prefix_cache_hits", "counter", "Tokens found in the prefix cache.", hits),
         Family("vllm:num_preemptions", "counter", "Preemptions.", preempted),
-        Family("kvpool_kv_cache_token_usage_perc", "gauge", "Slots with a token / usable slots.", held),
-        Family(
-            "kvpool_kv_cache_wasted_slots", "gauge", "Allocated slots without a token.", steps["wasted_slots"]
-        ),
-        Family(
-            "kvpool_kv_cache_free_runs", "gauge", "Runs of consecutive free block ids.", steps["free_runs"]
-        ),
-        Family("kvpool_kv_cache_external_fragmentation", "gauge", "1 - largest free run / free.", external),
+        *layout_families(steps, curves),
         Family("kvpool_kv_cache_evictions", "counter", "Cached blocks evicted.", steps["evictions"]),
     ]
+
+
+def layout_families(
+    steps: Mapping[str, NDArray[Any]], curves: Mapping[str, NDArray[np.float64]]
+) -> list[Family]:
+    """Waste and fragmentation, which vLLM has no metrics for.
+
+    Args:
+        steps: rows with wasted_slots and free_runs.
+        curves: of these rows, `sim.analysis.tracker.curves_of`.
+    """
+    texts = {
+        "wasted_slots": ("Allocated slots without a token.", steps["wasted_slots"]),
+        "internal_fragmentation": ("Allocated slots without a token / allocated slots.", None),
+        "free_runs": ("Runs of consecutive free block ids.", steps["free_runs"]),
+        "external_fragmentation": ("1 - largest free run / free blocks.", None),
+        "table_contiguity": ("Neighbours in block tables with consecutive ids / all neighbours.", None),
+    }
+    found = [
+        Family(f"kvpool_kv_cache_{name}", "gauge", text, curves[name] if values is None else values)
+        for name, (text, values) in texts.items()
+    ]
+    held = curves["token_usage"]
+    if not np.isnan(held).all():
+        name = "kvpool_kv_cache_token_usage_perc"
+        found.insert(0, Family(name, "gauge", "Slots with a token / usable slots.", held))
+    return found
 
 
 def _residency(rerun: Rerun, times: I64) -> list[Histogram]:
@@ -181,11 +202,16 @@ def _success(
     rerun: Rerun, requests: Mapping[str, I64], times: I64, labels: Mapping[str, str], stamps: Sequence[str]
 ) -> Iterator[str]:
     done = requests["status"] == 3
-    index = requests["index"][done]
-    by_length = rerun.workload.max_tokens[index] == rerun.workload.output_len[index]
+    index, generated = requests["index"][done], requests["output_tokens"][done]
+    # the others that end before their own end reach max_model_len
+    by_length = (rerun.workload.max_tokens[index] == generated) | (
+        rerun.workload.output_len[index] > generated
+    )
     yield "# HELP vllm:request_success Finished requests.\n# TYPE vllm:request_success counter\n"
-    for reason, chosen in (("stop", ~by_length), ("length", by_length)):
-        ends = np.sort(requests["finish_ns"][done][chosen])
+    none = np.zeros_like(by_length)
+    chosen = {"stop": ~by_length, "length": by_length}
+    for reason in FINISHED_REASONS:
+        ends = np.sort(requests["finish_ns"][done][chosen.get(reason, none)])
         counts = np.searchsorted(ends, times, side="left")
         text = labels_text({**labels, "finished_reason": reason})
         for n, stamp in zip(counts.tolist(), stamps, strict=True):
@@ -197,7 +223,8 @@ def family_lines(family: Family, labels: Mapping[str, str], stamps: Sequence[str
     yield f"# HELP {family.name} {family.text}\n# TYPE {family.name} {family.kind}\n"
     name = family.name + ("_total" if family.kind == "counter" else "") + labels_text(labels)
     for value, stamp in zip(family.values.tolist(), stamps, strict=True):
-        yield f"{name} {_number(value)} {stamp}\n"
+        if value == value:
+            yield f"{name} {_number(value)} {stamp}\n"
 
 
 def histogram_lines(h: Histogram, labels: Mapping[str, str], stamps: Sequence[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from sim.analysis.block_history import BlockHistory
 from sim.analysis.chrome_trace import counter_events, track_name
 from sim.analysis.export import RESIDENCY_COLUMNS, residency_table, to_csv
 from sim.analysis.openmetrics import (
+    FINISHED_REASONS,
     LATENCY_BOUNDS,
     RESIDENCY_FAMILIES,
     Family,
@@ -20,14 +21,17 @@ from sim.analysis.openmetrics import (
     family_lines,
     histogram_lines,
     labels_text,
+    layout_families,
     observed,
     scrape_rows,
 )
 from sim.analysis.recorded import STATE_COLUMNS, Recorded
+from sim.analysis.tracker import curves_of
 from sim.columns import STEPS
 from sim.results import to_parquet
 
 I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
 _REQUESTS = 1
 
 _ROWS: dict[str, tuple[str, str]] = {
@@ -117,7 +121,8 @@ def _openmetrics(recorded: Recorded, points: int, start_s: float | None) -> Iter
     began = (recorded.started_unix_ns or 0) / 1e9 if start_s is None else start_s
     stamps = [repr(began + int(t) / 1e9) for t in times]
     labels = {"model_name": recorded.path.name, "engine": str(_rank(recorded))}
-    for family in _families(recorded, steps):
+    curves = {name: values[rows] for name, values in _curves(recorded).items()}
+    for family in _families(recorded, steps, curves):
         yield from family_lines(family, labels, stamps)
     until = times + (times == recorded.end_ns)
     if recorded.requests is not None:
@@ -133,7 +138,28 @@ def _rank(recorded: Recorded) -> int:
     return int(getattr(recorded.raw, "header", {}).get("data_parallel_rank") or 0)
 
 
-def _families(recorded: Recorded, steps: Mapping[str, NDArray[Any]]) -> list[Family]:
+def _curves(recorded: Recorded) -> dict[str, F64]:
+    """Ratios of the last state, by row of `steps`: 0 while the engine is idle, NaN where nothing is known."""
+    steps, at_states = recorded.steps, recorded.state_rows
+    columns = {name: recorded.rows[name][at_states] for name in ("num_running", "num_free_blocks")}
+    columns["used_blocks"] = recorded.usable_blocks - columns["num_free_blocks"]
+    columns |= recorded.state_columns | dict.fromkeys(("prefix_queries", "prefix_hits"), 0 * at_states)
+    last = np.searchsorted(recorded.state_times, steps["time_ns"], side="right") - 1
+    last = np.where(last < 0, len(at_states), last)
+    # the engine is idle where the longest free run is the whole pool
+    idle = steps["largest_free_run"] == recorded.usable_blocks
+    found = {}
+    for name, values in curves_of(columns, recorded.block_sizes).items():
+        by_row = np.append(values, np.nan)[last]
+        if name != "table_contiguity" and not np.isnan(values).all():
+            by_row[idle] = 0.0
+        found[name] = by_row
+    return found
+
+
+def _families(
+    recorded: Recorded, steps: Mapping[str, NDArray[Any]], curves: Mapping[str, F64]
+) -> list[Family]:
     used = steps["used_blocks"] / max(recorded.usable_blocks, 1)
     known = [
         Family("vllm:num_requests_running", "gauge", "Running requests.", steps["num_running"]),
@@ -148,11 +174,7 @@ def _families(recorded: Recorded, steps: Mapping[str, NDArray[Any]]) -> list[Fam
         if column in steps:
             known.append(Family(name, "counter", text, steps[column]))
     if recorded.num_states:
-        wasted, runs = steps["wasted_slots"], steps["free_runs"]
-        known += [
-            Family("kvpool_kv_cache_wasted_slots", "gauge", "Allocated slots without a token.", wasted),
-            Family("kvpool_kv_cache_free_runs", "gauge", "Runs of consecutive free block ids.", runs),
-        ]
+        known += layout_families(steps, curves)
     return known
 
 
@@ -161,7 +183,7 @@ def _ends(
 ) -> Iterator[str]:
     finish = requests["finish_ns"]
     yield "# HELP vllm:request_success Finished requests.\n# TYPE vllm:request_success counter\n"
-    for reason in ("stop", "length", "abort"):
+    for reason in FINISHED_REASONS:
         ended = requests["status"] == ("aborted" if reason == "abort" else reason)
         counts = np.searchsorted(np.sort(finish[ended]), until, side="left")
         text = labels_text({**labels, "finished_reason": reason})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,3 +40,15 @@ def consecutive_runs(ids: NDArray[np.integer], ptr: NDArray[np.integer]) -> I64:
     starts_run[ptr[:-1][ptr[:-1] < len(ids)]] = 1
     total = np.concatenate([[0], np.cumsum(starts_run)])
     return total[ptr[1:]] - total[ptr[:-1]]
+
+
+def table_pairs(rows: Mapping[str, NDArray[Any]], num_groups: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Adjacent pairs of blocks in the running requests' tables, and how many of them have consecutive ids.
+
+    Args:
+        rows: num_running, table_blocks and table_runs, arrays of one length.
+        num_groups: KV-cache groups. A running request has a table in each, which is never empty, so that n
+            blocks make n - 1 pairs.
+    """
+    tables = rows["num_running"] * num_groups
+    return rows["table_blocks"] - tables, rows["table_blocks"] - rows["table_runs"]

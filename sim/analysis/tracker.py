@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.analysis.failures import AllocationFailure, allocation_failures
-from sim.analysis.from_state import live_tables, snapshot_of_state
+from sim.analysis.from_state import block_sizes, live_tables, snapshot_of_state
 from sim.analysis.rerun import Rerun
 from sim.analysis.residency import Residency, ResidencyHistogram, residency_of
+from sim.analysis.runs import table_pairs
+from sim.analysis.snapshot import FragmentationSnapshot
 
 if TYPE_CHECKING:
     from sim.simulate import Progress, RunResult, Simulation
@@ -44,7 +46,8 @@ class CacheEffectiveness:
         resumed_queries, resumed_hits: the same for requests resumed after a preemption.
         evicted: cached blocks that lost their content.
         evicted_unused: of these, without one hit since they were cached ("pollution").
-        cached_at_end, duplicates_at_end, unreachable_at_end: blocks when the run ended.
+        cached_at_end, duplicates_at_end, unreachable_at_end: blocks when the run ended; unreachable ones are
+            None with windows or states, of which a look-up needs the last ones only.
     """
 
     queries: int
@@ -55,7 +58,7 @@ class CacheEffectiveness:
     evicted_unused: int
     cached_at_end: int
     duplicates_at_end: int
-    unreachable_at_end: int
+    unreachable_at_end: int | None
 
     @property
     def hit_rate(self) -> float | None:
@@ -112,7 +115,7 @@ class Tracked:
         steps: rows of the step log (columns of steps.parquet), int64 arrays.
         curves: derived from them, float64 arrays of the same length: usage, internal_fragmentation,
             external_fragmentation, token_usage (slots that hold a token, a shared one once / slots of the
-            usable blocks), table_contiguity,
+            usable blocks; NaN where groups differ in block size or hold states), table_contiguity,
             hit_rate (tokens found / looked up since the row before; NaN where nothing was looked up).
         time_weighted: metric -> mean, p50, p90, p99, max, max_at_ns.
         requests: columns of requests.parquet.
@@ -172,17 +175,16 @@ class FragmentationTracker:
             raise ValueError("the simulation does not log the events of requests or does not follow blocks")
         names = tuple(sim.workload.request_id(i) for i in range(len(sim.workload)))
         end = int(state.ctl.now)
-        unreachable = snapshot_of_state(state, sim.workload).num_unreachable
-        sizes = state.kv.groups["block_size"]
-        slots = int(state.params.num_blocks - 1) * int(sizes.max())
+        at_end = snapshot_of_state(state, sim.workload)
+        sizes = block_sizes(state)
         return Tracked(
             steps=result.steps,
-            curves=curves_of(result.steps, slots),
+            curves=curves_of(result.steps, sizes),
             time_weighted=result.time_weighted,
             requests=result.requests,
             request_ids=names,
             failures=allocation_failures(events, names, end),
-            cache=_cache(result, unreachable or 0),
+            cache=_cache(result, at_end),
             residency=residency_of(state.kv.pool, self._residency_sample),
             patterns=patterns,
             contiguous_fit_failures=int(state.count.contiguous_fit_failures),
@@ -194,7 +196,7 @@ class FragmentationTracker:
         sim = self._simulation
         parts: list[NDArray[np.int64]] = []
         time = self._period
-        sizes = tuple(int(size) for size in sim.state.kv.groups["block_size"])
+        sizes = block_sizes(sim.state)
         while time is not None and self._period and (self._until is None or time < self._until):
             if sim.run(time, progress) != "until":
                 break
@@ -233,12 +235,12 @@ def track(
     return tracked
 
 
-def curves_of(steps: dict[str, I64], total_slots: int) -> dict[str, F64]:
+def curves_of(steps: dict[str, I64], block_sizes: Sequence[int]) -> dict[str, F64]:
     """Ratios over the rows of a step log; see ``Tracked.curves``.
 
     Args:
         steps: columns of steps.parquet.
-        total_slots: token slots of the usable blocks.
+        block_sizes: tokens of a block, by KV-cache group; 0 where blocks hold states instead of tokens.
     """
 
     def ratio(part: NDArray[Any], whole: NDArray[Any], empty: float) -> F64:
@@ -247,23 +249,27 @@ def curves_of(steps: dict[str, I64], total_slots: int) -> dict[str, F64]:
         return out
 
     free, used = steps["num_free_blocks"], steps["used_blocks"]
-    pairs = steps["table_blocks"] - steps["num_running"]
-    breaks = steps["table_runs"] - steps["num_running"]
+    pairs, adjacent = table_pairs(steps, len(block_sizes))
     queries = np.diff(steps["prefix_queries"], prepend=0)
     usage = ratio(used, used + free, 0.0)
+    # only full blocks are shared, so no slot is wasted twice
+    token_usage = usage - ratio(steps["wasted_slots"], (used + free) * max(block_sizes), 0.0)
+    if len(set(block_sizes)) > 1 or not max(block_sizes):
+        # the rows do not tell how many of the used blocks have slots, and of what size
+        token_usage = np.full(len(used), np.nan)
     return {
         "usage": usage,
         "internal_fragmentation": ratio(steps["wasted_slots"], steps["allocated_slots"], 0.0),
         "external_fragmentation": ratio(free - steps["largest_free_run"], free, 0.0),
-        # only full blocks are shared, so no slot is wasted twice
-        "token_usage": usage - steps["wasted_slots"] / max(total_slots, 1),
-        "table_contiguity": ratio(pairs - breaks, pairs, np.nan),
+        "token_usage": token_usage,
+        "table_contiguity": ratio(adjacent, pairs, np.nan),
         "hit_rate": ratio(np.diff(steps["prefix_hits"], prepend=0), queries, np.nan),
     }
 
 
-def _cache(result: RunResult, unreachable: int) -> CacheEffectiveness:
+def _cache(result: RunResult, at_end: FragmentationSnapshot) -> CacheEffectiveness:
     t = result.totals
+    assert at_end.num_duplicates is not None
     return CacheEffectiveness(
         queries=t["prefix_queries"],
         hits=t["prefix_hits"],
@@ -272,6 +278,7 @@ def _cache(result: RunResult, unreachable: int) -> CacheEffectiveness:
         evicted=t["evictions"],
         evicted_unused=t["evicted_unused"],
         cached_at_end=t["num_cached"],
-        duplicates_at_end=t["num_cached"] - t["num_keys"],
-        unreachable_at_end=unreachable,
+        # a block may have several keys, so the number of keys does not tell
+        duplicates_at_end=at_end.num_duplicates,
+        unreachable_at_end=at_end.num_unreachable,
     )

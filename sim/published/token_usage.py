@@ -32,7 +32,7 @@ def usages(prompt_len: int = 17) -> dict[str, float]:
     simulation = Simulation(resolved.engine, workload, resolved.step_time, log)
     simulation.run(resolved.until_ns)
     steps = simulation.result().steps
-    curves = curves_of(steps, engine.usable_blocks * engine.block_size)
+    curves = curves_of(steps, (engine.block_size,))
     late = steps["time_ns"] >= resolved.warmup_ns
     return {
         "blocks": 100.0 * float(np.median(curves["usage"][late])),

@@ -111,7 +111,7 @@ CURVES: tuple[Curve, ...] = (
     Curve(
         "contiguity",
         "Table contiguity",
-        lambda s: _ratio(s["table_blocks"] - s["table_runs"], s["table_blocks"] - s["num_running"], np.nan),
+        lambda s: _ratio(s["table_blocks"] - s["table_runs"], s["table_blocks"] - s["num_tables"], np.nan),
         True,
         False,
         "Adjacent pairs in block tables whose ids are consecutive / all such pairs.",
@@ -147,7 +147,7 @@ CURVES: tuple[Curve, ...] = (
 BY_KEY = {curve.key: curve for curve in CURVES}
 
 
-def rows_of(steps: Steps, period_ns: int, end_ns: int) -> dict[str, FloatArray]:
+def rows_of(steps: Steps, period_ns: int, end_ns: int, num_groups: int = 1) -> dict[str, FloatArray]:
     """The curves of a run by key, float64[rows] each, rounded; row k stands for the period that ends at
     (k + 1) * period_ns, the last one for what was left of it.
 
@@ -155,7 +155,9 @@ def rows_of(steps: Steps, period_ns: int, end_ns: int) -> dict[str, FloatArray]:
         steps: columns of the step log, at least one row.
         period_ns: time of a row.
         end_ns: end of the run.
+        num_groups: KV-cache groups: a running request has a block table in each.
     """
+    steps = {**steps, "num_tables": steps["num_running"] * num_groups}
     rows = max(1, -(-end_ns // period_ns))
     time = steps["time_ns"]
     # a sample at the end of a period belongs to it

@@ -15,6 +15,7 @@ from sim import __version__
 from sim.analysis.recorded import Recorded
 from sim.analysis.recording import load
 from sim.analysis.recording_file import is_recording
+from sim.analysis.runs import table_pairs
 from sim.report.folder import RunFolder, read_run
 from sim.summary import NS
 
@@ -174,10 +175,9 @@ def _quantiles(seconds: NDArray[np.float64]) -> dict[str, float | None]:
 
 def _contiguity(recorded: Recorded) -> float | None:
     """Over the states: adjacent pairs in tables with consecutive ids / all such pairs."""
-    found, tables = recorded.state_columns, recorded.rows["num_running"][recorded.state_rows]
-    pairs = int((found["table_blocks"] - tables).sum())
-    breaks = int((found["table_runs"] - tables).sum())
-    return 1.0 - breaks / pairs if pairs > 0 else None
+    running = recorded.rows["num_running"][recorded.state_rows]
+    pairs, adjacent = table_pairs(recorded.state_columns | {"num_running": running}, len(recorded.block_sizes))
+    return float(adjacent.sum() / pairs.sum()) if pairs.sum() > 0 else None
 
 
 def _has_rows(recorded: Recorded) -> bool:

@@ -103,7 +103,7 @@ class StreamedRun:
             name: ParquetFile(scratch.folder() / name, columns, metadata) for name, columns in known.items()
         }
         self._request_totals = RequestTotals(resolved.warmup_ns)
-        self.step_totals = StepTotals(resolved.warmup_ns)
+        self.step_totals = StepTotals(resolved.warmup_ns, len(resolved.engine.kv_cache_groups))
         self._simulation = StreamedSimulation(
             resolved.engine,
             spool,

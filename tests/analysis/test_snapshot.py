@@ -69,12 +69,17 @@ def test_sums_are_the_columns_of_the_step_log(clock: str, seed: int) -> None:
         assert np.array_equal(s.owner >= 0, (s.state == USED) | (s.state == USED_CACHED))
         # only full blocks are shared: no slot is wasted twice
         assert s.wasted_slots_once == s.wasted_slots
+        curves = curves_of({name: np.array([value]) for name, value in row.items()}, s.block_sizes)
+        contiguity = np.nan if s.table_contiguity is None else s.table_contiguity
+        assert curves["table_contiguity"][0] == pytest.approx(contiguity, nan_ok=True)
+        if len(set(s.block_sizes)) == 1 and s.block_sizes[0]:
+            assert s.token_usage == pytest.approx(curves["token_usage"][0])
+        else:
+            assert np.isnan(curves["token_usage"][0])
         if not state.kv.plain:
-            # a window can be hit without what comes before it, and slots are of several kinds
+            # a window can be hit without what comes before it
             assert s.num_unreachable is None
             return
-        usage = curves_of({name: np.array([value]) for name, value in row.items()}, s.usable_slots)
-        assert s.token_usage == pytest.approx(usage["token_usage"][0])
         # a holder of a block holds its ancestors too and frees them after it: LRU never strands a block
         assert s.num_unreachable == 0
         quick = FragmentationSnapshot.from_state(state, case.workload, layout_only=True)

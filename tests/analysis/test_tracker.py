@@ -14,7 +14,7 @@ from sim.analysis.tracker import FragmentationTracker, Tracked, curves_of
 from sim.capacity import LogOptions, allocate
 from sim.core import codes as c
 from sim.core.engine import run_until
-from sim.engine_settings import EngineSettings
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.reference.engine import Engine
 from sim.reference.metrics import KVCacheMetricsCollector
 from sim.reference.settings import Settings
@@ -195,7 +195,7 @@ def test_curves_of_a_step_log() -> None:
         "prefix_queries": np.array([8, 8]),
         "prefix_hits": np.array([2, 2]),
     }
-    curves = curves_of(steps, 100)
+    curves = curves_of(steps, (10,))
     assert curves["usage"].tolist() == [1.0, 0.4]
     assert curves["external_fragmentation"].tolist() == [0.0, 0.5]
     assert curves["internal_fragmentation"].tolist() == [0.25, 0.0]
@@ -212,3 +212,39 @@ def test_a_tracker_refuses_a_simulation_that_does_not_log_enough() -> None:
     sim = simulation(engine(), b.build(), follow_blocks=False)
     with pytest.raises(ValueError, match="follow blocks"):
         FragmentationTracker(sim).run()
+
+
+def test_groups_have_a_table_each_and_states_no_slots() -> None:
+    steps = {
+        "num_free_blocks": np.array([4]),
+        "used_blocks": np.array([10]),
+        "largest_free_run": np.array([3]),
+        "wasted_slots": np.array([5]),
+        "allocated_slots": np.array([20]),
+        # two requests with three tables each: 10 blocks make 4 pairs, of which 1 is broken
+        "table_blocks": np.array([10]),
+        "table_runs": np.array([7]),
+        "num_running": np.array([2]),
+        "prefix_queries": np.array([8]),
+        "prefix_hits": np.array([2]),
+    }
+    curves = curves_of(steps, (4, 4, 4))
+    assert curves["table_contiguity"][0] == 0.75
+    assert curves["token_usage"][0] == 10 / 14 - 5 / 56
+    assert np.isnan(curves_of(steps, (4, 0, 4))["token_usage"][0])
+    assert np.isnan(curves_of(steps, (0, 0, 0))["token_usage"][0])
+
+
+def test_a_wait_for_a_state_is_no_want_of_blocks() -> None:
+    # vLLM's Mamba states are hit in the step after the one that computes them: the second request waits
+    groups = (KVCacheGroup(type="full"), KVCacheGroup(type="mamba"))
+    b = builder()
+    for _ in range(2):
+        b.add([1], [40], output_len=4, arrival=0)
+    log = {"num_gpu_blocks": 64, "kv_cache_groups": groups, "prefix_cache_retention_interval": 16}
+    tracked = FragmentationTracker(simulation(engine(**log), b.build())).run()
+    (failure,) = tracked.failures
+    assert (failure.cause, failure.outcome, failure.request) == ("state", "admitted", 1)
+    assert failure.wanted_blocks < failure.free_blocks
+    assert tracked.cache.unreachable_at_end is None
+    assert tracked.patterns.request.tolist() == []
