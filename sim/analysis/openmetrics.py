@@ -7,6 +7,7 @@ v1/metrics/loggers.py and buckets.py. What vLLM does not have carries the prefix
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -223,7 +224,7 @@ def family_lines(family: Family, labels: Mapping[str, str], stamps: Sequence[str
     yield f"# HELP {family.name} {family.text}\n# TYPE {family.name} {family.kind}\n"
     name = family.name + ("_total" if family.kind == "counter" else "") + labels_text(labels)
     for value, stamp in zip(family.values.tolist(), stamps, strict=True):
-        if value == value:
+        if not math.isnan(value):
             yield f"{name} {_number(value)} {stamp}\n"
 
 

@@ -142,7 +142,8 @@ def run(job: Job, name: str, folder: Path, command: Sequence[str]) -> Baseline:
         kvpool=__version__,
         command=" ".join(command),
     )
-    return Baseline(name, provenance, rows_of(result.steps, period, end, len(resolved.engine.kv_cache_groups)))
+    groups = len(resolved.engine.kv_cache_groups)
+    return Baseline(name, provenance, rows_of(result.steps, period, end, groups))
 
 
 def _nice(n: int) -> int:

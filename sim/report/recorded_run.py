@@ -175,8 +175,8 @@ def _quantiles(seconds: NDArray[np.float64]) -> dict[str, float | None]:
 
 def _contiguity(recorded: Recorded) -> float | None:
     """Over the states: adjacent pairs in tables with consecutive ids / all such pairs."""
-    running = recorded.rows["num_running"][recorded.state_rows]
-    pairs, adjacent = table_pairs(recorded.state_columns | {"num_running": running}, len(recorded.block_sizes))
+    rows = recorded.state_columns | {"num_running": recorded.rows["num_running"][recorded.state_rows]}
+    pairs, adjacent = table_pairs(rows, len(recorded.block_sizes))
     return float(adjacent.sum() / pairs.sum()) if pairs.sum() > 0 else None
 
 
