@@ -67,14 +67,41 @@ class Region:
 
 
 @dataclass(frozen=True)
+class GroupUse:
+    """What the block tables of one KV-cache group held; means over the snapshots.
+
+    Attributes:
+        block_size: tokens of a block, 0: its blocks hold states.
+        blocks: entries of the tables, null blocks left out.
+        nulls: places without a block.
+        wasted_slots: slots without a token.
+    """
+
+    block_size: int
+    blocks: float
+    nulls: float
+    wasted_slots: float
+
+
+@dataclass(frozen=True)
 class Cause:
-    """A request's part in a bad moment: ``amount`` (in the unit of the metric) and its ``share`` of all."""
+    """A request's part in a bad moment.
+
+    Attributes:
+        request: position in the workload.
+        request_id: its name.
+        amount: in the unit of the metric.
+        share: of all.
+        of_what: what the share is of, in words.
+        sole: gaps between free runs that hold only its blocks.
+    """
 
     request: int
     request_id: str
     amount: int
     share: float
-    why: str
+    of_what: str
+    sole: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +132,9 @@ class LayoutReport:
         stripes: of the snapshot with the highest interleaving, longest first.
         regions: that never coalesce, longest first.
         worst: the worst moments, metric by metric.
+        coalesce: blocks; a region has no free run longer than this.
+        busy_instants: snapshots by which regions are judged.
+        groups: KV-cache groups, in the engine's order.
     """
 
     times_ns: tuple[int, ...]
@@ -113,3 +143,6 @@ class LayoutReport:
     stripes: tuple[Stripe, ...]
     regions: tuple[Region, ...]
     worst: tuple[WorstMoment, ...]
+    coalesce: int = 8
+    busy_instants: int = 0
+    groups: tuple[GroupUse, ...] = ()

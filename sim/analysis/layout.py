@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.analysis.findings import Cause, LayoutReport, Region, Splitter, Stripe, WorstMoment
+from sim.analysis.findings import Cause, GroupUse, LayoutReport, Region, Splitter, Stripe, WorstMoment
 from sim.analysis.rerun import Rerun
 from sim.analysis.runs import runs_of
 from sim.analysis.snapshot import FragmentationSnapshot
@@ -19,6 +19,7 @@ from sim.analysis.snapshot import FragmentationSnapshot
 __all__ = [
     "BlockLayoutAnalyzer",
     "Cause",
+    "GroupUse",
     "LayoutReport",
     "Region",
     "Splitter",
@@ -65,6 +66,8 @@ class BlockLayoutAnalyzer:
         self._boundaries = 0
         self._longest: I64 | None = None
         self._free: I64 | None = None
+        self._block_sizes: tuple[int, ...] = ()
+        self._by_group: I64 | None = None
         self._striped: tuple[float, tuple[Stripe, ...]] = (-1.0, ())
 
     def add(self, snapshot: FragmentationSnapshot) -> None:
@@ -74,6 +77,9 @@ class BlockLayoutAnalyzer:
         self.interleaving.append(share)
         if share > self._striped[0]:
             self._striped = share, stripes_of(snapshot)
+        by_group = np.stack([snapshot.blocks_by_group, snapshot.nulls_by_group, snapshot.wasted_by_group])
+        self._block_sizes = snapshot.block_sizes
+        self._by_group = by_group if self._by_group is None else self._by_group + by_group
         splitters = splitters_of(snapshot)
         self._boundaries += max(snapshot.num_free_runs - 1, 0)
         for s in splitters:
@@ -129,6 +135,13 @@ class BlockLayoutAnalyzer:
                 found.append(Region(int(first), int(first + length) - 1, longest, free))
         return tuple(sorted(found, key=lambda r: (r.first - r.last, r.first))[:top])
 
+    def groups(self) -> tuple[GroupUse, ...]:
+        """What each KV-cache group held, in the engine's order."""
+        if self._by_group is None:
+            return ()
+        mean = (self._by_group / len(self.times)).T.tolist()
+        return tuple(GroupUse(size, *row) for size, row in zip(self._block_sizes, mean, strict=True))
+
     def report(self, top: int = 10, worst: Sequence[WorstMoment] = ()) -> LayoutReport:
         """Everything found so far, the first ``top`` of each kind."""
         return LayoutReport(
@@ -138,6 +151,9 @@ class BlockLayoutAnalyzer:
             stripes=self._striped[1][:top],
             regions=self.regions(top),
             worst=tuple(worst),
+            coalesce=self.coalesce,
+            busy_instants=self.busy_snapshots,
+            groups=self.groups(),
         )
 
 
@@ -246,31 +262,26 @@ def causes_of(snapshot: FragmentationSnapshot, metric: str, top: int = 5) -> tup
     """
     rows = snapshot.by_request
     if metric == "external_fragmentation":
-        splitters = splitters_of(snapshot)[:top]
-        why = "its blocks lie between free runs, alone {}"
+        of = "gaps between free runs"
         return tuple(
-            Cause(s.request, s.request_id, s.boundaries, s.share, why.format(_times(s.sole)))
-            for s in splitters
+            Cause(s.request, s.request_id, s.boundaries, s.share, of, s.sole)
+            for s in splitters_of(snapshot)[:top]
         )
     if metric == "wasted_slots":
-        amount, whole, why = rows.wasted_slots, snapshot.wasted_slots, "slots of its blocks without a token"
+        amount, whole, of = rows.wasted_slots, snapshot.wasted_slots, "wasted slots"
     elif metric == "num_free_blocks":
         owner = snapshot.owner
         owned = np.bincount(owner[owner >= 0], minlength=1)
         amount = owned[np.minimum(rows.request, len(owned) - 1)] * (rows.request < len(owned))
-        whole, why = snapshot.num_used, "blocks that it holds"
+        whole, of = snapshot.num_used, "used blocks"
     else:
         raise ValueError(f"no such metric: {metric}")
     order = np.lexsort((rows.request, -amount))[:top]
     return tuple(
-        Cause(int(rows.request[i]), rows.request_id[i], int(amount[i]), float(amount[i] / whole), why)
+        Cause(int(rows.request[i]), rows.request_id[i], int(amount[i]), float(amount[i] / whole), of)
         for i in order
         if amount[i] > 0
     )
-
-
-def _times(n: int) -> str:
-    return "once" if n == 1 else f"{n} times"
 
 
 def worst_rows(steps: dict[str, I64], metric: str, top: int, apart_ns: int) -> list[tuple[int, float]]:

@@ -255,6 +255,18 @@ class FragmentationSnapshot:
         wasted = np.bincount(group, weights=size[group] - held, minlength=len(size))
         return wasted.astype(np.int64)
 
+    @cached_property
+    def blocks_by_group(self) -> I64:
+        """int64[G]: entries of the block tables: a block in two tables counts twice, null blocks never."""
+        return np.bincount(self._entries[2], minlength=len(self.block_sizes)).astype(np.int64)
+
+    @cached_property
+    def nulls_by_group(self) -> I64:
+        """int64[G]: places in the block tables without a block: left of a window, or between states."""
+        groups = max(len(self.block_sizes), 1)
+        lengths = np.diff(self.tables.ptr).reshape(-1, groups).sum(axis=0)
+        return np.asarray(lengths - self.blocks_by_group, dtype=np.int64)
+
     @property
     def allocated_slots(self) -> int:
         """Slots in the tables of running requests: a block in two tables counts twice."""
@@ -342,6 +354,8 @@ class FragmentationSnapshot:
             "held_tokens": self.held_tokens,
             "wasted_slots": self.wasted_slots,
             "wasted_by_group": self.wasted_by_group.tolist(),
+            "blocks_by_group": self.blocks_by_group.tolist(),
+            "nulls_by_group": self.nulls_by_group.tolist(),
             "internal_fragmentation": self.internal_fragmentation,
             "wasted_slots_shared_once": self.wasted_slots_once,
             "internal_fragmentation_shared_once": self.internal_fragmentation_once,

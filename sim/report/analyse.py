@@ -43,6 +43,7 @@ def look(run: RunFolder) -> Analysis:
     from sim.analysis.rerun import Rerun
     from sim.analysis.snapshot import FragmentationSnapshot
     from sim.analysis.tracker import FragmentationTracker
+    from sim.report.group_table import names_of
     from sim.report.pool_view import FilmMaker, block_codes, film_times
 
     rerun = Rerun(run.path)
@@ -74,4 +75,5 @@ def look(run: RunFolder) -> Analysis:
     rerun.check_rows(tracked.steps)
     # the rows are those of the folder: held once is enough
     tracked = replace(tracked, steps={}, curves={}, requests={})
-    return Analysis(film.film(), tracked, analyzer.report(worst=worst))
+    layout = analyzer.report(worst=worst)
+    return Analysis(film.film(), tracked, layout, names_of(rerun.resolved))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from sim.report.document import (
@@ -22,7 +24,11 @@ from sim.report.document import (
 from sim.report.folder import RunFolder
 from sim.report.sentences import PRESSURE, cache_hits, fragmentation, headline, peak
 
+if TYPE_CHECKING:
+    from sim.analysis.tracker import Tracked
+
 _NONE = Value(None, "-")
+_REFUSALS = ("full-sequence reserve", "watermark", "pool")
 
 
 def time_weights(run: RunFolder) -> np.ndarray:
@@ -94,9 +100,27 @@ def _cache(run: RunFolder) -> Inline:
     return cache_hits(c)
 
 
-def _pressure(run: RunFolder) -> Inline:
+def refusals(run: RunFolder, tracked: Tracked | None) -> int:
+    """Times that the next request in the queue found too few free blocks: at most once a schedule call.
+
+    Waits for a state (of a recurrent layer) are none; without `tracked` they can't be told apart.
+    """
+    if tracked is not None:
+        return sum(f.attempts for f in tracked.failures if f.cause in _REFUSALS)
+    return sum(run.summary["admissions_refused"].values())
+
+
+def _starved(run: RunFolder, refused: int) -> float:
+    """Share of the steps in which a request was refused blocks.
+
+    An asynchronous engine may refuse in a schedule call without any token, which is no step.
+    """
+    return min(1.0, _part(run.summary["steps"], refused))
+
+
+def _pressure(run: RunFolder, refused: int) -> Inline:
     s = run.summary
-    p, refused = s["preemptions"], sum(s["admissions_refused"].values())
+    p = s["preemptions"]
     full = pressure_seconds(run)
     pieces: list[Piece] = []
     if full > 0:
@@ -123,7 +147,13 @@ def _pressure(run: RunFolder) -> Inline:
         pieces.append("Nothing was preempted" if pieces else "nothing was preempted")
         pieces.append("." if refused else ", and no request had to wait for blocks.")
     if refused:
-        pieces += [" Admission was refused ", as_count(refused, "times"), " times for want of blocks."]
+        pieces += [
+            " The next request in the queue found too few free blocks ",
+            as_plural(refused, "time"),
+            " (in ",
+            as_share(_starved(run, refused)),
+            " of the steps) and had to wait.",
+        ]
     return tuple(pieces)
 
 
@@ -138,7 +168,7 @@ def _warnings(run: RunFolder) -> list[Part]:
             Paragraph(
                 (
                     as_plural(r["unservable"], "request"),
-                    " could never fit the pool and counts as dropped (status 5 in requests.parquet).",
+                    " could never fit the pool: dropped (status 5 in requests.parquet).",
                 ),
                 "warn",
             )
@@ -243,24 +273,31 @@ def _cards(run: RunFolder) -> Cards:
     return Cards(tuple(cards))
 
 
-def answer(run: RunFolder) -> list[Part]:
-    """Warnings, the answer, the key numbers."""
+def answer(run: RunFolder, tracked: Tracked | None = None) -> list[Part]:
+    """Warnings, the answer, the key numbers; `tracked` if the run was simulated again."""
     s = run.summary
     if s["usage"] is None or s["internal_fragmentation"] is None or len(run.steps["time_ns"]) == 0:
         return [
             *_warnings(run),
             Paragraph(("The run holds no engine step: there is nothing to tell.",), "lead"),
         ]
+    refused = refusals(run, tracked)
+    starved = _starved(run, refused)
+    waits: Inline = (
+        "in ",
+        as_share(starved),
+        " of the steps the next request in the queue finds too few free blocks",
+    )
     findings = (
         ("Memory: ", *_memory(run)),
         ("Fragmentation: ", *fragmentation(s)),
         ("Cache: ", *_cache(run)),
-        ("Pressure: ", *_pressure(run)),
+        ("Pressure: ", *_pressure(run, refused)),
     )
     full = _part(s["simulated_s"] - s["warmup_s"], pressure_seconds(run))
     return [
         *_warnings(run),
-        Paragraph(headline(s, full), "lead"),
+        Paragraph(headline(s, full, starved, waits), "lead"),
         Items(findings, labelled=True),
         _cards(run),
     ]

@@ -15,7 +15,6 @@ from sim.report.curves import CurveSpec, Marked
 from sim.report.definitions import DEFINITIONS, used_definitions
 from sim.report.document import (
     Document,
-    Inline,
     Paragraph,
     Part,
     Section,
@@ -34,6 +33,7 @@ from sim.report.units import count, plural, rules_name, seconds, size
 if TYPE_CHECKING:
     from sim.analysis.layout import LayoutReport
     from sim.analysis.tracker import Tracked
+    from sim.report.group_table import GroupName
     from sim.report.pool_view import Film
 
 
@@ -45,12 +45,14 @@ class Analysis:
         film: the pool over time.
         tracked: failures, cache, residency.
         layout: causes and patterns.
+        groups: names of the KV-cache groups.
         note: why something is missing.
     """
 
     film: Film | None = None
     tracked: Tracked | None = None
     layout: LayoutReport | None = None
+    groups: tuple[GroupName, ...] = ()
     note: str = ""
 
 
@@ -59,7 +61,7 @@ def build_report(run: RunFolder, analysis: Analysis | None = None) -> Document:
     a = analysis or Analysis(note="the run was not simulated again")
     moments = find_moments(run.steps, run.summary["engine"]["usable_blocks"], run.warmup_ns)
     sections = [
-        Section("answer", "The answer", tuple(answer(run))),
+        Section("answer", "The answer", tuple(answer(run, a.tracked))),
         Section("fleet", "The fleet", tuple(fleet_parts(run))),
         Section("time", "Over time", tuple(_over_time(run, moments))),
         Section("moments", "Worst moments", tuple(moments_table(run.steps, moments, a.layout))),
@@ -67,7 +69,11 @@ def build_report(run: RunFolder, analysis: Analysis | None = None) -> Document:
     ]
     if a.layout is not None:
         from sim.report.findings import layout_parts
+        from sim.report.group_table import group_parts
 
+        over = plural(len(a.layout.times_ns), "instant")
+        groups = group_parts(a.layout.groups, a.groups, over)
+        sections.append(Section("groups", "KV-cache groups", tuple(groups)))
         sections.append(Section("layout", "What splits the pool", tuple(layout_parts(a.layout))))
     if a.tracked is not None:
         from sim.report.findings import cache_parts, failure_parts
@@ -124,39 +130,36 @@ def _over_time(run: RunFolder, moments: Sequence[Moment]) -> list[Part]:
         return [Paragraph(("The run is too short for curves.",), "note")]
     usable = s["engine"]["usable_blocks"]
     inside = steps["wasted_slots"] / np.maximum(steps["allocated_slots"], 1)
-    held: Inline = (
-        "Mean ",
-        as_share(s["usage"]["mean"]),
-        "; light: free blocks whose content can still be hit.",
-    )
     specs = [
         CurveSpec(
             "usage",
             "KV cache usage",
-            held,
+            ("Mean ", as_share(s["usage"]["mean"]), "."),
             curves.draw_usage(usable),
             {"usage": steps["used_blocks"] / usable, "evictable": steps["cached_free_blocks"] / usable},
             "usage",
+            look="Light: free blocks whose content can still be hit.",
         ),
         *fragmentation_curves(steps, s, inside, external(steps)),
         hit_rate_curve(steps, s),
         load_curve(steps, s),
-        preemption_curve(steps, "run"),
+        preemption_curve(steps),
         CurveSpec(
             "evictions",
-            "Cached blocks evicted in each 1/60 of the run",
+            f"Cached blocks evicted in each {curves.window(steps['time_ns'])}",
             (as_plural(int(steps["evictions"][-1]), "block"), " in all."),
             curves.draw_windows("evictions", style.GREY),
             {"evictions_since_start": steps["evictions"]},
             "pollution",
             windows(steps["time_ns"], steps["evictions"])[1],
+            unit="blocks",
         ),
     ]
     specs = [x for x in specs if x.key not in _ONLY_IF_ANY or steps[_ONLY_IF_ANY[x.key]][-1] > 0]
     grown = np.flatnonzero(np.diff(steps["preemptions"], prepend=0) > 0)
     marks = [Marked(m.time_ns, m.label) for m in moments]
     charts: list[Part] = list(curves.curve_charts(steps, specs, marks, steps["time_ns"][grown]))
-    return [*sums_note(run), *charts]
+    return [*sums_note(run), curves.bars_note(steps), *charts]
 
 
 def _pool(run: RunFolder, a: Analysis, moments: Sequence[Moment]) -> list[Part]:

@@ -46,6 +46,7 @@ def fragmentation_curves(
             curves.draw_line(steps["free_runs"], style.GREEN, "count"),
             {"free_runs": steps["free_runs"]},
             "free_runs",
+            unit="runs",
         ),
     ]
 
@@ -77,17 +78,19 @@ def load_curve(steps: Rows, s: Mapping[str, Any]) -> CurveSpec:
         ),
         curves.draw_lines((("running", running, style.GREEN), ("waiting", waiting, style.ORANGE))),
         {"running": running, "waiting": waiting},
+        unit="requests",
     )
 
 
-def preemption_curve(steps: Rows, whole: str) -> CurveSpec:
-    """Preemptions in windows of time; `whole` says of what they are parts: "run" or "recording"."""
+def preemption_curve(steps: Rows) -> CurveSpec:
+    """Preemptions in windows of time."""
     return CurveSpec(
         "preemptions",
-        f"Preemptions in each 1/60 of the {whole}",
+        f"Preemptions in each {curves.window(steps['time_ns'])}",
         (as_plural(int(steps["preemptions"][-1]), "preemption"), " in all."),
         curves.draw_windows("preemptions", style.RED),
         {"preemptions_since_start": steps["preemptions"]},
         "preemptions",
         windows(steps["time_ns"], steps["preemptions"])[1],
+        unit="preemptions",
     )

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.report import style, svg
-from sim.report.document import Chart, Inline, plain_text
+from sim.report.document import Chart, Inline, Paragraph, plain_text
 from sim.report.series import Rows, Series, time_unit, windows
-from sim.report.units import thousands
+from sim.report.units import seconds, thousands
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,10 @@ class Marked:
 
 @dataclass(frozen=True)
 class CurveSpec:
-    """One figure: `draw` fills the axes; `says` tells it in words; `data` are its columns over the rows."""
+    """One figure: `draw` fills the axes; `says` tells it in words; `data` are its columns over the rows.
+
+    `look` says how to read the picture; `unit` is that of the first column, or of `spark` in its place.
+    """
 
     key: str
     title: str
@@ -39,6 +42,8 @@ class CurveSpec:
     data: dict[str, NDArray[Any]]
     term: str = ""
     spark: NDArray[Any] | None = None
+    unit: str = "fraction"
+    look: str = ""
 
 
 def curve_charts(
@@ -68,10 +73,24 @@ def curve_charts(
                     markup,
                     _data(steps, spec.data),
                     term=spec.term,
+                    look=spec.look,
                     spark=tuple(_spark(steps, spec)),
+                    spark_unit=spec.unit,
                 )
             )
     return charts
+
+
+def window(time_ns: NDArray[Any]) -> str:
+    """Length of the 60 equal windows of `windows`."""
+    return seconds(float(time_ns[-1]) / 60e9)
+
+
+def bars_note(steps: Rows) -> Paragraph:
+    """What the lines of bars are that stand in the place of the curves."""
+    end = seconds(float(steps["time_ns"][-1]) / 1e9)
+    text = f"Each line of bars goes from 0 s to {end}, from zero to the value behind it."
+    return Paragraph((text,), "note", only="text")
 
 
 def _frame(
@@ -219,7 +238,9 @@ def draw_hit_rate(ax: Axes, s: Series) -> None:
     scale = time_unit(float(time[-1]))[0]
     with np.errstate(invalid="ignore"):
         rate = np.where(queries > 0, hits / np.maximum(queries, 1), np.nan)
-    ax.stairs(rate, edges / scale, baseline=None, color=style.SKY, linewidth=1.2, label="in each 1/60")
+    ax.stairs(
+        rate, edges / scale, baseline=None, color=style.SKY, linewidth=1.2, label=f"in each {window(time)}"
+    )
     whole = cumulative_rate(s.steps)
     pick = slice(None) if s.edges is None else s.edges
     ax.plot(s.x, whole[pick], color=style.BLUE, linewidth=1.6, label="since the start")

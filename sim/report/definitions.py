@@ -115,7 +115,9 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "Allocation failures",
         "Episodes in which a request wanted blocks and was refused at least once. Causes: full-sequence"
         " reserve (a waiting request's whole known text does not fit), watermark, pool (no block left for the"
-        " next chunk), running request (no block for its next tokens, so something is preempted).",
+        " next chunk), running request (no block for its next tokens, so something is preempted),"
+        " state (no want of blocks: its prefix's recurrent state is computed by another request in this very"
+        " step).",
     ),
     "splitters": (
         "Splitters",
@@ -124,11 +126,21 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "stripes": (
         "Stripes",
-        "Ranges of ids in which blocks of few requests alternate, left by requests that grew side by side.",
+        "Ranges of at least 8 used blocks in which at least every second neighbour belongs to another"
+        " request: left by requests that grew side by side, or by blocks handed out from scattered places."
+        " Those of the instant with the most such neighbours.",
+    ),
+    "groups": (
+        "KV-cache groups",
+        "Layers that share block tables. Every group takes its blocks from the one pool; a block in two"
+        " tables counts twice. Places without one: left of a window, or between the states that are kept;"
+        " they hold the null block, which costs nothing. Blocks of states have no token slots. Padding: bytes"
+        " of a block that this group has no use for, since all groups' blocks are of one size.",
     ),
     "regions": (
         "Regions that never coalesce",
-        "Ranges of ids in which no snapshot had a free run longer than stated.",
+        "Ranges of ids in which no free run was ever longer than a few blocks although some were free, by"
+        " instants at which at least half of the pool was used.",
     ),
     "interval": (
         "95 % interval",

@@ -71,10 +71,14 @@ def plain_text(pieces: Sequence[Piece]) -> str:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A sentence or a few; `tone` is "lead", "note", "warn" or "" (plain)."""
+    """A sentence or a few; `tone` is "lead", "note", "warn" or "" (plain).
+
+    `only` is "picture" where it is about pictures, "text" where it is about what stands in their place.
+    """
 
     pieces: Inline
     tone: str = ""
+    only: str = ""
     kind: str = "paragraph"
 
 
@@ -128,7 +132,10 @@ class Chart:
         data: series behind it, for JSON.
         wide: takes the page's whole width.
         term: the definition's key.
-        spark: a small line of the values over time, for the terminal.
+        look: how to read the picture, shown with it only.
+        spark: a small line of the values over time, for text; none below zero.
+        spark_unit: "fraction" or a plural noun.
+        letters: the picture in letters, line by line, for text.
     """
 
     key: str
@@ -138,7 +145,10 @@ class Chart:
     data: Mapping[str, Any] = field(default_factory=dict)
     wide: bool = False
     term: str = ""
+    look: str = ""
     spark: tuple[float, ...] = ()
+    spark_unit: str = ""
+    letters: tuple[str, ...] = ()
     kind: str = "chart"
 
 

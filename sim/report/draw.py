@@ -16,6 +16,7 @@ from sim.report.units import count, plural, share
 _RESET = "\x1b[0m"
 _GLUE = "\x00"
 _DIM = "\x1b[2m"
+_PNG_LINE, _PNG_LEGEND = 150, 4
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,13 @@ def png_picture(scene: Scene, name: str) -> bytes:
         mpl.rcdefaults()
         rc: Any = {**style.RC, "axes.grid": False}
         mpl.rcParams.update(rc)
-        tall = min(9.0, max(2.2, 10.6 * height / columns)) + 1.5
+        said = [line for text in scene.numbers for line in textwrap.wrap(text, _PNG_LINE)]
+        # inches below the picture: the legend, then the numbers
+        legend = 0.12 + 0.2 * -(-len(scene.classes) // _PNG_LEGEND)
+        below = legend + 0.17 * len(said) + 0.1
+        tall = min(9.0, max(2.2, 10.6 * height / columns)) + 0.75 + below
         figure = Figure(figsize=(11.5, tall))
-        ax = figure.add_axes((0.075, 0.75 / tall, 0.905, 1 - 1.5 / tall))
+        ax = figure.add_axes((0.075, below / tall, 0.905, 1 - (0.75 + below) / tall))
         ax.imshow(pixels, aspect="auto", interpolation="nearest", extent=(0, columns, height, 0))
         ticks = np.unique(np.linspace(0, height - 1, min(height, 8)).round().astype(int))
         ax.set_yticks(ticks + 0.5, [f"{1 + t * columns * grid.per_cell:,}" for t in ticks])
@@ -192,8 +197,14 @@ def png_picture(scene: Scene, name: str) -> bytes:
             for f, (_, text) in zip(faces, _legend(scene), strict=True)
         ]
         figure.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(0.07, 0.3 / tall), ncols=4, fontsize=8.5
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(0.07, (below - 0.06) / tall),
+            borderaxespad=0.0,
+            ncols=_PNG_LEGEND,
+            fontsize=8.5,
         )
-        for i, line in enumerate(scene.numbers):
-            figure.text(0.075, (0.24 - 0.15 * i) / tall, line, color="#444444", va="center")
+        for i, line in enumerate(said):
+            y = (below - legend - 0.1 - 0.17 * i) / tall
+            figure.text(0.075, y, line, color="#444444", va="center")
         return style.save(figure, "png")

@@ -23,6 +23,7 @@ from sim.report.document import (
     as_share,
     as_span,
 )
+from sim.report.units import plural
 
 if TYPE_CHECKING:
     from sim.analysis.layout import LayoutReport
@@ -188,7 +189,9 @@ def cache_parts(tracked: Tracked) -> list[Part]:
             Card(
                 "Unreachable blocks at the end",
                 as_count(c.unreachable_at_end, "blocks"),
-                ("of ", as_plural(c.cached_at_end, "cached block")),
+                ("of ", as_plural(c.cached_at_end, "cached block"))
+                if c.unreachable_at_end is not None
+                else ("not known with windows or states",),
                 "unreachable",
             ),
         )
@@ -267,7 +270,8 @@ def layout_parts(layout: LayoutReport) -> list[Part]:
                     )
                     for x in layout.splitters[:_ROWS]
                 ),
-                caption="Who splits the free space: requests whose blocks stand between free runs.",
+                caption="Who splits the free space: requests whose blocks stand between free runs; sums over"
+                f" {plural(len(layout.times_ns), 'instant')}.",
             )
         )
     if layout.stripes:
@@ -279,7 +283,8 @@ def layout_parts(layout: LayoutReport) -> list[Part]:
                     Column("length"),
                     Column("changes of owner"),
                     Column("interleaving"),
-                    Column("requests", words=True),
+                    Column("requests"),
+                    Column("most blocks", words=True),
                 ),
                 tuple(
                     (
@@ -287,12 +292,12 @@ def layout_parts(layout: LayoutReport) -> list[Part]:
                         as_count(x.last - x.first + 1, "blocks"),
                         as_count(x.changes),
                         as_share(x.interleaving),
-                        ", ".join(x.request_ids[:4])
-                        + (f" and {len(x.request_ids) - 4} more" if len(x.request_ids) > 4 else ""),
+                        as_count(len(x.request_ids), "requests"),
+                        ", ".join(x.request_ids[:4]),
                     )
                     for x in layout.stripes[:_FEW]
                 ),
-                caption="The longest stripes: where blocks of few requests alternate.",
+                caption="The longest stripes: where neighbours belong to different requests.",
             )
         )
     if layout.regions:
@@ -314,7 +319,9 @@ def layout_parts(layout: LayoutReport) -> list[Part]:
                     )
                     for x in layout.regions[:_FEW]
                 ),
-                caption="The longest regions that never coalesce while the pool is busy.",
+                caption=f"The longest regions that never coalesce: no free run longer than"
+                f" {plural(layout.coalesce, 'block')} at any of the {plural(layout.busy_instants, 'instant')}"
+                " at which half of the pool was used.",
             )
         )
     if not (layout.splitters or layout.stripes or layout.regions):

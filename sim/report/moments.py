@@ -102,13 +102,11 @@ def _causes(moment: Moment, worst: Sequence[WorstMoment]) -> Inline:
             causes = found.causes[:3]
             if not causes:
                 return ("no request",)
-            same = len({c.why for c in causes}) == 1
             pieces: list[Piece] = []
             for cause in causes:
-                why = "" if same else f" ({cause.why})"
-                pieces += [", " if pieces else "", f"{cause.request_id} ", as_share(cause.share), why]
-            if same:
-                pieces.append(f" ({causes[0].why})")
+                alone = f" ({cause.sole:,} alone)" if cause.sole else ""
+                pieces += [", " if pieces else "", f"{cause.request_id} ", as_share(cause.share), alone]
+            pieces.append(f" of the {causes[0].of_what}")
             if causes[0].share < _STANDS_OUT:
                 pieces.append("; no request stands out")
             return tuple(pieces)
@@ -155,5 +153,8 @@ def moments_table(
         if layout is not None:
             row.append(_causes(m, layout.worst))
         rows.append(tuple(row))
-    note = "The numbers mark the same moments in every curve; red strokes at its foot are preemptions."
-    return [Paragraph((note,), "note"), Table("moments", tuple(columns), tuple(rows))]
+    note = "The numbers mark the same moments in every curve"
+    if "preemptions" in steps and steps["preemptions"][-1] > 0:
+        note += "; the strokes at its foot are preemptions"
+    table = Table("moments", tuple(columns), tuple(rows))
+    return [Paragraph((f"{note}.",), "note", only="picture"), table]

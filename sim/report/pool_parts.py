@@ -10,7 +10,7 @@ from sim.report import style
 from sim.report.curves import histogram_chart
 from sim.report.document import Chart, Inline, Part, as_share, plain_text
 from sim.report.moments import Moment
-from sim.report.pool_view import NAMES, Film, heat_map
+from sim.report.pool_view import NAMES, Film, heat_map, letter_map
 from sim.report.units import count
 
 
@@ -20,10 +20,10 @@ def pool_charts(film: Film, moments: Sequence[Moment], end_ns: int, axes: str) -
     sizes = np.diff(film.first_block)
     whole = (mean * sizes[:, None]).sum(axis=0) / sizes.sum()
     per_row = int(sizes.max())
+    rows = f"; a row is the mean of up to {per_row:,} blocks" if per_row > 1 else ""
+    marks = [(m.time_ns, m.label) for m in moments]
     says: Inline = (
-        f"Block id downwards, {axes}",
-        *((f"; a row is the mean of up to {per_row:,} blocks",) if per_row > 1 else ()),
-        ". On average ",
+        "On average ",
         as_share(float(whole[3])),
         " of the blocks are used and cached, ",
         as_share(float(whole[2])),
@@ -33,12 +33,22 @@ def pool_charts(film: Film, moments: Sequence[Moment], end_ns: int, axes: str) -
         as_share(float(whole[0])),
         " free.",
     )
-    markup = heat_map(film, [(m.time_ns, m.label) for m in moments], end_ns, plain_text(says))
+    markup = heat_map(film, marks, end_ns, plain_text(says))
     data = {
         "time_s": (film.times_ns / 1e9).tolist(),
         **{name: (film.share[:, :, i].T @ sizes / sizes.sum()).tolist() for i, name in enumerate(NAMES)},
     }
-    pool = Chart("pool_map", "The pool over time", says, markup, data, wide=True, term="block_states")
+    pool = Chart(
+        "pool_map",
+        "The pool over time",
+        says,
+        markup,
+        data,
+        wide=True,
+        term="block_states",
+        look=f"Block id downwards, {axes}{rows}.",
+        letters=letter_map(film, marks, end_ns),
+    )
     return [pool, *run_length_charts(film)]
 
 

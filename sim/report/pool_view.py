@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FREE, FREE_CACHED, USED, USED_CACHED = range(4)
 NAMES = ("free", "free and cached", "used", "used and cached")
+LETTERS = ".oX#"
 #: RGB of each state; free is the page itself.
 COLORS = ((255, 255, 255), (0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00), (0x00, 0x72, 0xB2))
 MAX_ROWS, COLUMNS = 512, 300
@@ -44,7 +45,7 @@ def count_cells(codes: U8, cell: I64, cells: int, classes: int = 4) -> I64:
     return np.bincount(cell * classes + codes, minlength=cells * classes).reshape(cells, classes)
 
 
-def majority(counts: I64) -> U8:
+def majority(counts: NDArray[Any]) -> U8:
     """uint8[cells]: the most frequent class of each cell; a tie goes to the greater class."""
     last = counts.shape[1] - 1
     return (last - np.argmax(counts[:, ::-1], axis=1)).astype(np.uint8)
@@ -204,3 +205,29 @@ def heat_map(film: Film, marks: Sequence[tuple[int, str]], end_ns: int, says: st
         f'<div class="map"><img src="{image}" alt="{escape(says)}">{lines}</div>'
         f'<div class="x">{x}</div></div>'
     )
+
+
+def letter_map(
+    film: Film, marks: Sequence[tuple[int, str]], end_ns: int, rows: int = 16, columns: int = 64
+) -> tuple[str, ...]:
+    """The heat map in letters, for text: what most blocks of a cell are, with the marked moments above.
+
+    Arguments as of ``heat_map``.
+    """
+    high, instants = film.share.shape[:2]
+    size = np.diff(film.first_block)
+    row = np.arange(high) * min(rows, high) // high
+    column = np.arange(instants) * min(columns, instants) // max(instants, 1)
+    width = int(column.max(initial=0)) + 1
+    blocks = np.zeros((int(row.max(initial=0)) + 1, width, 4))
+    np.add.at(blocks, (row[:, None], column[None, :]), film.share * size[:, None, None])
+    label = len(f"{int(film.first_block[-1]):,}")
+    top = [" "] * width
+    for time, text in marks:
+        top[min(width - 1, time * width // max(end_ns, 1))] = text[0]
+    lines = [" " * (label + 1) + "".join(top).rstrip()] if marks else []
+    first = film.first_block[np.searchsorted(row, np.arange(len(blocks)))]
+    for begin, cells in zip(first.tolist(), majority(blocks.reshape(-1, 4)).reshape(-1, width), strict=True):
+        lines.append(f"{begin:>{label},} " + "".join(LETTERS[c] for c in cells))
+    lines.append("   ".join(f"{letter} {name}" for letter, name in zip(LETTERS, NAMES, strict=True)))
+    return tuple(lines)

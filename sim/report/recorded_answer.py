@@ -38,6 +38,23 @@ def pressure_seconds(recorded: Recorded) -> float:
     return float(weights_of(steps["time_ns"], recorded.end_ns)[usage > PRESSURE].sum()) / 1e9
 
 
+def starved_seconds(recorded: Recorded) -> float:
+    """Seconds for which a request waited for blocks: a schedule() left it in the queue though neither
+    max_num_seqs nor the budget of tokens was used up; 0 where these are not recorded.
+    """
+    steps, settings = recorded.steps, recorded.settings
+    seats = settings.get("max_num_active_seqs") or settings.get("max_num_seqs")
+    budget = settings.get("max_num_scheduled_tokens") or settings.get("max_num_batched_tokens")
+    if recorded.end_ns <= 0 or not seats or not budget or "num_scheduled_tokens" not in steps:
+        return 0.0
+    waits = (steps["num_waiting"] > 0) & (steps["num_running"] < seats)
+    waits &= steps["num_scheduled_tokens"] < budget
+    # an update() ends requests, and nobody could take their seats yet: the schedule() before it tells
+    scheduled = np.maximum.accumulate(np.where(steps["updated"] == 0, np.arange(len(waits)), -1))
+    waits = waits[np.maximum(scheduled, 0)] & (scheduled >= 0)
+    return float(weights_of(steps["time_ns"], recorded.end_ns)[waits].sum()) / 1e9
+
+
 def what_was_recorded(recorded: Recorded) -> str:
     """Rows and states, and what lies between them."""
     rows, states = len(recorded.rows["time_ns"]), recorded.num_states
@@ -112,14 +129,23 @@ def _pressure(s: Mapping[str, Any], recorded: Recorded) -> Inline:
         pieces += [as_share(full / (recorded.end_ns / 1e9)), " of the time). "]
     preempted = s["preemptions"]["preemptions"]
     if preempted is None:
-        return (*pieces, "Preemptions are not recorded.")
-    if not preempted:
-        return (*pieces, "Nothing was preempted." if pieces else "nothing was preempted.")
-    pieces.append(as_plural(preempted, "preemption"))
-    if recorded.requests is not None:
-        whom = int((recorded.requests["preemptions"] > 0).sum())
-        pieces += [" of ", as_plural(whom, "request")]
-    return (*pieces, ".")
+        pieces.append("Preemptions are not recorded.")
+    elif not preempted:
+        pieces.append("Nothing was preempted." if pieces else "nothing was preempted.")
+    else:
+        pieces.append(as_plural(preempted, "preemption"))
+        if recorded.requests is not None:
+            whom = int((recorded.requests["preemptions"] > 0).sum())
+            pieces += [" of ", as_plural(whom, "request")]
+        pieces.append(".")
+    starved = starved_seconds(recorded)
+    if starved > 0:
+        pieces += [" For ", as_seconds(starved), " (", as_share(starved / (recorded.end_ns / 1e9))]
+        pieces.append(
+            " of the time) a request waited although neither max_num_seqs nor the budget of tokens was used"
+            " up: it found too few free blocks."
+        )
+    return tuple(pieces)
 
 
 def _mean(metric: Mapping[str, Any] | None, show: Callable[[float | None], Value]) -> Value:
@@ -221,12 +247,14 @@ def answer(recorded: Recorded, summary: Mapping[str, Any]) -> list[Part]:
     )
     seconds = recorded.end_ns / 1e9
     full = pressure_seconds(recorded) / seconds if seconds else 0.0
+    starved = starved_seconds(recorded) / seconds if seconds else 0.0
+    waits: Inline = ("for ", as_share(starved), " of the time a request waits for blocks")
     began = recorded.started_unix_ns
     zero = "" if began is None else f" Times count from {clock_time(began)}."
     note = Paragraph((what_was_recorded(recorded) + zero,), "note")
     return [
         *warnings,
-        Paragraph(headline(summary, full), "lead"),
+        Paragraph(headline(summary, full, starved, waits), "lead"),
         Items(findings, labelled=True),
         note,
         _cards(summary, recorded),

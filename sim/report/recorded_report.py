@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sim import __version__
 from sim.analysis.recorded import Recorded
+from sim.analysis.recording_file import Recording
 from sim.report import curves, style
 from sim.report.curve_specs import fragmentation_curves, hit_rate_curve, load_curve, preemption_curve
 from sim.report.curves import CurveSpec, Marked
@@ -27,6 +28,7 @@ from sim.report.document import (
     as_plural,
     as_share,
 )
+from sim.report.group_table import GroupName, group_parts, kind_name
 from sim.report.moments import Moment, find_moments, moments_table
 from sim.report.pool_parts import pool_charts
 from sim.report.pool_view import FilmMaker, film_times
@@ -114,6 +116,9 @@ def build_recorded_report(recorded: Recorded) -> Document:
     if layout is not None:
         from sim.report.findings import layout_parts
 
+        over = plural(len(layout.times_ns), "recorded state")
+        groups = group_parts(layout.groups, _group_names(recorded), over)
+        sections.append(Section("groups", "KV-cache groups", tuple(groups)))
         sections.append(Section("layout", "What splits the pool", tuple(layout_parts(layout))))
     sections.append(Section("cache", "Cache and block lifetimes", tuple(_cache(recorded, summary))))
     sections.append(Section("requests", "Requests", tuple(recorded_requests(recorded))))
@@ -162,6 +167,26 @@ def state_table(recorded: Recorded) -> dict[str, NDArray[Any]]:
     return {name: column[at] for name, column in recorded.rows.items()} | recorded.state_columns
 
 
+_SPECS = {
+    "FullAttentionSpec": "full",
+    "SlidingWindowSpec": "sliding_window",
+    "ChunkedLocalAttentionSpec": "chunked_local",
+    "MambaSpec": "mamba",
+}
+
+
+def _group_names(recorded: Recorded) -> tuple[GroupName, ...]:
+    """By the classes of vLLM's specs; "not noted" in old tables of states."""
+    raw = recorded.raw
+    if isinstance(raw, Recording):
+        groups = raw.header["groups"]
+        found = [(g["spec"], g.get("sliding_window"), g.get("attention_chunk_size")) for g in groups]
+    else:
+        found = [(spec, None, None) for spec in raw.specs]
+    found += [("not noted", None, None)] * (len(recorded.block_sizes) - len(found))
+    return tuple(GroupName(kind_name(_SPECS.get(spec, spec), *shape)) for spec, *shape in found)
+
+
 # ---- over time ----
 
 
@@ -177,7 +202,8 @@ def _over_time(recorded: Recorded, s: dict[str, Any], moments: Sequence[Moment])
     preempted = rows.get("preemptions", np.zeros(len(rows["time_ns"]), dtype=np.int64))
     grown = np.flatnonzero(np.diff(preempted, prepend=0) > 0)
     marks = [Marked(m.time_ns, m.label) for m in moments]
-    return list(curves.curve_charts(steps, specs, marks, rows["time_ns"][grown], "time"))
+    charts = curves.curve_charts(steps, specs, marks, rows["time_ns"][grown], "time")
+    return [curves.bars_note(steps), *charts]
 
 
 def _at_equal_times(recorded: Recorded, points: int = MAX_POINTS) -> Steps:
@@ -197,9 +223,10 @@ def _usage_spec(recorded: Recorded, steps: Steps, s: dict[str, Any]) -> CurveSpe
     if not recorded.num_states:
         draw = curves.draw_line(used, style.BLUE, "share", bound=1.0)
         return CurveSpec("usage", "KV cache usage", ("Mean ", mean, "."), draw, {"usage": used}, "usage")
-    says: Inline = ("Mean ", mean, "; light: free blocks whose content can still be hit, in the last state.")
+    look = "Light: free blocks whose content can still be hit, in the last state."
     data = {"usage": used, "evictable": evictable}
-    return CurveSpec("usage", "KV cache usage", says, curves.draw_usage(usable), data, "usage")
+    says = ("Mean ", mean, ".")
+    return CurveSpec("usage", "KV cache usage", says, curves.draw_usage(usable), data, "usage", look=look)
 
 
 def _state_specs(steps: Steps, s: dict[str, Any]) -> list[CurveSpec]:
@@ -211,7 +238,7 @@ def _row_specs(steps: Steps, s: dict[str, Any]) -> list[CurveSpec]:
     specs = [hit_rate_curve(steps, s)] if s["prefix_cache"]["first_lookup_tokens"] else []
     specs.append(load_curve(steps, s))
     if s["preemptions"]["preemptions"]:
-        specs.append(preemption_curve(steps, "recording"))
+        specs.append(preemption_curve(steps))
     return specs
 
 

@@ -124,6 +124,8 @@ def _md_card(card: Card) -> str:
 
 def _md_part(part: Part) -> list[str]:
     if isinstance(part, Paragraph):
+        if part.only == "picture":
+            return []
         text = _md(plain_text(part.pieces))
         return [f"**{text}**" if part.tone == "lead" else f"> {text}" if part.tone == "warn" else text]
     if isinstance(part, Items):
@@ -131,7 +133,11 @@ def _md_part(part: Part) -> list[str]:
     if isinstance(part, Cards):
         return ["\n".join(_md_card(c) for c in part.cards)]
     if isinstance(part, Chart):
-        return [f"*{_md(part.title)}*: {_md(plain_text(part.says))}"]
+        from sim.report.terminal import picture_lines
+
+        lines = picture_lines(part)
+        drawn = ["\n".join(["```text", *lines, "```"])] if lines else []
+        return [f"*{_md(part.title)}*: {_md(plain_text(part.says))}", *drawn]
     lines = [
         "| " + " | ".join(_md(c.label) for c in part.columns) + " |",
         "| " + " | ".join("---" if c.words else "---:" for c in part.columns) + " |",

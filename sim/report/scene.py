@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.report.pool_view import COLORS, FREE, FREE_CACHED, NAMES, USED, block_codes
+from sim.report.pool_view import COLORS, FREE, FREE_CACHED, LETTERS, NAMES, USED, block_codes
 from sim.report.units import count, plural, seconds, share
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Scene:
 
 STATE_CLASSES = tuple(
     BlockClass(name, letter, color if code != FREE else None)
-    for code, (name, letter, color) in enumerate(zip(NAMES, ".oX#", COLORS, strict=True))
+    for code, (name, letter, color) in enumerate(zip(NAMES, LETTERS, COLORS, strict=True))
 )
 
 SAME_FREE, SAME_CACHED, SAME_USED, CACHED, EVICTED, FREED, ALLOCATED = range(7)
@@ -79,7 +79,7 @@ def scene_of(
     num_free, longest = int(free.sum()), int(lengths.max(initial=0))
     outside = 1 - longest / num_free if num_free else 0.0
     return Scene(
-        f"pool at {seconds(time_ns / 1e9)} ({time_ns / 1e9:.9g} s)",
+        f"pool at {_instant(time_ns)}",
         STATE_CLASSES,
         codes,
         (
@@ -89,6 +89,12 @@ def scene_of(
             *((said,) if said else ()),
         ),
     )
+
+
+def _instant(time_ns: int) -> str:
+    """A time as people read it, and exactly where that says more."""
+    said, exact = seconds(time_ns / 1e9), f"{time_ns / 1e9:.9g} s"
+    return said if said.replace(".0 s", " s") == exact else f"{said} ({exact})"
 
 
 @dataclass(frozen=True)
@@ -128,9 +134,8 @@ def change_scene(before: Marks, after: Marks, said: str = "") -> Scene:
     for mask, code in ((cached, CACHED), (evicted, EVICTED), (freed, FREED), (allocated, ALLOCATED)):
         codes[mask] = code
     touched = int((codes >= CACHED).sum())
-    a, b = before.time_ns / 1e9, after.time_ns / 1e9
     return Scene(
-        f"pool from {seconds(a)} to {seconds(b)} ({a:.9g} s to {b:.9g} s)",
+        f"pool from {_instant(before.time_ns)} to {_instant(after.time_ns)}",
         CHANGE_CLASSES,
         codes,
         (

@@ -12,29 +12,41 @@ from sim.report.document import Inline, Piece, as_count, as_plural, as_seconds, 
 PRESSURE, SHORT, LITTLE_WASTE = 0.95, 0.05, 0.02
 
 
-def headline(s: Mapping[str, Any], under_pressure: float) -> Inline:
+def headline(s: Mapping[str, Any], under_pressure: float, starved: float, waits: Inline) -> Inline:
     """Whether memory ran short, and whether it is waste that makes it so.
 
     Args:
         s: the summary; its preemptions and its internal fragmentation may be None: not recorded.
         under_pressure: share of the time in which more than `PRESSURE` of the blocks were used.
+        starved: share of the steps, or of the time, in which a request waited for blocks.
+        waits: says that.
     """
-    preempted, inside = s["preemptions"]["preemptions"], s["internal_fragmentation"]
-    share = as_share(under_pressure)
-    pieces: list[Piece]
-    if preempted or under_pressure > SHORT:
-        pieces = ["KV memory runs short: for ", share, " of the time more than 95 % of it is used"]
-        pieces += [", with ", as_plural(preempted, "preemption")] if preempted is not None else []
-        pieces.append(". ")
-    elif under_pressure > 0:
-        pieces = ["KV memory is just enough: for ", share, " of the time more than 95 % is used. "]
-    else:
-        pieces = ["KV memory is never short: at most ", as_share(s["usage"]["max"]), " is used. "]
+    inside = s["internal_fragmentation"]
+    pieces = _short_or_not(s, under_pressure, starved, waits)
     if inside is None:
         return (*pieces, "What of it is wasted is not recorded.")
     if inside["mean"] < LITTLE_WASTE:
         return (*pieces, "Little of what requests hold is wasted: ", as_share(inside["mean"]), ".")
     return (*pieces, as_share(inside["mean"]), " of what requests hold is wasted.")
+
+
+def _short_or_not(s: Mapping[str, Any], under_pressure: float, starved: float, waits: Inline) -> Inline:
+    preempted = s["preemptions"]["preemptions"]
+    share, highest = as_share(under_pressure), as_share(s["usage"]["max"])
+    pieces: list[Piece]
+    if preempted or under_pressure > SHORT:
+        pieces = ["KV memory runs short: for ", share, " of the time more than 95 % of it is used"]
+        pieces += [", with ", as_plural(preempted, "preemption")] if preempted is not None else []
+        pieces += [", and ", *waits] if starved > SHORT else []
+    elif starved > SHORT:
+        pieces = ["KV memory runs short although at most ", highest, " of it is used: ", *waits]
+    elif under_pressure > 0:
+        pieces = ["KV memory is just enough: for ", share, " of the time more than 95 % is used"]
+    elif starved > 0:
+        pieces = ["KV memory is seldom short: at most ", highest, " is used, and ", *waits]
+    else:
+        pieces = ["KV memory is never short: at most ", highest, " is used"]
+    return (*pieces, ". ")
 
 
 def fragmentation(s: Mapping[str, Any]) -> Inline:

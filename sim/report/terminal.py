@@ -19,6 +19,7 @@ from sim.report.document import (
     Value,
     plain_text,
 )
+from sim.report.units import count, share
 
 WIDTH, TABLE_WIDTH = 80, 100
 _SPARK = "▁▂▃▄▅▆▇█"
@@ -45,13 +46,26 @@ def _glue(match: re.Match[str]) -> str:
 
 def sparkline(values: Sequence[float]) -> str:
     """The values as bars of eight heights, thinned to 60 columns by the mean."""
-    n = len(values)
-    if n == 0:
-        return ""
-    edges = [i * n // min(n, _SPARK_WIDTH) for i in range(min(n, _SPARK_WIDTH) + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    high = max(*means, 1e-300)
+    means = _thinned(values)
+    high = max([*means, 1e-300])
     return "".join(_SPARK[min(7, int(8 * max(v, 0.0) / high))] for v in means)
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    n = len(values)
+    edges = [i * n // min(n, _SPARK_WIDTH) for i in range(min(n, _SPARK_WIDTH) + 1)] if n else [0]
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+
+
+def picture_lines(chart: Chart) -> list[str]:
+    """What stands in the place of a picture: letters, or a line of bars with its scale."""
+    if chart.letters:
+        return list(chart.letters)
+    if not chart.spark:
+        return []
+    high = max([*_thinned(chart.spark), 0.0])
+    top = share(high) if chart.spark_unit == "fraction" else count(high)
+    return [f"{sparkline(chart.spark)} 0 to {top}"]
 
 
 def _cell(cell: str | Value | tuple[Piece, ...]) -> str:
@@ -101,6 +115,8 @@ def _table(table: Table) -> list[str]:
 
 def _part(part: Part) -> list[str]:
     if isinstance(part, Paragraph):
+        if part.only == "picture":
+            return []
         mark = {"warn": "! "}.get(part.tone, "")
         return [wrap(plain_text(part.pieces), WIDTH, mark, "  " if mark else "")]
     if isinstance(part, Items):
@@ -114,8 +130,7 @@ def _part(part: Part) -> list[str]:
             out.append(wrap(text, WIDTH, c.label.ljust(width), " " * width))
         return ["\n".join(out)]
     if isinstance(part, Chart):
-        out = [part.title, *([sparkline(part.spark)] if part.spark else [])]
-        return ["\n".join([*out, wrap(plain_text(part.says))])]
+        return ["\n".join([part.title, *picture_lines(part), wrap(plain_text(part.says))])]
     return _table(part)
 
 

@@ -80,8 +80,10 @@ def test_sums_are_the_columns_of_the_step_log(clock: str, seed: int) -> None:
             # a window can be hit without what comes before it
             assert s.num_unreachable is None
             return
-        # a holder of a block holds its ancestors too and frees them after it: LRU never strands a block
-        assert s.num_unreachable == 0
+        if len(s.block_sizes) == 1:
+            # a holder of a block holds its ancestors too and frees them after it: LRU never strands a block
+            # (of two groups one loses its blocks first, and those of the other are left without use)
+            assert s.num_unreachable == 0
         quick = FragmentationSnapshot.from_state(state, case.workload, layout_only=True)
         assert quick.num_duplicates is None
         assert quick.num_unreachable is None

@@ -34,7 +34,7 @@ def scene(codes: list[int]) -> Scene:
 
 
 AT_12_S = """\
-pool at 12.0 s (12 s)
+pool at 12.0 s
 16 blocks, one cell is one block; numbers at the left: first block of the row
  1 oX###oooo###oX##
 . free 0 (0.0 %)   o free and cached 6 (37.5 %)   X used 2 (12.5 %)
@@ -44,7 +44,7 @@ usage 62.5 %, 3 free runs, longest 4, external fragmentation 33.3 %, 3 running,
 """
 
 FROM_9_TO_12_S = """\
-pool from 9 s to 12.0 s (9 s to 12 s)
+pool from 9 s to 12.0 s
 16 blocks, one cell is one block; numbers at the left: first block of the row
  1 -++++----+++-+##
 . still free 0 (0.0 %)   o still free and cached 0 (0.0 %)
@@ -99,7 +99,7 @@ def test_nothing_changes_in_no_time(small_run: Path) -> None:
 
 def test_without_a_time_the_tightest_moment_is_drawn(small_run: Path) -> None:
     worst = read_run(small_run).summary["worst_moment"]["time_s"]
-    assert f"({worst:.9g} s)" in layout(str(small_run)).stdout
+    assert f"pool at {worst:.9g} s" in layout(str(small_run)).stdout
 
 
 def test_big_pools_are_binned_by_majority() -> None:
@@ -236,4 +236,4 @@ def test_a_film_gives_the_terminal_back(small_run: Path, stop: bool) -> None:
     assert b"\x1b[?1049h" not in out[left:]
     assert b"Traceback" not in out
     if not stop:
-        assert f"({read_run(small_run).end_ns / 1e9:.9g} s)".encode() in out[left:]
+        assert f"pool at {read_run(small_run).end_ns / 1e9:.1f} s".encode() in out[left:]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from sim import runner
 from sim.analysis.rerun import Rerun
 from sim.cli import main
 from sim.report.analyse import analyse
@@ -268,3 +269,96 @@ def test_charts_have_words_and_unlike_ids(document: Document) -> None:
     assert all(isinstance(c, Chart) and c.says for c in charts)
     ids = [i for c in charts for i in re.findall(r' id="([^"]*)"', c.markup)]
     assert len(ids) == len(set(ids))
+
+
+def test_text_has_lines_of_bars_and_letters_in_place_of_pictures_and_does_not_speak_of_them(
+    document: Document,
+) -> None:
+    page = squeeze("".join(parse(render(document, "html")).text))
+    about = ("Light: free blocks", "Block id downwards", "The numbers mark the same moments", "strokes")
+    assert all(words in page for words in about[:3])
+    assert "line of bars" not in page
+    text = render(document, "text")
+    assert "Each line of bars goes from 0 s to 39.0 s" in squeeze(text)
+    assert re.search(r"^KV cache usage\n[▁-█]{60} 0 to 100.0 %$", text, re.MULTILINE)
+    for shown in (text, render(document, "md")):
+        assert not [words for words in about if words in shown]
+        # ids downwards, time to the right; the marked moments above
+        found = re.search(r"^ +[123][ 123]*\n( *\d+ [.oX#]+\n)+.*$", shown, re.MULTILINE)
+        assert found
+        top, *rows, legend = found[0].split("\n")
+        assert sorted(top.split()) == ["1", "2", "3"]
+        assert [int(row.split()[0]) for row in rows] == list(range(1, 17))
+        assert {len(row.split()[1]) for row in rows} == {64}
+        assert legend == ". free   o free and cached   X used   # used and cached"
+
+
+LONG_PROMPTS = """\
+name: long
+engine: {num_gpu_blocks: 41, max_num_seqs: 8, max_model_len: 512, max_num_batched_tokens: 512}
+step_time: {kind: constant, step: 1s}
+workload:
+  kind: random
+  num_requests: 10
+  arrivals: {kind: constant, rate: 1}
+  prompt_len: {kind: constant, value: 340}
+  output_len: {kind: constant, value: 8}
+output: {plots: false}
+"""
+
+
+def test_memory_that_nobody_fits_into_is_short_however_much_of_it_is_free(tmp_path: Path) -> None:
+    # a request takes 22 of 40 blocks, so the next one waits with 18 blocks free
+    config = tmp_path / "long.yaml"
+    config.write_text(LONG_PROMPTS)
+    runner.run(str(config), runner.RunOptions(out=str(tmp_path / "out"), quiet=True)).write()
+    for options in ((), ("--no-rerun",)):
+        text = squeeze(sim("report", str(tmp_path / "out"), *options).stdout)
+        assert "KV memory runs short although at most 55.0 % of it is used: in 98.8 % of the steps" in text
+        assert "found too few free blocks 79 times (in 98.8 % of the steps) and had to wait" in text
+        assert "never short" not in text
+
+
+HYBRID = """\
+name: hybrid
+engine:
+  num_gpu_blocks: 200
+  max_num_seqs: 8
+  max_model_len: 1024
+  kv_cache_groups:
+    - {type: full}
+    - {type: sliding_window, sliding_window: 64}
+    - {type: mamba}
+step_time: {kind: constant, step: 1s}
+workload:
+  kind: random
+  num_requests: 6
+  arrivals: {kind: constant, rate: 0.5}
+  prompt_len: {kind: constant, value: 200}
+  output_len: {kind: constant, value: 40}
+output: {plots: false}
+"""
+
+
+def test_groups_are_named_with_what_they_hold(tmp_path: Path) -> None:
+    config = tmp_path / "hybrid.yaml"
+    config.write_text(HYBRID)
+    runner.run(str(config), runner.RunOptions(out=str(tmp_path / "out"), quiet=True)).write()
+    run = read_run(tmp_path / "out")
+    analysis = analyse(run, lambda _: None)
+    assert analysis.layout is not None
+    full, window, states = analysis.layout.groups
+    assert (full.block_size, window.block_size, states.block_size) == (16, 16, 0)
+    assert full.nulls == 0 < window.nulls
+    assert window.blocks + window.nulls == full.blocks > window.blocks
+    assert full.wasted_slots == window.wasted_slots > 0 == states.wasted_slots
+    (table,) = [
+        part
+        for section in build_report(run, analysis).sections
+        for part in section.parts
+        if isinstance(part, Table) and part.key == "groups"
+    ]
+    assert [row[0] for row in table.rows] == ["0: full attention", "1: window of 64", "2: states"]
+    text = squeeze(sim("report", str(tmp_path / "out"), "-q").stdout)
+    assert "3 KV-cache groups share the pool" in text
+    assert "not known with windows or states" in text
