@@ -210,7 +210,6 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
     n = int(params.num_blocks)
     keys = n * int(params.partial_width)
     partial_capacity = 1 << (2 * keys).bit_length()
-    sizes = [(n >> shift) + 1 for shift in (6, 12, 18)]
     blocks = _array(s.BLOCK, n + 2)
     event_rows = 1
     if params.log_events:
@@ -224,16 +223,13 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
         params=params,
         ctl=ctl,
         meta=_record(s.POOL_META, {}),
+        runs=_record(s.FREE_RUNS, {}),
         blocks=blocks,
         reused=np.zeros(n, dtype=np.uint8),
         table=_zeros(np.dtype(np.uint64), table_words(n)),
         partial_keys=np.zeros(max(keys, 1), dtype=np.uint64),
         partial_table=np.zeros(2 * partial_capacity, dtype=np.uint64),
         free_bits=np.zeros(bitmap_words(n), dtype=np.uint64),
-        run_len=np.zeros(n, dtype=np.int32),
-        len_count=np.zeros(n + 1, dtype=np.int32),
-        len_tree=np.zeros(sum(sizes), dtype=np.uint64),
-        len_level=np.array([0, sizes[0], sizes[0] + sizes[1]], dtype=np.int64),
         events=np.zeros((event_rows, c.EVENT_COLUMNS), dtype=np.int64),
         followed=followed,
         access_times=np.zeros((followed.size, HISTORY), dtype=np.int64),

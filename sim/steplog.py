@@ -15,7 +15,7 @@ import numpy as np
 from sim.capacity import LogOptions, allocate
 from sim.core import codes as c
 from sim.core.engine import advance
-from sim.core.inspect import free_queue_order, waiting_order
+from sim.core.inspect import free_queue_order, largest_run, waiting_order
 from sim.core.state import State
 from sim.engine_settings import EngineSettings
 from sim.step_time import StepTime
@@ -106,8 +106,8 @@ class RowRecorder:
             "held_tokens": int(kv.groups.held.sum()),
             "wasted_slots": int(wasted.sum()),
             "wasted_by_group": wasted.tolist(),
-            "free_runs": int(meta.free_runs),
-            "largest_free_run": int(meta.largest_free_run),
+            "free_runs": int(kv.pool.runs.number),
+            "largest_free_run": largest_run(kv.pool),
             "free_queue_crc": _crc(free, np.int32),
             "tables_crc": _crc(np.concatenate([empty, *by_request]), np.int32),
             "tables_crc_by_group": [_crc(np.concatenate([empty, *group]), np.int32) for group in tables],

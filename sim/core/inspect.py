@@ -6,6 +6,7 @@ import numpy as np
 
 from sim.core import codes as c
 from sim.core.jit import entry
+from sim.core.probes import largest_free_run
 from sim.core.state import Pool, State
 
 
@@ -19,6 +20,12 @@ def free_queue_order(pool: Pool, out: np.ndarray) -> int:
         n += 1
         b = pool.blocks.next_free[b]
     return n
+
+
+@entry
+def largest_run(pool: Pool) -> int:
+    """Blocks of the longest run of free ones."""
+    return largest_free_run(pool)
 
 
 @entry

@@ -11,6 +11,7 @@ from sim.core import codes as c
 from sim.core.block_pool import NULL_BLOCK, free_block, get_new_blocks, touch
 from sim.core.jit import inner, leaf
 from sim.core.prefetch import prefetch
+from sim.core.probes import fits_in_a_run
 from sim.core.state import KVCache
 
 _PREFETCH_BLOCKS = 8
@@ -135,7 +136,7 @@ def grow_table(kv: KVCache, slot: int, g: int, num_blocks: int) -> None:
     need = num_blocks - kv.tables.length[g, slot]
     if need > 0:
         kv.count.grants += 1
-        if need > kv.pool.meta.largest_free_run:
+        if not fits_in_a_run(kv.pool, need):
             kv.count.contiguous_fit_failures += 1
         n = np.int64(kv.tables.length[g, slot])
         get_new_blocks(kv.pool, kv.table_blocks, g, slot, n, need)

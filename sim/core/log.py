@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.core import codes as c
 from sim.core.jit import inner, leaf
-from sim.core.probes import highest_bit_of_int
+from sim.core.probes import highest_bit_of_int, largest_free_run
 from sim.core.state import State
 
 
@@ -51,8 +51,8 @@ def write_row(st: State, time: int) -> None:
     row[i, 11] = allocated
     row[i, 12] = held
     row[i, 13] = allocated - held
-    row[i, 14] = st.kv.pool.meta.free_runs
-    row[i, 15] = st.kv.pool.meta.largest_free_run
+    row[i, 14] = st.kv.pool.runs.number
+    row[i, 15] = largest_free_run(st.kv.pool)
     row[i, 16] = st.count.table_blocks
     row[i, 17] = st.count.table_runs
     row[i, 18] = st.count.prefix_queries
@@ -68,13 +68,11 @@ def write_row(st: State, time: int) -> None:
 @leaf
 def log_bin(v: int) -> int:
     """Histogram bin of a count: exact below 256, then 128 bins an octave (under 1 % wide)."""
-    if v < 256:
-        return v
-    e = highest_bit_of_int(v)
-    return 256 + (e - 8) * 128 + ((v >> (e - 7)) & 127)
+    beyond = highest_bit_of_int(v | 255) - 7
+    return beyond * 128 + (v >> beyond)
 
 
-@inner
+@leaf
 def _weigh(st: State, m: int, value: float, bin_: int, dt: int, since: int) -> None:
     st.logs.weighted.total[m] += value * dt
     st.logs.histogram[m, bin_] += dt
@@ -102,10 +100,10 @@ def advance_time_weighted(st: State, now: int) -> None:
     allocated = slots_in_tables(st)
     _weigh_fraction(st, 0, usable - free, usable, dt, since)
     _weigh_fraction(st, 1, allocated - tokens_in_tables(st), allocated, dt, since)
-    _weigh_fraction(st, 2, free - st.kv.pool.meta.largest_free_run, free, dt, since)
+    _weigh_fraction(st, 2, free - largest_free_run(st.kv.pool), free, dt, since)
     running = st.ctl.num_running
     _weigh(st, 3, float(running), log_bin(running), dt, since)
     waiting = st.ctl.num_waiting
     _weigh(st, 4, float(waiting), log_bin(waiting), dt, since)
-    runs = st.kv.pool.meta.free_runs
+    runs = st.kv.pool.runs.number
     _weigh(st, 5, float(runs), log_bin(runs), dt, since)

@@ -164,13 +164,21 @@ POOL_META = _dtype(
         "num_free": np.int64,  # length of the free queue
         "num_keys": np.int64,  # keys in the prefix map
         "num_partial_keys": np.int64,  # different keys of prompts that end inside a block
-        "free_runs": np.int64,  # maximal runs of consecutive ids in the free set
-        "largest_free_run": np.int64,
         "num_cached": np.int64,  # blocks that carry a hash
         "num_cached_free": np.int64,  # of these, free (evictable)
         "allocations": np.int64,  # cumulative
         "evictions": np.int64,  # cumulative: cached blocks that lost their key
         "evicted_unused": np.int64,  # of these, without one hit since they were cached
+    }
+)
+
+#: Maximal runs of consecutive ids in the free set, see probes.
+FREE_RUNS = _dtype(
+    {
+        "number": np.int64,
+        "top": np.int64,  # first block of a stretch of free ones
+        "length": np.int64,  # its blocks; where not below the bound: the largest run
+        "bound": np.int64,  # every other run is at most so long
     }
 )
 
@@ -342,16 +350,13 @@ class Pool(Struct):
     params: Record  # PARAMS
     ctl: Record  # CONTROL
     meta: Record  # POOL_META
+    runs: Record  # FREE_RUNS
     blocks: Record  # BLOCK[N+2]
     reused: U8  # (N,) 1: hit at least once since it was cached
     table: U64  # prefix map, see prefix_map: buckets of eight words
     partial_keys: U64  # (N*partial_width or 1,) by place of the boundary in its block, 0: none
     partial_table: U64  # (2*capacity,) [2*i] a key (0: empty), [2*i+1] the blocks that have it
     free_bits: U64  # (N//64 + 4,) bit 64 + b: block b is free
-    run_len: I32  # (N,) at both ends of a free run of 64 blocks and more: its length
-    len_count: I32  # (N+1,) number of free runs of each length
-    len_tree: U64  # three levels of bitmaps over the lengths that occur, one behind the other
-    len_level: I64  # (3,) their offsets
     events: I64  # (rows, EVENT_COLUMNS): time, type, request, block, a, b
     followed: Record  # FOLLOWED[N], or [1] when blocks are not followed
     access_times: I64  # (N or 1, 4) ns of the last hits, a ring

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from sim.core.prefix_map import BUCKET
-from sim.core.probes import FIRST_BIT, LONG_RUN
+from sim.core.probes import FIRST_BIT
 from sim.core.state import Pool
 
 PoolCheck = Callable[[Pool], Iterator[str]]
@@ -160,35 +160,23 @@ def _free_run_lengths(pool: Pool) -> list[tuple[int, int]]:
 
 
 def inv_18(pool: Pool) -> Iterator[str]:
-    """INV-18: bits, run lengths and the counts of lengths describe the runs of the free set."""
-    n = int(pool.params.num_blocks)
+    """INV-18: the bits are the free set; its runs are counted, and all but the top are within the bound."""
     runs = _free_run_lengths(pool)
     bits = np.unpackbits(pool.free_bits.view(np.uint8), bitorder="little")
     expected = np.zeros(bits.size, dtype=np.uint8)
     for start, length in runs:
         expected[FIRST_BIT + start : FIRST_BIT + start + length] = 1
-        ends = (int(pool.run_len[start]), int(pool.run_len[start + length - 1]))
-        if length >= LONG_RUN and ends != (length, length):
-            yield f"the free run of {length} blocks from {start} says {ends} at its ends"
     for i in np.flatnonzero(bits != expected):
         yield f"free bit of block {i - FIRST_BIT} is {bits[i]}"
-    longest = max((length for _, length in runs), default=0)
-    if (pool.meta.free_runs, pool.meta.largest_free_run) != (len(runs), longest):
-        yield (
-            f"{len(runs)} free runs, the largest of {longest}; "
-            f"gauges say {pool.meta.free_runs} and {pool.meta.largest_free_run}"
-        )
-    counts = np.bincount(np.array([length for _, length in runs], dtype=np.int64), minlength=n + 1)
-    for length in np.flatnonzero(counts != pool.len_count):
-        yield f"{counts[length]} free runs of {length} blocks, counted {pool.len_count[length]}"
-    offsets = [*pool.len_level.tolist(), pool.len_tree.size]
-    occurs = np.flatnonzero(counts)
-    for level, (first, end) in enumerate(pairwise(offsets)):
-        words = np.zeros(end - first, dtype=np.uint64)
-        np.bitwise_or.at(words, occurs >> 6, np.uint64(1) << (occurs & 63).astype(np.uint64))
-        if not np.array_equal(words, pool.len_tree[first:end]):
-            yield f"level {level} of the tree of run lengths does not match the lengths {occurs.tolist()}"
-        occurs = np.unique(occurs >> 6)
+    if pool.runs.number != len(runs):
+        yield f"{len(runs)} free runs, counted {pool.runs.number}"
+    top, bound = (int(pool.runs.top), int(pool.runs.length)), int(pool.runs.bound)
+    first = FIRST_BIT + top[0]
+    if top[1] and not expected[first : first + top[1]].all():
+        yield f"not all of the {top[1]} blocks from {top[0]} are free, as the top of the free runs should be"
+    for start, length in runs:
+        if length > bound and (start, length) != top:
+            yield f"the free run of {length} blocks from {start} is neither the top {top} nor within {bound}"
 
 
 def inv_19(pool: Pool) -> Iterator[str]:

@@ -54,7 +54,8 @@ def test_the_random_runs_contain_everything() -> None:
             seen["marked block that is free"] += ctl.memo_free > 0
             seen["stale tokens"] += bool((state.requests.stale > 0).any())
             seen["successor to come"] += ctl.heap_len > 0
-            seen["largest run behind another"] += state.kv.pool.meta.free_runs > 2
+            seen["several free runs"] += state.kv.pool.runs.number > 2
+            seen["largest run to be found"] += state.kv.pool.runs.length < state.kv.pool.runs.bound
 
         drive(state, random.Random(seed), look)
         for name in ("preempted_hits", "prefix_hits", "fail_reserve", "fail_watermark", "fail_pool"):

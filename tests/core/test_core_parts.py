@@ -14,8 +14,9 @@ from sim.capacity import LogOptions, allocate
 from sim.core import bits
 from sim.core.block_hash import ensure_hashes
 from sim.core.free_queue import queue_insert_after, queue_last, queue_remove
+from sim.core.inspect import largest_run
 from sim.core.jit import entry
-from sim.core.probes import probe_free, probe_take
+from sim.core.probes import fits_in_a_run, probe_free, probe_take
 from sim.core.state import KVCache, Pool
 from sim.core.state import StepTime as CoreStepTime
 from sim.core.step_time import step_duration_ns
@@ -43,10 +44,16 @@ def move(pool: Pool, first: int, count: int, stride: int) -> None:
         b += stride
 
 
+@entry
+def ask_whether_fits(pool: Pool, n: int) -> bool:
+    return fits_in_a_run(pool, n)
+
+
 @pytest.mark.parametrize(
     ("num_blocks", "moves"), [(2, 20), (3, 40), (64, 150), (65, 150), (130, 300), (5000, 100), (300_000, 15)]
 )
 def test_free_runs_after_random_moves(num_blocks: int, moves: int) -> None:
+    """The number of runs at any time, and the largest whenever somebody asks, now and then."""
     state = allocate(
         EngineSettings(num_gpu_blocks=num_blocks),
         empty_workload(),
@@ -64,14 +71,30 @@ def test_free_runs_after_random_moves(num_blocks: int, moves: int) -> None:
         # the walk along the queue is slow in Python
         for name in ("INV-18", "INV-2", "INV-1") if num_blocks < 1000 else ("INV-18",):
             assert list(INVARIANTS[name](pool)) == []
+        free = "".join("x" if count else "o" for count in pool.blocks.ref_cnt[1:num_blocks])
+        lengths = sorted(len(run) for run in free.split("x") if run)
+        assert pool.runs.number == len(lengths)
+        longest = lengths[-1] if lengths else 0
+        wanted = rng.choice([longest, longest + 1, 1, 7, 64, 65])
+        if rng.random() < 0.3:
+            assert ask_whether_fits(pool, wanted) == (wanted <= longest)
+        if rng.random() < 0.3:
+            assert largest_run(pool) == longest
+            assert pool.runs.length == longest >= pool.runs.bound
 
 
-def test_wrong_length_of_a_long_run() -> None:
-    settings = EngineSettings(num_gpu_blocks=200)
-    pool = allocate(settings, empty_workload(), constant(1), LogOptions(sample_period_ns=0)).kv.pool
-    assert list(INVARIANTS["INV-18"](pool)) == []
-    pool.run_len[1] += 1
-    assert len(list(INVARIANTS["INV-18"](pool))) == 1
+def test_a_long_run_grows_from_both_sides_and_joins_the_top() -> None:
+    """Runs of several words on both sides of one block, the top among them."""
+    for top_below in (False, True):
+        settings = EngineSettings(num_gpu_blocks=1000)
+        pool = allocate(settings, empty_workload(), constant(1), LogOptions(sample_period_ns=0)).kv.pool
+        cut = 700 if top_below else 300
+        move(pool, cut, 1, 1)
+        move(pool, 900 if top_below else 100, 1, 1)
+        assert largest_run(pool) == 699
+        move(pool, cut, 1, 1)
+        assert (pool.runs.top, pool.runs.length) == ((1, 899) if top_below else (101, 899))
+        assert list(INVARIANTS["INV-18"](pool)) == []
 
 
 @entry
