@@ -21,6 +21,7 @@ from sim.core.block_pool import (
     reset_prefix_cache,
     touch,
 )
+from sim.core.inspect import largest_run
 from sim.core.jit import entry
 from sim.core.state import Pool
 from sim.core.verify_pool import map_places
@@ -213,12 +214,11 @@ class Twins:
         gauges = {
             "num_free": len(queue),
             "num_keys": len(lists),
-            "free_runs": len(runs),
-            "largest_free_run": max(runs, default=0),
             "num_cached": sum(keyed),
             "num_cached_free": sum(keyed[i] for i in queue),
         }
         assert {name: int(pool.meta[name]) for name in gauges} == gauges
+        assert (int(pool.runs.number), largest_run(pool)) == (len(runs), max(runs, default=0))
 
 
 @pytest.mark.parametrize("num_blocks", [2, 5, 9, 17, 40, 64, 65, 130])
