@@ -1,20 +1,24 @@
-"""Reading and writing whole files, with errors that say where and what to do."""
+"""Reading files, whole or line by line, and writing them whole, with errors that say where and what to do."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import difflib
 import gzip
 import hashlib
+import io
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from workloads.errors import WorkloadError
 
 GZIP_MAGIC = b"\x1f\x8b"
+_READ = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,7 @@ class Content:
         except UnicodeDecodeError as error:
             line = self.data.count(b"\n", 0, error.start) + 1
             column = error.start - (self.data.rfind(b"\n", 0, error.start) + 1) + 1
-            raise WorkloadError(
-                f"byte 0x{self.data[error.start]:02x} is not UTF-8 text; is this a trace file?",
-                self.path,
-                line,
-                column,
-            ) from None
+            raise _not_text(self.data[error.start], self.path, line, column) from None
 
 
 def resolve(path: str | Path, base_dir: str | Path | None = None) -> Path:
@@ -83,23 +82,88 @@ def read(path: str | Path, base_dir: str | Path | None = None) -> Content:
         WorkloadError: missing, unreadable, empty, or a gzip file that is truncated or damaged.
     """
     found = resolve(path, base_dir)
-    try:
+    with _reading(found):
         raw = found.read_bytes()
-    except OSError as error:
-        raise WorkloadError(f"cannot be read: {error.strerror}", found) from error
-    data = raw
-    if raw.startswith(GZIP_MAGIC):
-        try:
-            data = gzip.decompress(raw)
-        except EOFError:
-            raise WorkloadError("the gzip file is truncated; fetch or write it again", found) from None
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise WorkloadError(
-                f"the gzip file is damaged ({error}); fetch or write it again", found
-            ) from None
+        data = gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw
     if not data.strip():
         raise WorkloadError("the file is empty; a trace needs at least one request", found)
     return Content(found, data, hashlib.sha256(raw).hexdigest())
+
+
+class LineFile:
+    """A text file, gzip or not, whose lines are read as they are asked for.
+
+    Args:
+        path: an existing file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._digest = hashlib.sha256()
+
+    def sha256(self) -> str:
+        """Hex digest of the file as it lies on disk, once all lines have been read."""
+        return self._digest.hexdigest()
+
+    def lines(self) -> Iterator[str]:
+        """Its lines without their ends, to be gone through once; a byte-order mark is dropped.
+
+        Raises:
+            WorkloadError: as `read` and `Content.lines`.
+        """
+        empty = True
+        with _reading(self.path), self.path.open("rb") as raw:
+            packed = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+            raw.seek(0)
+            hashed = io.BufferedReader(_Hashed(raw, self._digest), _READ)
+            opened: Iterable[bytes] = gzip.GzipFile(fileobj=hashed) if packed else hashed
+            for number, line in enumerate(opened, 1):
+                text = _decoded(line, self.path, number)
+                empty = empty and not text.strip()
+                yield text
+        if empty:
+            raise WorkloadError("the file is empty; a trace needs at least one request", self.path)
+
+
+def _decoded(line: bytes, path: Path, number: int) -> str:
+    line = line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
+    try:
+        return line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode()
+    except UnicodeDecodeError as error:
+        raise _not_text(error.object[error.start], path, number, error.start + 1) from None
+
+
+def _not_text(byte: int, path: Path, line: int, column: int) -> WorkloadError:
+    return WorkloadError(f"byte 0x{byte:02x} is not UTF-8 text; is this a trace file?", path, line, column)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Within: what goes wrong with the file itself is told as a `WorkloadError`."""
+    try:
+        yield
+    except EOFError:
+        raise WorkloadError("the gzip file is truncated; fetch or write it again", path) from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise WorkloadError(f"the gzip file is damaged ({error}); fetch or write it again", path) from None
+    except OSError as error:
+        raise WorkloadError(f"cannot be read: {error.strerror or error}", path) from error
+
+
+class _Hashed(io.RawIOBase):
+    """Hashes what is read of a file."""
+
+    def __init__(self, raw: BinaryIO, digest: Any) -> None:
+        self._raw, self._digest = raw, digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(len(buffer))
+        self._digest.update(data)
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:

@@ -54,11 +54,13 @@ def build_or_spool(
         WorkloadError: as `build`.
         OSError: the spool can't be written.
     """
-    from workloads.spool import CHUNK, SpoolWriter, spool_workload
+    from workloads.spool import CHUNK, SpoolWriter
 
     if isinstance(spec, Trace):
-        workload = _trace(spec, base_dir)
-        return workload if len(workload) <= limit else spool_workload(workload, folder())
+        from workloads.clients.trace import load_or_spool
+
+        found = load_or_spool(spec, base_dir, folder, limit)
+        return dataclasses.replace(found, source=_with_spec(found.source, spec))
     shared = _shared(spec, seed, base_dir)
     env, builder = shared.env, shared.builder
     infinity = float("inf")
@@ -84,7 +86,11 @@ def _trace(spec: Trace, base_dir: str | Path | None) -> Workload:
     from workloads.clients.trace import load
 
     workload = load(spec, base_dir)
-    return dataclasses.replace(workload, source={**workload.source, "spec": spec.model_dump(mode="json")})
+    return dataclasses.replace(workload, source=_with_spec(workload.source, spec))
+
+
+def _with_spec(source: dict[str, Any], spec: Trace) -> dict[str, Any]:
+    return {**source, "spec": spec.model_dump(mode="json")}
 
 
 def _shared(spec: AnyClient, seed: int, base_dir: str | Path | None) -> Shared:

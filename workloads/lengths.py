@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from typing_extensions import assert_never
 
 from workloads.files import read
-from workloads.readers.rows import Table
+from workloads.readers.rows import whole_table
 from workloads.requests import Int64Array
 from workloads.spec.lengths import (
     ConstantLength,
@@ -106,7 +106,7 @@ def empirical(path: str, columns: list[str], base_dir: str | Path | None = None)
         WorkloadError: the file is missing or broken.
     """
     content = read(path, base_dir)
-    table = Table(content.path, content.lines(), columns, "the distribution")
+    table = whole_table(content.path, content.lines(), columns, "the distribution")
     return [table.integers(name, low=1) for name in columns]
 
 

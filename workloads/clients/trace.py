@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import numpy as np
 from workloads.arrivals import Process
 from workloads.clients.base import Shared, segment_base
 from workloads.errors import WorkloadError
-from workloads.readers import read_trace
+from workloads.readers import read_or_spool, read_trace
 from workloads.readers.options import ReadOptions
 from workloads.requests import Int64Array, Workload
 from workloads.spec.base import DEFAULT_VOCAB_SIZE
 from workloads.spec.clients import Trace
+from workloads.spool import Spool
 from workloads.tokens import pool_start
 
 
@@ -26,7 +28,18 @@ def load(spec: Trace, base_dir: str | Path | None = None, factor: float = 1.0) -
     Raises:
         WorkloadError: the file is missing or broken.
     """
-    options = ReadOptions(
+    return read_trace(spec.path, spec.format, _options(spec, factor), base_dir)
+
+
+def load_or_spool(
+    spec: Trace, base_dir: str | Path | None, folder: Callable[[], Path], limit: int
+) -> Workload | Spool:
+    """As `load`, but more than `limit` requests are written to disk; see `readers.read_or_spool`."""
+    return read_or_spool(spec.path, spec.format, _options(spec), base_dir, folder, limit)
+
+
+def _options(spec: Trace, factor: float = 1.0) -> ReadOptions:
+    return ReadOptions(
         hash_block_size=spec.hash_block_size,
         time_scale=spec.time_scale / factor,
         max_requests=spec.max_requests,
@@ -36,7 +49,6 @@ def load(spec: Trace, base_dir: str | Path | None = None, factor: float = 1.0) -
         log_type=spec.log_type,
         vocab_size=spec.vocab_size or DEFAULT_VOCAB_SIZE,
     )
-    return read_trace(spec.path, spec.format, options, base_dir)
 
 
 def start(shared: Shared, name: str, spec: Trace, weight: float, start_ns: int) -> None:

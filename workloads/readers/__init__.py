@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workloads.errors import WorkloadError
-from workloads.files import Content, read
+from workloads.files import Content, LineFile, read, resolve
 from workloads.readers.options import ReadOptions, check_applicable
 from workloads.requests import Workload
+
+if TYPE_CHECKING:
+    from workloads.spool import Spool
 
 #: format -> (module, function); a reader takes the file's content and the options.
 READERS: dict[str, tuple[str, str]] = {
@@ -20,6 +24,13 @@ READERS: dict[str, tuple[str, str]] = {
     "vllm": ("workloads.readers.vllm_bench", "read_vllm"),
     "logical": ("workloads.readers.logical", "read_logical"),
     "native": ("workloads.io", "read_content"),
+}
+
+#: format -> (module, class) of those that are read part by part.
+IN_PARTS: dict[str, tuple[str, str]] = {
+    "mooncake": ("workloads.readers.mooncake", "Mooncake"),
+    "azure": ("workloads.readers.tables", "Azure"),
+    "burstgpt": ("workloads.readers.tables", "BurstGPT"),
 }
 
 
@@ -51,9 +62,60 @@ def read_trace(
         check_applicable(name, options)
         return reader(content, options)
     except WorkloadError as error:
-        if error.file is None:
-            raise WorkloadError(error.message, content.path) from error
-        raise
+        raise _placed(error, content.path) from error
+
+
+def read_or_spool(
+    path: str | Path,
+    trace_format: str,
+    options: ReadOptions,
+    base_dir: str | Path | None,
+    folder: Callable[[], Path],
+    limit: int,
+) -> Workload | Spool:
+    """As `read_trace`, but more than `limit` requests are written to disk, and the formats of `IN_PARTS` are
+    never in memory as a whole unless they have to be sorted.
+
+    Args:
+        folder: makes an empty folder for the spool, or gives the one it has made; not called where a Workload
+            comes back.
+
+    Raises:
+        WorkloadError: as `read_trace`.
+        OSError: the spool can't be written.
+    """
+    from workloads.readers.parts import OutOfOrderError, TraceParts, put_together_or_spool
+    from workloads.spool import spool_workload
+
+    found = resolve(path, base_dir)
+    name = _by_first_line(found) if trace_format == "auto" else trace_format
+    if name in IN_PARTS:
+        module, kind = IN_PARTS[name]
+        try:
+            check_applicable(name, options)
+            trace: TraceParts = getattr(import_module(module), kind)(found, options)
+            file = LineFile(found)
+            return put_together_or_spool(trace, file.lines(), file.sha256, folder, limit)
+        except OutOfOrderError:
+            pass
+        except WorkloadError as error:
+            raise _placed(error, found) from error
+    workload = read_trace(path, trace_format, options, base_dir)
+    return workload if len(workload) <= limit else spool_workload(workload, folder())
+
+
+def _by_first_line(path: Path) -> str:
+    """The format, or "" where the first line alone does not say it."""
+    try:
+        line = next(text for text in LineFile(path).lines() if text.strip())
+        return "" if '"input_lens"' in line else detect(Content(path, line.encode(), ""))
+    except (WorkloadError, StopIteration):
+        return ""
+
+
+def _placed(error: WorkloadError, path: Path) -> WorkloadError:
+    """With the file, where it names none."""
+    return error if error.file is not None else WorkloadError(error.message, path)
 
 
 def detect(content: Content) -> str:

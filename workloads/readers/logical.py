@@ -90,7 +90,7 @@ def read_logical(content: Content, options: ReadOptions) -> Workload:
     begins = ends - prompt_len - output_len
     pool = np.array(tokens, dtype=np.int64)
     notes = [f"{count} lines have a key {key!r}, which is ignored" for key, count in sorted(unknown.items())]
-    source = provenance(content, "logical", {}, notes)
+    source = provenance(path, content.sha256, "logical", {}, notes)
     if salt_names:
         source["cache_salts"] = dict(sorted(salt_names.items()))
     return assemble(

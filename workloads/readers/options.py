@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workloads.errors import WorkloadError
-from workloads.files import Content
 from workloads.readers.rows import MAX_TIME_NS
 from workloads.requests import Int64Array
 
@@ -102,25 +102,38 @@ def arrange(times_ns: Int64Array, options: ReadOptions) -> Arrivals:
         order, arrival = order[keep], arrival[keep]
     if options.max_requests is not None:
         order, arrival = order[: options.max_requests], arrival[: options.max_requests]
-    arrival = arrival - start
-    if options.time_scale != 1.0:
-        if float(arrival[-1]) * options.time_scale > MAX_TIME_NS:
-            raise WorkloadError(
-                f"time_scale {options.time_scale} makes arrivals later than 2**62 ns; lower it"
-            )
-        arrival = np.rint(arrival * options.time_scale).astype(np.int64)
     if len(order) < len(times_ns):
-        notes.append(f"the first {len(order)} of {len(times_ns)} requests are used, as asked")
-    return Arrivals(order, arrival, notes)
+        notes.append(cut_note(len(order), len(times_ns)))
+    return Arrivals(order, scaled(arrival - start, options), notes)
 
 
-def provenance(content: Content, name: str, options: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+def scaled(arrival: Int64Array, options: ReadOptions) -> Int64Array:
+    """Arrivals in order, ns after the first, as `time_scale` wants them.
+
+    Raises:
+        WorkloadError: they become too late.
+    """
+    if options.time_scale == 1.0:
+        return arrival
+    if float(arrival[-1]) * options.time_scale > MAX_TIME_NS:
+        raise WorkloadError(f"time_scale {options.time_scale} makes arrivals later than 2**62 ns; lower it")
+    return np.rint(arrival * options.time_scale).astype(np.int64)
+
+
+def cut_note(used: int, of: int) -> str:
+    """The note on a trace of which not all is used."""
+    return f"the first {used} of {of} requests are used, as asked"
+
+
+def provenance(
+    path: Path, sha256: str, name: str, options: dict[str, Any], notes: list[str]
+) -> dict[str, Any]:
     """`Workload.source` of a trace."""
     return {
         "kind": "trace",
         "format": name,
-        "file": content.path.name,
-        "sha256": content.sha256,
+        "file": path.name,
+        "sha256": sha256,
         "options": options,
         "notes": notes,
     }

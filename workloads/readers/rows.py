@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +17,7 @@ MAX_TOKENS = 2**31 - 1
 MAX_TIME_NS = 2**62
 
 
-def json_rows(lines: Sequence[str], path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def json_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """(line number, text, object) of every line that is not blank.
 
     Raises:
@@ -124,50 +124,22 @@ def _kind(value: object) -> str:
 
 
 class Table:
-    """A CSV file with a header, by columns."""
+    """Rows of a CSV file with a header, by columns.
 
-    def __init__(self, path: Path, lines: Sequence[str], columns: Sequence[str], what: str) -> None:
-        """Read all rows; blank lines are left out.
+    Args:
+        path: of the file.
+        index: name of a column -> its place.
+        line_numbers: of the rows.
+        rows: their values.
+    """
 
-        Args:
-            columns: names that the header must have.
-            what: name of the format, for messages.
-
-        Raises:
-            WorkloadError: no header, a column is missing, a row is too short, or there are no rows.
-        """
+    def __init__(
+        self, path: Path, index: dict[str, int], line_numbers: list[int], rows: list[list[str]]
+    ) -> None:
         self.path = path
-        self.lines = lines
-        reader = csv.reader(lines)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
-        except csv.Error as error:
-            raise WorkloadError(f"not valid CSV: {error}", path, reader.line_num, 1) from None
-        missing = [name for name in columns if name not in header]
-        if missing:
-            raise WorkloadError(
-                f"the header has no column {missing[0]!r}; {what} needs {', '.join(columns)}, the file has "
-                f"{', '.join(header)}",
-                path,
-                1,
-                1,
-            )
-        if not rows:
-            raise WorkloadError("the trace has a header and no requests", path, 2, 1)
-        self.index = {name: header.index(name) for name in header}
-        self.line_numbers = [number for number, _ in rows]
-        self._rows = [row for _, row in rows]
-        width = 1 + max(self.index[name] for name in columns)
-        if min(map(len, self._rows)) < width:
-            bad = next(i for i, row in enumerate(self._rows) if len(row) < width)
-            number = self.line_numbers[bad]
-            raise WorkloadError(
-                f"{len(self._rows[bad])} values where {width} are needed",
-                path,
-                number,
-                len(lines[number - 1]) + 1,
-            )
+        self.index = index
+        self.line_numbers = line_numbers
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -204,3 +176,66 @@ class Table:
         before = self._rows[row][: self.index[name]]
         column = 1 + sum(len(value) + 1 for value in before)
         raise WorkloadError(message, self.path, number, column)
+
+
+def tables(
+    path: Path, lines: Iterable[str], columns: Sequence[str], what: str, size: int | None = None
+) -> Iterator[Table]:
+    """A CSV file as tables of `size` rows (None: one table); blank lines are left out.
+
+    Args:
+        columns: names that the header must have.
+        what: name of the format, for messages.
+
+    Raises:
+        WorkloadError: no header, a column is missing, a row is too short, or there are no rows.
+    """
+    last = [""]
+
+    def remembered() -> Iterator[str]:
+        for line in lines:
+            last[0] = line
+            yield line
+
+    reader = csv.reader(remembered())
+    index: dict[str, int] = {}
+    width = 0
+    numbers: list[int] = []
+    rows: list[list[str]] = []
+    found = False
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise WorkloadError(
+                f"the header has no column {missing[0]!r}; {what} needs {', '.join(columns)}, the file has "
+                f"{', '.join(header)}",
+                path,
+                1,
+                1,
+            )
+        index = {name: header.index(name) for name in header}
+        width = 1 + max(index[name] for name in columns)
+        for row in reader:
+            if not row:
+                continue
+            found = True
+            if len(row) < width:
+                message = f"{len(row)} values where {width} are needed"
+                raise WorkloadError(message, path, reader.line_num, len(last[0]) + 1)
+            numbers.append(reader.line_num)
+            rows.append(row)
+            if size is not None and len(rows) >= size:
+                yield Table(path, index, numbers, rows)
+                numbers, rows = [], []
+    except csv.Error as error:
+        raise WorkloadError(f"not valid CSV: {error}", path, reader.line_num, 1) from None
+    if not found:
+        raise WorkloadError("the trace has a header and no requests", path, 2, 1)
+    if rows:
+        yield Table(path, index, numbers, rows)
+
+
+def whole_table(path: Path, lines: Iterable[str], columns: Sequence[str], what: str) -> Table:
+    """As `tables`, all rows in one."""
+    return next(tables(path, lines, columns, what))

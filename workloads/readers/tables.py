@@ -5,15 +5,19 @@ Nothing is known of shared prefixes, so nothing is shared: every request has a s
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
-from workloads.builder import assemble
 from workloads.errors import WorkloadError
 from workloads.files import Content
-from workloads.readers.options import ReadOptions, arrange, provenance
-from workloads.readers.rows import MAX_TIME_NS, Table
+from workloads.readers.options import ReadOptions
+from workloads.readers.parts import PART, Part, TraceParts, put_together
+from workloads.readers.rows import MAX_TIME_NS, Table, tables
 from workloads.requests import Int64Array, Workload
 from workloads.units import NS_PER_SECOND
 
@@ -28,10 +32,7 @@ def read_azure(content: Content, options: ReadOptions) -> Workload:
     Raises:
         WorkloadError: a row is broken (file:line:column), or no request is left.
     """
-    table = Table(content.path, content.lines(), AZURE_COLUMNS, "an Azure trace")
-    prompts = table.integers("ContextTokens")
-    outputs = table.integers("GeneratedTokens")
-    return _unshared(content, "azure", options, _utc_times(table), prompts, outputs, [])
+    return _read(Azure(content.path, options), content)
 
 
 def read_burstgpt(content: Content, options: ReadOptions) -> Workload:
@@ -40,52 +41,114 @@ def read_burstgpt(content: Content, options: ReadOptions) -> Workload:
     Raises:
         WorkloadError: a row is broken (file:line:column), or no request is left.
     """
-    table = Table(content.path, content.lines(), BURSTGPT_COLUMNS, "a BurstGPT trace")
-    prompts = table.integers("Request tokens")
-    outputs = table.integers("Response tokens")
-    times = _second_times(table, "Timestamp")
-    keep = np.ones(len(table), dtype=np.bool_)
-    notes = []
-    for name, wanted in (("Model", options.model), ("Log Type", options.log_type)):
-        if wanted is not None:
+    return _read(BurstGPT(content.path, options), content)
+
+
+def _read(trace: _Unshared, content: Content) -> Workload:
+    return put_together(trace, list(trace.parts(iter(content.lines()))), content.sha256)
+
+
+class _Unshared(TraceParts):
+    """A table of requests that share nothing; rows that failed (no output, or no prompt) are left out."""
+
+    #: Columns that the file must have, and what it is called.
+    columns: tuple[str, ...]
+    what: str
+    #: Columns of prompt and output tokens.
+    lengths: tuple[str, str]
+
+    def __init__(self, path: Path, options: ReadOptions) -> None:
+        super().__init__(path, options)
+        self._rows = self._chosen = self._failed = 0
+
+    def parts(self, lines: Iterator[str]) -> Iterator[Part]:
+        for table in tables(self.path, lines, self.columns, self.what, PART):
+            prompts, outputs = (table.integers(name) for name in self.lengths)
+            times = self.times(table)
+            keep = self.keep(table)
+            self._rows += len(table)
+            prompts, outputs, times = prompts[keep], outputs[keep], times[keep]
+            # a segment is named by its row among those that were asked for
+            rows = np.arange(self._chosen, self._chosen + len(prompts), dtype=np.int64)
+            self._chosen += len(prompts)
+            works = (prompts > 0) & (outputs > 0)
+            self._failed += int(np.count_nonzero(~works))
+            n = int(np.count_nonzero(works))
+            lens = prompts[works]
+            yield Part(times[works], lens, outputs[works], np.ones(n, dtype=np.int64), rows[works], lens)
+        self.check()
+        if self._failed == self._chosen:
+            message = "no row has a prompt and an output; the trace has no requests"
+            raise WorkloadError(message, self.path)
+
+    @abstractmethod
+    def times(self, table: Table) -> Int64Array:
+        """int64[rows], ns."""
+
+    def keep(self, table: Table) -> NDArray[np.bool_]:
+        """bool[rows]: which of them were asked for."""
+        return np.ones(len(table), dtype=np.bool_)
+
+    def check(self) -> None:
+        """Refuse a file without a row that was asked for."""
+
+    @property
+    def notes(self) -> list[str]:
+        if not self._failed:
+            return []
+        return [f"{self._failed} of {self._chosen} rows have no output or no prompt (failed); left out"]
+
+
+class Azure(_Unshared):
+    """An Azure LLM inference trace part by part."""
+
+    name = "azure"
+    columns, what = AZURE_COLUMNS, "an Azure trace"
+    lengths = ("ContextTokens", "GeneratedTokens")
+
+    def times(self, table: Table) -> Int64Array:
+        return _utc_times(table)
+
+
+class BurstGPT(_Unshared):
+    """A BurstGPT trace part by part."""
+
+    name = "burstgpt"
+    columns, what = BURSTGPT_COLUMNS, "a BurstGPT trace"
+    lengths = ("Request tokens", "Response tokens")
+
+    def __init__(self, path: Path, options: ReadOptions) -> None:
+        super().__init__(path, options)
+        asked = (("Model", options.model), ("Log Type", options.log_type))
+        self._asked = [(name, wanted) for name, wanted in asked if wanted is not None]
+        self._found: dict[str, set[str]] = {name: set() for name, _ in self._asked}
+        # rows that have the first value asked for, and those that have both
+        self._left = [0] * len(self._asked)
+
+    def times(self, table: Table) -> Int64Array:
+        return _second_times(table, "Timestamp")
+
+    def keep(self, table: Table) -> NDArray[np.bool_]:
+        keep = super().keep(table)
+        for i, (name, wanted) in enumerate(self._asked):
             column = table.text(name)
+            self._found[name].update(column)
             keep &= np.array([text == wanted for text in column])
-            if not keep.any():
-                found = ", ".join(sorted(set(column)))
-                raise WorkloadError(f"no row has {name} {wanted!r}; the file has {found}", content.path)
-    if not keep.all():
-        notes.append(f"{int(keep.sum())} of {len(table)} rows have the model and log type asked for")
-    return _unshared(content, "burstgpt", options, times[keep], prompts[keep], outputs[keep], notes)
+            self._left[i] += int(keep.sum())
+        return keep
 
+    def check(self) -> None:
+        for (name, wanted), left in zip(self._asked, self._left, strict=True):
+            if not left:
+                found = ", ".join(sorted(self._found[name]))
+                raise WorkloadError(f"no row has {name} {wanted!r}; the file has {found}", self.path)
 
-def _unshared(
-    content: Content,
-    name: str,
-    options: ReadOptions,
-    times: Int64Array,
-    prompts: Int64Array,
-    outputs: Int64Array,
-    notes: list[str],
-) -> Workload:
-    """A workload of requests that share nothing; rows that failed (no output, or no prompt) are left out."""
-    works = (prompts > 0) & (outputs > 0)
-    failed = int(np.count_nonzero(~works))
-    if failed:
-        notes = [*notes, f"{failed} of {len(times)} rows have no output or no prompt (failed); left out"]
-    if not works.any():
-        raise WorkloadError("no row has a prompt and an output; the trace has no requests", content.path)
-    rows = np.flatnonzero(works)
-    arrivals = arrange(times[rows], options)
-    rows = rows[arrivals.order]
-    return assemble(
-        vocab_size=options.vocab_size,
-        arrival=arrivals.arrival,
-        seg_id=rows.astype(np.int64),
-        seg_len=prompts[rows],
-        output_len=outputs[rows],
-        request_ids=arrivals.request_ids,
-        source=provenance(content, name, {"time_scale": options.time_scale}, notes + arrivals.notes),
-    )
+    @property
+    def notes(self) -> list[str]:
+        if self._chosen == self._rows:
+            return super().notes
+        chosen = f"{self._chosen} of {self._rows} rows have the model and log type asked for"
+        return [chosen, *super().notes]
 
 
 def _utc_times(table: Table) -> Int64Array:

@@ -93,7 +93,9 @@ def _read_result(content: Content, options: ReadOptions, result: dict[str, Any])
         seg_len=columns["input_lens"][rows].astype(np.int64),
         output_len=columns["output_lens"][rows].astype(np.int64),
         request_ids=arrivals.request_ids,
-        source=provenance(content, "vllm", {"time_scale": options.time_scale}, notes + arrivals.notes),
+        source=provenance(
+            path, content.sha256, "vllm", {"time_scale": options.time_scale}, notes + arrivals.notes
+        ),
     )
 
 
@@ -155,10 +157,16 @@ def _read_list(content: Content, options: ReadOptions) -> Workload:
             salt=salt_id(salt),
             request_id=name,
         )
-    source = provenance(content, "vllm", {"time_scale": options.time_scale}, notes + arrivals.notes)
+    source = provenance(
+        path, content.sha256, "vllm", {"time_scale": options.time_scale}, notes + arrivals.notes
+    )
     if salts:
         source["cache_salts"] = dict(sorted(salts.items()))
     return builder.build(source)
+
+
+def _source(content: Content, options: ReadOptions, notes: list[str]) -> dict[str, Any]:
+    return provenance(content.path, content.sha256, "vllm", {"time_scale": options.time_scale}, notes)
 
 
 def _checked(row: dict[str, Any], path: Path, number: int, line: str, options: ReadOptions) -> dict[str, Any]:
