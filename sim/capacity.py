@@ -21,6 +21,7 @@ from sim.core.prefix_map import table_words
 from sim.core.probes import bitmap_words
 from sim.core.residency import HISTORY
 from sim.engine_settings import EngineSettings
+from sim.errors import InputError
 from sim.groups import GroupLayout, layout_of
 from sim.step_time import StepTime
 from workloads.requests import Workload
@@ -150,6 +151,30 @@ def _drafts(w: Workload, capacity: int, plain: bool) -> tuple[s.Record, np.ndarr
     return records, np.array(numbers, dtype=np.int32)
 
 
+def _encoder_tokens(w: Workload, e: EngineSettings, capacity: int, plain: bool) -> np.ndarray:
+    """int32[capacity] if the workload says how many encoder tokens its requests have, else int32[0]."""
+    if plain or w.encoder_tokens is None:
+        return np.zeros(0, dtype=np.int32)
+    own = np.full(capacity, e.encoder_tokens, dtype=np.int32)
+    own[: len(w)] = np.where(w.encoder_tokens >= 0, w.encoder_tokens, e.encoder_tokens)
+    return own
+
+
+def check_encoder_inputs(e: EngineSettings, longest: int) -> None:
+    """Refuse a workload with an encoder input of ``longest`` tokens that the engine can't take."""
+    if longest <= e.encoder_tokens:
+        return
+    if e.encoder_tokens == 0:
+        raise InputError(
+            f"a request has an encoder input ({longest} tokens), but no KV-cache group has cross attention",
+            hint="use a model with an encoder, or leave the encoder inputs out of the workload",
+        )
+    raise InputError(
+        f"a request has an encoder input of {longest} tokens, the engine takes at most {e.encoder_tokens}",
+        hint="the longest input is encoder_tokens of the cross_attention group, as the model says",
+    )
+
+
 def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions) -> s.Record:
     logical = w.clock == "logical"
     return _record(
@@ -163,6 +188,8 @@ def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions
             "scheduler_block_size": layout.block_size,
             "mamba_align": int(layout.mamba_align),
             **_draft_params(e, layout),
+            "encoder_tokens": e.encoder_tokens,
+            "encoder_budget": e.encoder_budget,
             "partial_width": layout.partial_width,
             "max_num_scheduled_tokens": e.scheduled_tokens,
             "max_num_batched_tokens": e.max_num_batched_tokens,
@@ -358,6 +385,7 @@ def allocate(
     sequences are at most ``longest`` tokens. The workload's arrays are copied, never changed. With ``shared``
     the engine has no arrivals of its own and knows the requests by the shared records.
     """
+    check_encoder_inputs(engine, workload.longest_encoder_input)
     layout = layout_of(engine)
     params = _params(engine, layout, workload, log)
     groups, specs = _groups(layout)
@@ -369,7 +397,8 @@ def allocate(
     # an asynchronous step may lie one token past the last one, and drafts of two steps and a lookahead beyond
     drafted = engine.num_speculative_tokens
     longest = min(longest + 2 + 3 * drafted, engine.max_model_len)
-    table_width = max(1, -(-longest // int(groups.block_size.min()))) + drafted
+    smallest = int(groups.block_size.min())
+    table_width = max(1, -(-longest // smallest), -(-engine.encoder_tokens // smallest)) + drafted
     hash_units = max(1, -(-longest // layout.hash_unit))
     own = 0 if shared else len(workload)
     ctl = _record(s.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns})
@@ -398,6 +427,7 @@ def allocate(
         slots=_array(s.SLOT, slots),
         hashes=np.zeros((slots, hash_units), dtype=np.uint64),
         step_keys=np.zeros((8 + 2 * drafted) * groups.size * slots, dtype=np.uint64),
+        encoder_tokens=_encoder_tokens(workload, engine, capacity, layout.plain),
         seg_ptr=seg_ptr,
         pieces=pieces,
         tokens=workload.tokens if workload.tokens.size else np.zeros(1, dtype=np.int32),

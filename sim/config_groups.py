@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from sim.engine_settings import EngineSettings
 
 #: The key that a type of group can't do without.
-_NEEDS = {"sliding_window": "sliding_window", "chunked_local": "attention_chunk_size"}
+_NEEDS = {
+    "sliding_window": "sliding_window",
+    "chunked_local": "attention_chunk_size",
+    "cross_attention": "encoder_tokens",
+}
 _OWN = (
     "sliding_window",
     "attention_chunk_size",
@@ -31,7 +35,7 @@ def check_groups(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[
         s: the settings.
         prefix: path of the engine's section in the document, for the places of the problems.
     """
-    found = [*_each_group(s, prefix)]
+    found = [*_each_group(s, prefix)] or [*_encoder(s, prefix)]
     return found or [*_block_sizes(s, prefix), *_retention(s, prefix)]
 
 
@@ -39,13 +43,6 @@ def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pr
     for i, group in enumerate(s.kv_cache_groups):
         place = (*prefix, "kv_cache_groups", i)
         name = f"kv_cache_groups[{i}]"
-        if group.type == "cross_attention":
-            yield Problem(
-                (*place, "type"),
-                f"{name}: cross attention is not simulated",
-                "`python -m sim size` counts it; runs of encoder-decoder models are not possible yet",
-            )
-            continue
         needed = _NEEDS.get(group.type)
         if needed and getattr(group, needed) is None:
             yield Problem(
@@ -71,6 +68,41 @@ def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pr
                 f"{name}: mamba_cache_mode {group.mamba_cache_mode} with prefix caching {state}",
                 f"vLLM uses {mode} then: leave the key out",
             )
+
+
+def _encoder(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Problem]:
+    """What cross attention excludes: vLLM turns it off for such models, or refuses it."""
+    crossing = [(i, g) for i, g in enumerate(s.kv_cache_groups) if g.type == "cross_attention"]
+    if not crossing:
+        return
+    off = {
+        "enable_prefix_caching": (False, "encoder-decoder models have no prefix cache"),
+        "enable_chunked_prefill": (False, "encoder-decoder models compute each prompt in one step"),
+        "long_prefill_token_threshold": (0, "encoder-decoder models compute each prompt in one step"),
+    }
+    for key, (value, reason) in off.items():
+        if getattr(s, key) != value:
+            yield Problem(
+                (*prefix, key),
+                f"{key} with a cross_attention group: {reason}",
+                f"vLLM turns it off for them: use {key}: {str(value).lower()}",
+            )
+    tokens = s.encoder_tokens
+    for i, group in crossing:
+        place = (*prefix, "kv_cache_groups", i, "encoder_tokens")
+        if group.encoder_tokens != tokens:
+            yield Problem(
+                place,
+                f"kv_cache_groups[{i}]: {group.encoder_tokens} encoder tokens, another group has {tokens}",
+                "all groups read the output of one encoder: give them the same number",
+            )
+    if tokens > s.max_num_batched_tokens:
+        yield Problem(
+            (*prefix, "max_num_batched_tokens"),
+            f"max_num_batched_tokens ({s.max_num_batched_tokens}) is smaller than an encoder input"
+            f" ({tokens} tokens)",
+            f"the encoder takes an input as a whole, so vLLM refuses this: raise it to {tokens}",
+        )
 
 
 def _block_sizes(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Problem]:

@@ -73,14 +73,15 @@ def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> li
                 "use engine.vllm '0.22' or '0.24', or switches: {free_order: append} for an approximation",
             )
         )
-    if s.vllm != DEFAULT_RELEASE and any(g.type == "mamba" for g in s.kv_cache_groups):
-        out.append(
-            Problem(
-                (*prefix, "vllm"),
-                f"Mamba groups under the rules of vLLM {s.vllm} are not simulated",
-                f"use engine.vllm '{DEFAULT_RELEASE}'",
+    for kind, name in (("mamba", "Mamba"), ("cross_attention", "cross-attention")):
+        if s.vllm != DEFAULT_RELEASE and any(g.type == kind for g in s.kv_cache_groups):
+            out.append(
+                Problem(
+                    (*prefix, "vllm"),
+                    f"{name} groups under the rules of vLLM {s.vllm} are not simulated",
+                    f"use engine.vllm '{DEFAULT_RELEASE}'",
+                )
             )
-        )
     return out + check_groups(s, prefix)
 
 

@@ -24,7 +24,8 @@ class KVCacheGroup:
         mamba_cache_mode: "align" or "none" (type mamba).
         prefill_checkpoint_alignment: tokens after a chunk's beginning, or multiples of them, at which the
             kernel can export a state (type mamba; Mamba 2: 1); None: it can't.
-        encoder_tokens: encoder tokens of each request (type cross_attention).
+        encoder_tokens: tokens of an encoder input (type cross_attention): the longest, and what a request has
+            that says nothing else.
         is_eagle_group: has layers of a drafter (where no group is marked they all count as such).
     """
 
@@ -104,6 +105,19 @@ class EngineSettings:
     def num_draft_slots(self) -> int:
         """Input tokens that the drafter adds to each scheduled request (vLLM 0.32.0, SpeculativeConfig)."""
         return int(self.speculative_method == "draft_model")
+
+    @property
+    def encoder_tokens(self) -> int:
+        """Encoder tokens of a request that says nothing else; 0 for models without cross attention."""
+        return max(group.encoder_tokens or 0 for group in self.kv_cache_groups)
+
+    @property
+    def encoder_budget(self) -> int:
+        """Encoder tokens that one step may run, and that the encoder cache has room for; 0: no encoder.
+
+        vLLM 0.32.0, ``compute_mm_encoder_budget``: the token budget, but room for one input in any case.
+        """
+        return max(self.max_num_batched_tokens, self.encoder_tokens) if self.encoder_tokens else 0
 
     @property
     def scheduled_tokens(self) -> int:

@@ -17,6 +17,7 @@ _ATTENTION = {
     "sliding_window": c.GROUP_SLIDING_WINDOW,
     "chunked_local": c.GROUP_CHUNKED_LOCAL,
     "mamba": c.GROUP_MAMBA,
+    "cross_attention": c.GROUP_CROSS,
 }
 
 
@@ -41,9 +42,10 @@ class Group:
     drops: bool = False
 
     @property
-    def token_slots(self) -> bool:
-        """Whether its blocks have slots for tokens; a Mamba block holds a state."""
-        return self.attention != c.GROUP_MAMBA
+    def token_slots(self) -> int:
+        """SLOTS_*, what the slots of its blocks hold; a Mamba block holds a state."""
+        special = {c.GROUP_MAMBA: c.SLOTS_NONE, c.GROUP_CROSS: c.SLOTS_ENCODER_TOKENS}
+        return special.get(self.attention, c.SLOTS_TOKENS)
 
     @property
     def tail_blocks(self) -> int:

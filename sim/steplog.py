@@ -77,8 +77,13 @@ class RowRecorder:
         ]
         empty = np.zeros(0, dtype=np.int32)
         by_request = [group[i] for i in range(len(running)) for group in tables]
-        allocated = kv.groups.allocated * kv.groups.block_size * kv.groups.token_slots
-        wasted = allocated - kv.groups.held
+        allocated = kv.groups.allocated * kv.groups.block_size * (kv.groups.token_slots != c.SLOTS_NONE)
+        held = kv.groups.held.copy()
+        for g in np.flatnonzero(kv.groups.token_slots == c.SLOTS_ENCODER_TOKENS):
+            # the format counts a request's computed tokens in every kind of table
+            slots = kv.tables.length[g, st.requests.slot[running]] * kv.groups.block_size[g]
+            held[g] = np.minimum(st.requests.num_computed[running], slots).sum()
+        wasted = allocated - held
         ref_cnt = blocks.ref_cnt.copy()
         ref_cnt[0] = 0
         sched = ",".join(f"{self.ids[e.req]}:{e.tokens}" for e in entries)
@@ -103,7 +108,7 @@ class RowRecorder:
             "preempted_queries": int(count.preempted_queries),
             "preempted_hits": int(count.preempted_hits),
             "allocated_slots": int(allocated.sum()),
-            "held_tokens": int(kv.groups.held.sum()),
+            "held_tokens": int(held.sum()),
             "wasted_slots": int(wasted.sum()),
             "wasted_by_group": wasted.tolist(),
             "free_runs": int(kv.pool.runs.number),

@@ -35,6 +35,8 @@ def random_group_case(seed: int, family: str) -> Case:
     pressure = draw.chance(0.6)
     settings = _with_retention(draw, make(draw, _base(draw, pressure)))
     requests = random_requests(draw, settings, pressure)
+    if settings.encoder_tokens:
+        requests = _with_encoder_inputs(draw, settings, requests)
     if settings.num_speculative_tokens:
         requests = tuple(_with_drafts(draw, request) for request in requests)
     slack = draw.one_of(0.0, 0.0, 0.1, 0.25, 0.5) if pressure else draw.one_of(0.0, 0.5, 1.0, 2.0, 8.0)
@@ -229,9 +231,8 @@ def _checkpoint(draw: Draw, s: EngineSettings) -> EngineSettings:
 def _cross_attention(draw: Draw, s: EngineSettings) -> EngineSettings:
     """An encoder-decoder model: neither prefix caching nor chunked prefill."""
     own = KVCacheGroup()
-    cross = KVCacheGroup(
-        type="cross_attention", encoder_tokens=draw.one_of(1, draw.between(1, 40), s.max_num_batched_tokens)
-    )
+    tokens = draw.one_of(1, draw.between(1, 40), s.max_num_batched_tokens)
+    cross = KVCacheGroup(type="cross_attention", encoder_tokens=tokens)
     groups = draw.one_of([own, cross], [own, cross], [own, cross, cross], [own, own, cross])
     return replace(
         s,
@@ -240,9 +241,20 @@ def _cross_attention(draw: Draw, s: EngineSettings) -> EngineSettings:
         enable_chunked_prefill=False,
         long_prefill_token_threshold=0,
         long_prefill_token_threshold_adaptive=False,
-        max_num_batched_tokens=max(s.max_num_batched_tokens, s.max_model_len),
+        max_num_batched_tokens=max(s.max_num_batched_tokens, s.max_model_len, tokens),
         max_num_scheduled_tokens=None,
     )
+
+
+def _with_encoder_inputs(
+    draw: Draw, settings: EngineSettings, requests: tuple[LogicalRequest, ...]
+) -> tuple[LogicalRequest, ...]:
+    """In some cases inputs of different lengths: none, short ones, or as long as they may be."""
+    if draw.chance(0.5):
+        return requests
+    most = settings.encoder_tokens
+    lengths = (None, 0, most, draw.between(0, most), draw.between(0, most))
+    return tuple(replace(request, encoder_tokens=draw.one_of(*lengths)) for request in requests)
 
 
 _MAKERS: dict[str, Callable[[Draw, EngineSettings], EngineSettings]] = {

@@ -24,6 +24,7 @@ class LogicalRequest:
     arrival_step: added just before the engine loop's step with this index.
     output_token_ids: the tokens that the model is made to produce.
     accepted_drafts: drafts that its verifying steps accept, in turn and again from the beginning; (): none.
+    encoder_tokens: tokens of its encoder's input, where there is one; None: as the engine says.
     max_tokens: None or len(output_token_ids): stops by length; larger: its last output token is an end token.
     """
 
@@ -35,6 +36,7 @@ class LogicalRequest:
     cache_salt: str | None = None
     max_tokens: int | None = None
     accepted_drafts: tuple[int, ...] = ()
+    encoder_tokens: int | None = None
 
     @property
     def stops_by_end_token(self) -> bool:
@@ -42,7 +44,7 @@ class LogicalRequest:
         return self.max_tokens is not None and self.max_tokens > len(self.output_token_ids)
 
     def to_json(self) -> dict[str, Any]:
-        """The object of one line; the last two keys only where they say something."""
+        """The object of one line; the last three keys only where they say something."""
         line: dict[str, Any] = {
             "request_id": self.request_id,
             "arrival_step": self.arrival_step,
@@ -55,11 +57,13 @@ class LogicalRequest:
             line["max_tokens"] = self.max_tokens
         if self.accepted_drafts:
             line["accepted_drafts"] = list(self.accepted_drafts)
+        if self.encoder_tokens is not None:
+            line["encoder_tokens"] = self.encoder_tokens
         return line
 
 
 _KEYS = ("request_id", "arrival_step", "prompt_token_ids", "output_token_ids")
-_OPTIONAL = ("priority", "cache_salt", "max_tokens", "accepted_drafts")
+_OPTIONAL = ("priority", "cache_salt", "max_tokens", "accepted_drafts", "encoder_tokens")
 
 
 def read_requests(path: str | os.PathLike[str]) -> list[LogicalRequest]:
@@ -136,6 +140,7 @@ def _parse(line: Any, file: str, number: int) -> LogicalRequest:
         cache_salt=line.get("cache_salt"),
         max_tokens=limit,
         accepted_drafts=tokens("accepted_drafts") if "accepted_drafts" in line else (),
+        encoder_tokens=integer("encoder_tokens", 0) if "encoder_tokens" in line else None,
     )
 
 

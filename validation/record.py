@@ -118,5 +118,6 @@ def to_workload(requests: Sequence[LogicalRequest]) -> Workload:
             salt=salt,
             request_id=r.request_id,
             accepted_drafts=r.accepted_drafts,
+            encoder_tokens=r.encoder_tokens,
         )
     return builder.build({"kind": "logical"})

@@ -38,17 +38,13 @@ def make_scheduler(settings: EngineSettings) -> tuple[Any, Callable[..., Any] | 
     with refusals("these KV-cache groups"):
         block_size, hash_block_size = vllm_release.block_sizes(groups, config)
         scheduler = vllm_release.make_scheduler(config, groups, block_size, hash_block_size)
-    if _encoder_tokens(settings):
+    if settings.encoder_tokens:
         _add_encoder(scheduler, settings)
     if not settings.enable_prefix_caching:
         return scheduler, None
     hash_function = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
     init_none_hash(hash_function)
     return scheduler, get_request_block_hasher(hash_block_size, hash_function)
-
-
-def _encoder_tokens(settings: EngineSettings) -> int:
-    return max(group.encoder_tokens or 0 for group in settings.kv_cache_groups)
 
 
 def _add_encoder(scheduler: Any, settings: EngineSettings) -> None:
@@ -58,21 +54,21 @@ def _add_encoder(scheduler: Any, settings: EngineSettings) -> None:
     """
     from vllm.v1.core.encoder_cache_manager import EncoderDecoderCacheManager
 
-    budget = max(settings.max_num_batched_tokens, _encoder_tokens(settings))
+    budget = settings.encoder_budget
     scheduler.is_encoder_decoder = True
     scheduler.max_num_encoder_input_tokens = budget
     scheduler.encoder_cache_manager = EncoderDecoderCacheManager(budget)
 
 
-def _encoder_inputs(settings: EngineSettings, request_id: str) -> dict[str, Any]:
-    """The argument of a Request for its encoder's input, if there is an encoder."""
-    tokens = _encoder_tokens(settings)
+def _encoder_inputs(settings: EngineSettings, request: LogicalRequest) -> dict[str, Any]:
+    """The argument of a Request for its encoder's input, if it has one."""
+    tokens = settings.encoder_tokens if request.encoder_tokens is None else request.encoder_tokens
     if not tokens:
         return {}
     from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
     where = PlaceholderRange(offset=0, length=tokens)
-    return {"mm_features": [MultiModalFeatureSpec(None, "audio", request_id, where)]}
+    return {"mm_features": [MultiModalFeatureSpec(None, "audio", request.request_id, where)]}
 
 
 def sampling_params(request: LogicalRequest) -> Any:
@@ -129,7 +125,7 @@ class SchedulerLoop(EngineLoop):
                     cache_salt=request.cache_salt,
                     priority=request.priority,
                     block_hasher=self.hasher,
-                    **_encoder_inputs(self.settings, request.request_id),
+                    **_encoder_inputs(self.settings, request),
                 )
             )
 

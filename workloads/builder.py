@@ -54,6 +54,7 @@ class WorkloadBuilder:
         self._request_ids: list[str] = []
         self._taken = self._spilled_tokens = 0
         self._accepted_drafts: dict[int, tuple[int, ...]] = {}
+        self._encoder_tokens: dict[int, int] = {}
 
     def __len__(self) -> int:
         return self._taken + len(self._columns["arrival"])
@@ -86,6 +87,7 @@ class WorkloadBuilder:
         session: int = -1,
         request_id: str | None = None,
         accepted_drafts: Sequence[int] = (),
+        encoder_tokens: int | None = None,
     ) -> int:
         """Append one request; returns its index.
 
@@ -99,6 +101,7 @@ class WorkloadBuilder:
                 output_len.
             request_id: its name; either all requests of a workload have one or none.
             accepted_drafts: as in `Workload`.
+            encoder_tokens: as in `Workload`; None: as the engine says.
         """
         columns = self._columns
         index = self._taken + len(columns["arrival"])
@@ -118,6 +121,8 @@ class WorkloadBuilder:
         self._seg_ptr.append(len(self._seg_id))
         if accepted_drafts:
             self._accepted_drafts[index] = tuple(accepted_drafts)
+        if encoder_tokens is not None:
+            self._encoder_tokens[index] = encoder_tokens
         if request_id is not None:
             self._request_ids.append(request_id)
         return index
@@ -144,6 +149,7 @@ class WorkloadBuilder:
             tokens=np.array(self._tokens, dtype=np.int64),
             request_ids=tuple(self._request_ids) if self._request_ids else None,
             accepted_drafts=self._patterns(),
+            encoder_tokens=self._encoder_inputs(),
             source=source,
             **columns,
         )
@@ -151,6 +157,14 @@ class WorkloadBuilder:
     def _patterns(self) -> tuple[tuple[int, ...], ...] | None:
         given = self._accepted_drafts
         return tuple(given.get(i, ()) for i in range(len(self))) if given else None
+
+    def _encoder_inputs(self) -> Int64Array | None:
+        """Of those that have not been moved to a spool; None: nobody says anything."""
+        given = self._encoder_tokens
+        if not given:
+            return None
+        own = (given.get(i, -1) for i in range(self._taken, len(self)))
+        return np.fromiter(own, dtype=np.int64, count=self.held)
 
     def spill(self, spool: SpoolWriter) -> None:
         """Move everything added since the last time to a spool.
@@ -173,6 +187,7 @@ class WorkloadBuilder:
         dummy = {"arrival": 0, "parent": -1, "prompt_len": 1, "output_len": 1, "max_tokens": 1, "session": -1}
         columns["parent"] = inside
         columns = {name: np.concatenate([[dummy.get(name, 0)], values]) for name, values in columns.items()}
+        own = self._encoder_inputs()
         names = None
         if self._request_ids:
             if len(self._request_ids) != self.held:
@@ -189,6 +204,7 @@ class WorkloadBuilder:
             seg_len=np.concatenate([[1], np.array(self._seg_len, dtype=np.int64)]),
             tokens=np.array(self._tokens, dtype=np.int64),
             request_ids=names,
+            encoder_tokens=None if own is None else np.concatenate([[-1], own]),
             **columns,
         )
         spool.append(part, _narrow("parent", parents), part.tokens[self._spilled_tokens :], skip=1)
@@ -198,6 +214,7 @@ class WorkloadBuilder:
             del values[:]
         self._seg_ptr = array("q", [0])
         self._request_ids = []
+        self._encoder_tokens = {}
 
 
 def assemble(
@@ -222,6 +239,7 @@ def assemble(
     closed_loop: bool = False,
     request_ids: tuple[str, ...] | None = None,
     accepted_drafts: tuple[tuple[int, ...], ...] | None = None,
+    encoder_tokens: Int64Array | None = None,
     source: dict[str, Any] | None = None,
 ) -> Workload:
     """A validated workload from whole columns (int64; the fields of `Workload`), the rest at its default.
@@ -233,6 +251,7 @@ def assemble(
         parent, think_ns, salt, priority, session: None: none.
         out_seg: None: a segment of its own for each request.
         max_tokens: None: `output_len`, so that requests stop by length.
+        encoder_tokens: None, or -1 for all: as the engine says.
 
     Raises:
         WorkloadError: a rule of `Workload` is broken, or a number does not fit its field.
@@ -243,6 +262,8 @@ def assemble(
     if prompt_len is None:
         total = np.concatenate([[0], np.cumsum(seg_len)])
         prompt_len = total[ptr[1:]] - total[ptr[:-1]]
+    if encoder_tokens is not None and (encoder_tokens == -1).all():
+        encoder_tokens = None
     workload = Workload(
         clock=clock,
         arrival=np.ascontiguousarray(arrival),
@@ -266,6 +287,7 @@ def assemble(
         vocab_size=vocab_size,
         request_ids=request_ids,
         accepted_drafts=accepted_drafts,
+        encoder_tokens=None if encoder_tokens is None else _narrow("encoder_tokens", encoder_tokens),
         source=dict(source or {}),
     )
     workload.validate()

@@ -83,6 +83,8 @@ def _header(workload: Workload) -> dict[str, Any]:
         "content_hash": workload.content_hash(),
         "source": workload.source,
     }
+    if workload.encoder_tokens is not None:
+        header["encoder_tokens"] = workload.encoder_tokens.tolist()
     if workload.accepted_drafts is not None:
         header["accepted_drafts"] = workload.accepted_drafts
     return header
@@ -97,6 +99,15 @@ def _accepted_drafts(header: dict[str, Any], path: Path) -> tuple[tuple[int, ...
     ):
         raise WorkloadError("accepted_drafts of the header must be a list of integers for each request", path)
     return tuple(tuple(own) for own in given)
+
+
+def _encoder_tokens(header: dict[str, Any], path: Path) -> Int64Array | None:
+    given = header.get("encoder_tokens")
+    if given is None:
+        return None
+    if not isinstance(given, list) or not _all_int64(given) or len(given) != header["requests"]:
+        raise WorkloadError("encoder_tokens of the header must be a list of integers, one a request", path)
+    return np.array(given, dtype=np.int64)
 
 
 def _dump(value: Any) -> str:
@@ -232,6 +243,7 @@ def _restore(
             request_ids=ids,
             source=source if isinstance(source, dict) else {},
             accepted_drafts=_accepted_drafts(header, path),
+            encoder_tokens=_encoder_tokens(header, path),
             **columns,
         )
     except WorkloadError as error:
@@ -338,6 +350,8 @@ def export_logical(workload: Workload, path: str | Path, step_ns: int | None = N
                 "priority": int(workload.priority[i]),
                 "cache_salt": salts.get(str(salt), f"salt-{salt}") if salt else None,
             }
+            if workload.encoder_tokens is not None and workload.encoder_tokens[i] >= 0:
+                row["encoder_tokens"] = int(workload.encoder_tokens[i])
             yield _dump(row)
 
     write_whole(path, lambda temporary: _write_lines(lines(), temporary, name.endswith(".gz")))

@@ -89,11 +89,19 @@ class Workload:
     accepted_drafts: tuple[tuple[int, ...], ...] | None = None
     """For engines with drafts: how many of them the verifying steps of each request accept, in turn and again
     from the beginning; (): as the engine's acceptance rate says. None: so for all requests."""
+    encoder_tokens: Int32Array | None = None
+    """For models with cross attention: int32[n], tokens of each request's encoder input, -1: as the engine
+    says. None: so for all requests."""
     source: dict[str, Any] = field(default_factory=dict)
     """Provenance (kind, parameters, seed, sha256 of the file, notes): JSON-able, not part of the hash."""
 
     def __len__(self) -> int:
         return len(self.arrival)
+
+    @property
+    def longest_encoder_input(self) -> int:
+        """Most encoder tokens that a request names, 0: none does."""
+        return 0 if self.encoder_tokens is None else max(0, int(self.encoder_tokens.max(initial=0)))
 
     def request_id(self, i: int) -> str:
         """The name of request i."""
@@ -137,6 +145,9 @@ class Workload:
                 digest.update(encoded)
         if self.accepted_drafts is not None:
             digest.update(f"accepted_drafts {self.accepted_drafts}\n".encode())
+        if self.encoder_tokens is not None:
+            digest.update(f"encoder_tokens {len(self.encoder_tokens)}\n".encode())
+            digest.update(self.encoder_tokens.astype("<i4").tobytes())
         return digest.hexdigest()
 
     def validate(self) -> None:
@@ -145,6 +156,7 @@ class Workload:
         self._validate_pieces()
         self._validate_requests()
         self._validate_drafts()
+        self._validate_encoder_tokens()
 
     def _name(self, i: int) -> str:
         return f"request {i} ({self.request_id(i)!r})"
@@ -212,6 +224,14 @@ class Workload:
         for i, own in enumerate(given):
             if any(not 0 <= k < 2**31 for k in own):
                 raise WorkloadError(f"{self._name(i)}: a number of accepted drafts is negative or too large")
+
+    def _validate_encoder_tokens(self) -> None:
+        given = self.encoder_tokens
+        if given is None:
+            return
+        if given.dtype != np.int32 or given.shape != (len(self),):
+            raise WorkloadError(f"encoder_tokens must be an int32[{len(self)}]")
+        self._refuse(given < -1, "the number of encoder tokens is negative")
 
     def _validate_requests(self) -> None:
         index = np.arange(len(self.arrival))

@@ -25,6 +25,7 @@ NEVER = 1 << 62
 _READ = 1 << 20
 _LAST_CHILD = "last_child"
 _NAMES = "names"
+_ENCODER = "encoder_tokens"
 _PER_REQUEST = tuple(name for name, (_, length) in ARRAY_FIELDS.items() if length == "n")
 _PER_PIECE = tuple(name for name, (_, length) in ARRAY_FIELDS.items() if length == "m")
 
@@ -66,6 +67,8 @@ class Spool:
         named: the requests have names.
         tokens: int32, pool of explicit token ids.
         sha256: content hash of the workload.
+        longest_encoder_input: most encoder tokens that a request names.
+        has_encoder_inputs: some request names them; then the chunks have a column `encoder_tokens`.
     """
 
     folder: Path
@@ -82,6 +85,8 @@ class Spool:
     tokens: NDArray[np.int32]
     source: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
+    longest_encoder_input: int = 0
+    has_encoder_inputs: bool = False
 
     def __len__(self) -> int:
         return self.size
@@ -99,6 +104,8 @@ class Spool:
         for name in _PER_PIECE:
             columns[name] = self._read(name, int(ptr[0]), int(ptr[-1] - ptr[0]))
         columns["seg_ptr"] = ptr - ptr[0]
+        if self.has_encoder_inputs:
+            columns[_ENCODER] = np.fromfile(self.folder / _ENCODER, "<i4", n, offset=4 * first)
         return Chunk(first, columns, np.fromfile(self.folder / _LAST_CHILD, "<i4", n, offset=4 * first))
 
     def load(self) -> Workload:
@@ -113,8 +120,14 @@ class Spool:
             vocab_size=self.vocab_size,
             request_ids=self._request_ids() if self.named else None,
             source=self.source,
+            encoder_tokens=self._encoder_tokens(),
             **arrays,
         )
+
+    def _encoder_tokens(self) -> NDArray[np.int32] | None:
+        if not self.has_encoder_inputs:
+            return None
+        return np.fromfile(self.folder / _ENCODER, "<i4").astype(np.int32, copy=False)
 
     def _request_ids(self) -> tuple[str, ...]:
         text = (self.folder / _NAMES).read_bytes()
@@ -142,12 +155,13 @@ class SpoolWriter:
         self.folder = folder
         self.clock, self.closed_loop, self.vocab_size = clock, closed_loop, vocab_size
         with contextlib.ExitStack() as stack:
-            names = (*ARRAY_FIELDS, _NAMES)
+            names = (*ARRAY_FIELDS, _NAMES, _ENCODER)
             self._files = {name: stack.enter_context(open(folder / name, "wb")) for name in names}
             self._open = stack.pop_all()
         self._files["seg_ptr"].write(np.zeros(1, dtype="<i8").tobytes())
         self._size = self._pieces = self._longest = self._last_arrival = 0
         self._in_order, self._named = True, False
+        self._longest_encoder_input = -1
 
     def __len__(self) -> int:
         return self._size
@@ -175,6 +189,10 @@ class SpoolWriter:
             for text in part.request_ids[skip:]:
                 encoded = text.encode()
                 self._files[_NAMES].write(b"%d " % len(encoded) + encoded)
+        own = part.encoder_tokens
+        own = np.full(len(parents), -1, dtype="<i4") if own is None else own[skip:].astype("<i4")
+        self._files[_ENCODER].write(own.tobytes())
+        self._longest_encoder_input = max(self._longest_encoder_input, int(own.max(initial=-1)))
         known = values["arrival"][values["arrival"] >= 0]
         if len(known):
             self._in_order &= bool(known[0] >= self._last_arrival and (np.diff(known) >= 0).all())
@@ -207,6 +225,8 @@ class SpoolWriter:
             tokens=np.fromfile(self.folder / "tokens", "<i4").astype(np.int32, copy=False),
             source=dict(source),
             sha256=self._hash(),
+            longest_encoder_input=max(0, self._longest_encoder_input),
+            has_encoder_inputs=self._longest_encoder_input >= 0,
         )
 
     def _second_pass(self) -> tuple[int, ...]:
@@ -232,6 +252,9 @@ class SpoolWriter:
             self._update(digest, path)
         if self._named:
             self._update(digest, self.folder / _NAMES)
+        if self._longest_encoder_input >= 0:
+            digest.update(f"{_ENCODER} {self._size}\n".encode())
+            self._update(digest, self.folder / _ENCODER)
         return digest.hexdigest()
 
     @staticmethod

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from sim.analysis.snapshot import FREE, NULL, FragmentationSnapshot
 from sim.analysis.tables import LiveTables
+from sim.core import codes as c
 from sim.core.inspect import free_queue_order
 from sim.core.state import Pool, State
 from workloads.requests import Workload
@@ -26,7 +27,8 @@ def block_states(pool: Pool) -> NDArray[np.uint8]:
 
 def block_sizes(state: State) -> tuple[int, ...]:
     """Tokens of a block, by group; 0 where blocks hold states instead of tokens."""
-    return tuple((state.kv.groups["block_size"] * state.kv.groups["token_slots"]).tolist())
+    groups = state.kv.groups
+    return tuple(np.where(groups["token_slots"] != c.SLOTS_NONE, groups["block_size"], 0).tolist())
 
 
 def live_tables(state: State, workload: Workload) -> LiveTables:

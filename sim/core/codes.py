@@ -7,6 +7,12 @@ GROUP_FULL = 0  # MLA too, which differs in page size alone
 GROUP_SLIDING_WINDOW = 1
 GROUP_CHUNKED_LOCAL = 2
 GROUP_MAMBA = 3  # one running state a request; with prefix caching in mode "align"
+GROUP_CROSS = 4  # reads the encoder's output of its request
+
+# What the slots of a group's blocks hold
+SLOTS_NONE = 0  # a block is a state
+SLOTS_TOKENS = 1
+SLOTS_ENCODER_TOKENS = 2
 
 # Scheduling policies
 POLICY_FCFS = 0

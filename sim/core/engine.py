@@ -12,6 +12,7 @@ between phases.
 from __future__ import annotations
 
 from sim.core import codes as c
+from sim.core import encoder_cache
 from sim.core import kv_cache_manager as kv
 from sim.core.block_pool import init_pool
 from sim.core.events import emit, event_headroom
@@ -283,6 +284,7 @@ def init_engine(st: State) -> None:
     st.ctl.head_req = -1
     st.ctl.memo_req = -1
     st.ctl.alone_req = -1
+    st.ctl.encoder_free = st.params.encoder_budget
 
 
 @entry
@@ -317,6 +319,7 @@ def abort_request(st: State, r: int) -> bool:
             kept += 1
     st.ctl.num_running = kept
     hold_tokens(st.kv, -st.requests.num_computed[r])
+    encoder_cache.give_back(st, r)
     kv.free(st.kv, r)
     emit(st.kv.pool, c.EV_FINISHED, r, -1, c.S_ABORTED, st.requests.num_tokens[r])
     st.ctl.finished_pending += 1

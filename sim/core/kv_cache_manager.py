@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.core import cache_hit, kv_rules, kv_tables
+from sim.core import cache_hit, cross_attention, kv_rules, kv_tables
 from sim.core.block_pool import get_num_free_blocks
 from sim.core.jit import inner, leaf
 from sim.core.state import KVCache
@@ -14,6 +14,7 @@ FAIL_WATERMARK = 2  # it would fit, but for the watermark
 FAIL_POOL = 3  # too few free blocks for this step
 FAIL_RUNNING = 4  # a running request found none for its next tokens (event log only)
 FAIL_STATE = 5  # its hit is a Mamba state that another request computes in this step
+FAIL_ENCODER = 6  # no room for its encoder input in this step (of ``encoder_cache``, not of the pool)
 
 
 @leaf
@@ -29,6 +30,7 @@ def acquire_slot(kv: KVCache, r: int) -> int:
     kv.slots.num_hashed[slot] = 0
     kv.slots.hash_piece[slot] = kv.seg_ptr[r]
     kv.slots.hash_offset[slot] = 0
+    cross_attention.note_encoder(kv, r, slot)
     return slot
 
 
@@ -170,6 +172,7 @@ def free(kv: KVCache, r: int) -> None:
     slot = kv.requests.slot[r]
     if slot < 0:
         return
+    cross_attention.drop_encoder(kv, slot)
     for g in range(kv.params.num_groups):
         kv_tables.free_table(kv, slot, g)
     release_slot(kv, r)

@@ -9,6 +9,7 @@ import numpy as np
 from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes
 from sim.core.block_pool import NULL_BLOCK, cache_full_block
+from sim.core.cross_attention import allocate_encoder_blocks, num_encoder_blocks
 from sim.core.jit import inner, leaf
 from sim.core.kv_tables import NO_PARENT, append_nulls, cdiv, give_up, grow_table, move_block
 from sim.core.partial_tail import drop_partial_block
@@ -23,7 +24,7 @@ _NO_HASH = np.uint64(0)
 def skipped_blocks(kv: KVCache, g: int, num_computed: int) -> int:
     """Leading blocks that attention will not read again (``get_num_skipped_tokens``), whole ones only."""
     kind = kv.groups.attention[g]
-    if kind == c.GROUP_FULL:
+    if kind in (c.GROUP_FULL, c.GROUP_CROSS):
         return 0
     window = kv.groups.window[g]
     if kind == c.GROUP_SLIDING_WINDOW:
@@ -52,7 +53,7 @@ def remove_left_behind(kv: KVCache, r: int, slot: int) -> None:
 @inner
 def remove_skipped_blocks(kv: KVCache, slot: int, g: int, processed: int) -> None:
     """Free what attention has left behind of one table after ``processed`` tokens."""
-    if kv.groups.attention[g] == c.GROUP_FULL:
+    if kv.groups.attention[g] in (c.GROUP_FULL, c.GROUP_CROSS):
         return
     end = min(skipped_blocks(kv, g, processed), kv.tables.length[g, slot])
     if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
@@ -100,6 +101,8 @@ def num_new_blocks(
     needs since drafts were rejected: vLLM sets them off against the other groups.
     """
     size = kv.groups.block_size[g]
+    if kv.groups.attention[g] == c.GROUP_CROSS:
+        return num_encoder_blocks(kv, slot, g, fresh)
     if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
         # between the states that are kept lie null blocks: one running state at a time, and those of drafts
         states = kv.params.num_drafts
@@ -119,6 +122,8 @@ def allocate_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int, fresh: 
     """Append blocks until the table has slots for ``num_tokens`` and for what a drafter writes."""
     if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
         _allocate_states(kv, slot, g, num_tokens, fresh)
+    elif kv.groups.attention[g] == c.GROUP_CROSS:
+        allocate_encoder_blocks(kv, slot, g, fresh)
     else:
         grow_table(kv, slot, g, cdiv(_with_lookahead(kv, g, num_tokens), kv.groups.block_size[g]))
 
@@ -244,6 +249,8 @@ def quiet_tokens(kv: KVCache, r: int, slot: int) -> int:
         length = kv.tables.length[g, slot]
         nulls = kv.tables.nulls[g, slot]
         kind = kv.groups.attention[g]
+        if kind == c.GROUP_CROSS:
+            continue
         if _changes_within_block(kv, g):
             return 0
         if length * size < kv.params.max_model_len:

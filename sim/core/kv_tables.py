@@ -38,9 +38,9 @@ def blocks_held(kv: KVCache, slot: int) -> int:
 
 @leaf
 def hold_tokens(kv: KVCache, change: int) -> None:
-    """A running request's computed tokens changed: each group with token slots holds them."""
+    """A running request's computed tokens changed: each group with slots for them holds them."""
     for g in range(kv.params.num_groups):
-        if kv.groups.token_slots[g]:
+        if kv.groups.token_slots[g] == c.SLOTS_TOKENS:
             kv.groups.held[g] += change
 
 

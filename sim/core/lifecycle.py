@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sim.core import codes as c
+from sim.core import encoder_cache
 from sim.core import kv_cache_manager as kv
 from sim.core.events import emit
 from sim.core.jit import inner, leaf
@@ -145,6 +146,7 @@ def ingest_arrivals(st: State, now: int) -> None:
 def drop_waiting(st: State, r: int, status: int, now: int) -> None:
     """Take a waiting request out for good (``finish_requests`` of a waiting one)."""
     waiting_remove(st, r)
+    encoder_cache.give_back(st, r)
     kv.free(st.kv, r)
     if st.ctl.head_req == r:
         st.ctl.head_req = -1

@@ -7,8 +7,9 @@ A preempted request loses its blocks but keeps its generated tokens and comes ba
 from __future__ import annotations
 
 from sim.core import codes as c
-from sim.core import drafts
+from sim.core import drafts, encoder_cache
 from sim.core import kv_cache_manager as kv
+from sim.core.cross_attention import encoder_tokens, tokens_in_group
 from sim.core.events import emit
 from sim.core.jit import inner, leaf
 from sim.core.kv_rules import fit_chunk
@@ -40,6 +41,7 @@ def _preempt(st: State, r: int) -> None:
     hold_tokens(st.kv, -st.requests.num_computed[r])
     emit(st.kv.pool, c.EV_PREEMPTED, r, -1, st.requests.num_computed[r], blocks_held(st.kv, slot))
     kv.free(st.kv, r)
+    encoder_cache.give_back(st, r)
     st.requests.status[r] = c.S_PREEMPTED
     st.requests.lost[r] = st.requests.num_computed[r]
     st.requests.num_computed[r] = 0
@@ -202,6 +204,15 @@ def _record_failure(st: State, r: int, slot: int, n: int, hit_tokens: int, outco
 
 
 @inner
+def _record_no_encoder(st: State, r: int) -> None:
+    """Count a request that can't run its encoder in this step; its event has encoder tokens for blocks."""
+    st.count.fail_encoder += 1
+    if st.params.log_events:
+        wanted = encoder_tokens(st.kv, r)
+        emit(st.kv.pool, c.EV_ALLOCATION_FAILED, r, encoder_cache.room_left(st), kv.FAIL_ENCODER, wanted)
+
+
+@inner
 def _record_lookup(st: State, r: int, hits: int) -> None:
     """Statistics of a look-up (``record_prefix_cache_stats``): of those admitted, or (<= 0.26) of each."""
     if st.params.enable_caching == 0:
@@ -263,12 +274,17 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
             # rows of drafts come all or not at all
             pad = 0
             n = 1
+        if not encoder_cache.has_room(st, r):
+            _record_no_encoder(st, r)
+            break
         outcome = kv.can_admit(st.kv, r, slot, n, hit_tokens, st.ctl.num_running > 0)
         if outcome != kv.ALLOCATED:
             kv.remember_lookup(st.kv, r, slot)
+            encoder_cache.give_back(st, r)
             _record_failure(st, r, slot, n, hit_tokens, outcome)
             break
         kv.admit(st.kv, r, slot, n, hit_tokens)
+        encoder_cache.take(st, batch, r)
         _record_admission(st, r, hit_tokens, st.ctl.now)
         waiting_remove(st, r)
         st.ctl.head_req = -1
@@ -320,6 +336,7 @@ def _after_schedule(st: State, batch: int) -> None:
             prefill_context += before + n
     hold_tokens(st.kv, total)
     st.queues.batches.tokens[batch] = total
+    encoder, encoder_pairs, encoder_context, cross_pairs = encoder_cache.work(st, batch)
     st.queues.batches.duration[batch] = step_duration_ns(
         st.step_time,
         total,
@@ -329,6 +346,10 @@ def _after_schedule(st: State, batch: int) -> None:
         pairs,
         prefill_context,
         sampled_seqs + draft_tokens,
+        encoder,
+        encoder_pairs,
+        encoder_context,
+        cross_pairs,
     )
     if total > 0:
         st.count.steps += 1
@@ -346,6 +367,7 @@ def schedule(st: State, batch: int) -> None:
     kv.new_step_starts(st.kv)
     st.queues.batches.entries[batch] = 0
     st.queues.batches.loop_step[batch] = st.ctl.step
+    encoder_cache.step_starts(st, batch)
     threshold = _long_prefill_threshold(st)
     drafts.step_starts(st)
     budget = min(st.params.max_num_scheduled_tokens, st.params.max_num_batched_tokens)
@@ -364,17 +386,17 @@ def _finish(st: State, r: int, was_running: bool, now: int) -> None:
     if was_running:
         for g in range(st.params.num_groups):
             if st.kv.groups.token_slots[g]:
-                size = st.kv.groups.block_size[g]
-                nulls = st.kv.tables.nulls[g, slot]
-                slots = (st.kv.tables.length[g, slot] - nulls) * size
+                slots = st.kv.tables.length[g, slot] - st.kv.tables.nulls[g, slot]
+                slots *= st.kv.groups.block_size[g]
                 rq.allocated_slots[r] += slots
-                rq.wasted_slots[r] += slots - (rq.num_computed[r] - nulls * size)
+                rq.wasted_slots[r] += slots - tokens_in_group(st.kv, r, slot, g)
         hold_tokens(st.kv, -rq.num_computed[r])
     else:
         waiting_remove(st, r)
         if st.ctl.head_req == r:
             st.ctl.head_req = -1
     emit(st.kv.pool, c.EV_FINISHED, r, -1, c.S_FINISHED, rq.num_tokens[r])
+    encoder_cache.give_back(st, r)
     kv.free(st.kv, r)
     n = st.ctl.num_finished
     st.queues.lists.finished[n] = r
@@ -400,6 +422,8 @@ def update_from_output(st: State, batch: int, now: int) -> None:
         stale = rq.stale[r] > 0
         if stale:
             rq.stale[r] -= n
+        if rq.num_computed[r] > 0:
+            encoder_cache.give_back(st, r)
         if st.queues.entries.sampled[batch, i] == 0:
             continue
         delivered = drafts.deliver(st, batch, i, r, stale)

@@ -44,6 +44,8 @@ PARAMS = _dtype(
         "mamba_align": np.int64,  # prefills are cut where a Mamba state is to be cached
         "num_drafts": np.int64,  # draft tokens that a decode step verifies
         "lookahead": np.int64,  # slots beyond the scheduled tokens, which the drafter writes
+        "encoder_tokens": np.int64,  # of a request that has no number of its own
+        "encoder_budget": np.int64,  # encoder tokens that a step runs at most, and slots of the encoder cache
         "draft_slots": np.int64,  # input tokens that the drafter adds to each scheduled request
         "draft_threshold": np.int64,  # a draft is right when a 63-bit draw is at most this
         "drops_checkpoint": np.int64,  # eagle or mtp: Mamba states are kept one block further left
@@ -105,6 +107,8 @@ CONTROL = _dtype(
         "memo_marked": np.int64,  # blocks a group that were marked
         "memo_free": np.int64,  # marked blocks that nobody references
         "num_preempted": np.int64,  # in the last schedule()
+        "encoder_budget": np.int64,  # encoder tokens that the last schedule() left of its budget
+        "encoder_free": np.int64,  # slots of the encoder cache; vLLM gives back more than it takes
         "prefill_scheduled": np.int64,  # drafts: this schedule() continued a prefill
         "num_finished": np.int64,  # in the last update_from_output()
         "order_pos": np.int64,  # next entry of the sorted arrivals
@@ -143,12 +147,14 @@ COUNTERS = _dtype(
         "fail_reserve": np.int64,  # admissions refused by the full-sequence reserve
         "fail_watermark": np.int64,  # by the watermark alone
         "fail_pool": np.int64,  # by the pool
+        "fail_encoder": np.int64,  # by the step's encoder budget, or the slots of the encoder cache
         "scheduled_tokens": np.int64,
         "prefill_tokens": np.int64,
         "decode_tokens": np.int64,
         "sampled_tokens": np.int64,
         "draft_tokens": np.int64,  # scheduled to be verified
         "accepted_tokens": np.int64,  # of these, found right
+        "encoder_tokens": np.int64,  # run through the encoder
         "finished": np.int64,
         "busy_ns": np.int64,
         "grants": np.int64,  # times that a table was given new blocks
@@ -221,9 +227,9 @@ GROUP = _dtype(
         "window": np.int64,  # tokens of a sliding window or of an attention chunk
         "admission_cap": np.int64,  # blocks that one request can hold at once, 0: no limit
         "drops": np.int64,  # 1: hits lose their last block, which the drafter wants computed
-        "token_slots": np.int64,  # 1: a block has slots for tokens, 0: it holds a state
+        "token_slots": np.int64,  # SLOTS_*
         "allocated": np.int64,  # gauge: blocks in the tables, null blocks not counted
-        "held": np.int64,  # gauge: computed tokens that they hold, 0 for states
+        "held": np.int64,  # gauge: computed (or encoder) tokens that they hold, 0 for states
     }
 )
 
@@ -261,6 +267,7 @@ SLOT = _dtype(
         "hash_piece": np.int64,  # piece of the prompt in which the next hash unit begins
         "hash_offset": np.int64,  # tokens of that piece that are already hashed
         "num_hashed": np.int32,
+        "encoder_tokens": np.int32,  # of the slot's owner
         "free_stack": np.int32,  # entry of the stack of free slots, not a property of this slot
     }
 )
@@ -334,6 +341,8 @@ BATCH = _dtype(
         "tokens": np.int64,
         "done": np.int64,  # ns
         "duration": np.int64,  # ns
+        "encoder_tokens": np.int64,  # run through the encoder in this batch
+        "encoder_pairs": np.int64,  # query-key pairs in it
     }
 )
 
@@ -382,6 +391,7 @@ class KVCache(Struct):
     slots: Record  # SLOT[S]
     hashes: U64  # (S, H)
     step_keys: U64  # ((8 + 2*drafts)*G*S,) keys of the Mamba states cached since the last schedule() began
+    encoder_tokens: I32  # (R,) of each request, or (0,): all have params.encoder_tokens
     seg_ptr: I64  # (R+1,) pieces of a prompt
     pieces: Record  # PIECE[M]
     tokens: I32  # (K,) pool of explicit token ids

@@ -56,11 +56,18 @@ def step_duration_ns(
     prefill_pairs: int,
     prefill_context: int,
     sampled: int,
+    encoder_tokens: int = 0,
+    encoder_pairs: int = 0,
+    encoder_context: int = 0,
+    cross_pairs: int = 0,
 ) -> int:
     """Duration of a batch in ns, rounded half to even, at least 1 (0 for an empty batch).
 
     ``decode_context``: computed tokens that the decodes read; ``prefill_pairs``: query-key pairs of the
     prefills; ``prefill_context``: tokens that the prefills read; ``sampled``: sequences that produce a token.
+    Of models with cross attention: ``encoder_tokens``: tokens that go through the encoder, with
+    ``encoder_pairs`` query-key pairs there; ``encoder_context``: encoder tokens that the decoder reads, in
+    ``cross_pairs`` query-key pairs.
     """
     if tokens == 0:
         return 0
@@ -69,10 +76,16 @@ def step_duration_ns(
         ns = k[0]
     elif model.kind == KIND_AFFINE:
         ns = k[0] + k[1] * prefill_tokens + k[2] * decode_seqs + k[3] * decode_context
+        ns += k[4] * encoder_tokens
     elif model.kind == KIND_ROOFLINE:
         compute = k[1] * tokens + k[2] * (prefill_pairs + decode_context) + k[3] * sampled
         memory = k[4] + k[5] * (decode_context + prefill_context) + k[6] * tokens
+        compute += k[8] * cross_pairs
+        memory += k[9] * encoder_context
         ns = max(compute, memory) + k[0]
+        if encoder_tokens > 0:
+            # the encoder's forward pass comes before the decoder's
+            ns += max(k[10] * encoder_tokens + k[11] * encoder_pairs, k[7])
     else:
         ns = _interpolate(
             model.axis_tokens,

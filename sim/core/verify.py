@@ -18,7 +18,7 @@ from sim.core import codes as c
 from sim.core.state import State
 from sim.core.verify_engine import ENGINE_INVARIANTS
 from sim.core.verify_pool import POOL_INVARIANTS
-from sim.core.verify_tables import TABLE_INVARIANTS, Check, Tokens, View
+from sim.core.verify_tables import TABLE_INVARIANTS, Check, Tokens, View, encoder_tokens
 
 
 def verify(state: State, tokens: Tokens | None = None) -> list[str]:
@@ -179,6 +179,27 @@ def inv_17(v: View) -> Iterator[str]:
             yield f"a batch holds {entries.tolist()}"
 
 
+def inv_31(v: View) -> Iterator[str]:
+    """INV-31: a batch runs no more encoder tokens than the step's budget, and leaves the rest of it.
+
+    The encoder cache lacks at most the inputs of running requests with a batch in flight. A slot knows the
+    encoder tokens of its owner.
+    """
+    st = v.st
+    budget, left = int(st.params.encoder_budget), int(st.ctl.encoder_budget)
+    batches = v.batches()
+    spent = int(st.queues.batches.encoder_tokens[batches[-1]]) if batches else budget - left
+    if not 0 <= left == budget - spent <= budget:
+        yield f"a step has {left} encoder tokens left of {budget}, its batch has {spent}"
+    owned = {r: encoder_tokens(st, r) if budget else 0 for r in v.running}
+    taken = sum(n for r, n in owned.items() if st.requests.in_flight[r])
+    if st.ctl.encoder_free < budget - taken:
+        yield f"the encoder cache has {st.ctl.encoder_free} free slots of {budget}, at most {taken} are taken"
+    for r, n in owned.items():
+        if st.kv.slots.encoder_tokens[v.slot(r)] != n:
+            yield f"slot {v.slot(r)} of request {r} has {st.kv.slots.encoder_tokens[v.slot(r)]}, not {n}"
+
+
 SCHEDULER_INVARIANTS: dict[str, Check] = {
     "INV-10": inv_10,
     "INV-12": inv_12,
@@ -186,6 +207,7 @@ SCHEDULER_INVARIANTS: dict[str, Check] = {
     "INV-15": inv_15,
     "INV-16": inv_16,
     "INV-17": inv_17,
+    "INV-31": inv_31,
 }
 
 #: Number -> check, whose docstring is the invariant.

@@ -76,7 +76,8 @@ def inv_7(v: View) -> Iterator[str]:
             ids = v.table(g, slot)
             blocks = [b for b in ids if b]
             nulls = len(ids) - len(blocks)
-            if len(set(blocks)) != len(blocks) or (nulls and v.st.kv.groups.attention[g] == c.GROUP_FULL):
+            keeps_all = v.st.kv.groups.attention[g] in (c.GROUP_FULL, c.GROUP_CROSS)
+            if len(set(blocks)) != len(blocks) or (nulls and keeps_all):
                 yield f"table of slot {slot}, group {g}: {ids}"
             if nulls != v.st.kv.tables.nulls[g, slot]:
                 yield f"slot {slot}, group {g} counts {v.st.kv.tables.nulls[g, slot]} null blocks: {ids}"
@@ -85,16 +86,26 @@ def inv_7(v: View) -> Iterator[str]:
 def inv_8(v: View) -> Iterator[str]:
     """INV-8: a running request's table has exactly the blocks that its computed tokens need.
 
-    With drafts, also those of slots that were given to drafts or to the drafter.
+    With drafts, also those of slots that were given to drafts or to the drafter. Cross attention: those of
+    the encoder tokens.
     """
     drafts = int(v.st.params.num_drafts)
     for r in v.running:
         computed = int(v.st.requests.num_computed[r])
         for g, size in enumerate(v.st.kv.groups["block_size"].tolist()):
             length = int(v.st.kv.tables.length[g, v.slot(r)])
+            least = -(-computed // size)
             most = -(-(computed + 3 * drafts) // size) + (0 if v.st.kv.groups.token_slots[g] else drafts)
-            if not -(-computed // size) <= length <= most:
+            if v.st.kv.groups.attention[g] == c.GROUP_CROSS:
+                least = most = -(-encoder_tokens(v.st, r) // size)
+            if not least <= length <= most:
                 yield f"request {r} with {computed} tokens has {length} blocks of {size} tokens"
+
+
+def encoder_tokens(st: State, r: int) -> int:
+    """Encoder tokens of request r."""
+    own = st.kv.encoder_tokens
+    return int(own[r] if r < own.size else st.params.encoder_tokens)
 
 
 def inv_28(v: View) -> Iterator[str]:
@@ -253,6 +264,8 @@ def inv_20(v: View) -> Iterator[str]:
         blocks += in_group
         given_up = int(st.kv.tables["nulls"][g].sum()) * int(st.kv.groups.block_size[g])
         held = computed - given_up if st.kv.groups.token_slots[g] else 0
+        if st.kv.groups.attention[g] == c.GROUP_CROSS:
+            held = sum(encoder_tokens(st, r) for r in v.running)
         if (st.kv.groups.allocated[g], st.kv.groups.held[g]) != (in_group, held):
             yield (
                 f"group {g} has {in_group} blocks and {held} tokens; "

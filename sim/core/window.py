@@ -47,6 +47,8 @@ def shift_window(st: State, k: int, size: int, pieces: int, capacity: int) -> No
     rq = st.requests
     for i in range(k, size):
         rq[i - k] = rq[i]
+    for i in range(k, min(size, st.kv.encoder_tokens.size)):
+        st.kv.encoder_tokens[i - k] = st.kv.encoder_tokens[i]
     for i in range(k, min(size, st.drafts.size)):
         st.drafts[i - k] = st.drafts[i]
     for i in range(max(size - k, 0), min(size, st.drafts.size)):

@@ -6,6 +6,7 @@ Mirrors vLLM 0.32.0, ``EncoderDecoderCacheManager`` (``vllm/v1/core/encoder_cach
 
 from __future__ import annotations
 
+from sim.reference.request import Request
 from sim.reference.settings import Settings
 
 
@@ -19,30 +20,29 @@ class EncoderCache:
         settings: engine settings.
 
     Attributes:
-        input_tokens: encoder tokens of a request; 0: there is no encoder.
+        capacity: encoder tokens of a step at most, and slots of the cache.
         budget: encoder tokens that this step may still run.
         free_slots: encoder tokens that the cache has room for.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.input_tokens = settings.encoder_tokens
-        self._budget_of_a_step = max(settings.max_num_batched_tokens, self.input_tokens)
-        self.budget = self._budget_of_a_step
-        self.free_slots = self._budget_of_a_step
+        self.capacity = max(settings.max_num_batched_tokens, settings.encoder_tokens)
+        self.budget = self.capacity
+        self.free_slots = self.capacity
 
     def new_step_starts(self) -> None:
         """A schedule call begins."""
-        self.budget = self._budget_of_a_step
+        self.budget = self.capacity
 
-    def has_room(self) -> bool:
-        """Whether one more request can run its encoder in this step."""
-        return self.input_tokens <= min(self.budget, self.free_slots)
+    def has_room(self, request: Request) -> bool:
+        """Whether the request can run its encoder in this step."""
+        return request.encoder_tokens <= min(self.budget, self.free_slots)
 
-    def take(self) -> None:
-        """A request runs its encoder in this step."""
-        self.budget -= self.input_tokens
-        self.free_slots -= self.input_tokens
+    def take(self, request: Request) -> None:
+        """The request runs its encoder in this step."""
+        self.budget -= request.encoder_tokens
+        self.free_slots -= request.encoder_tokens
 
-    def give_back(self) -> None:
-        """One of the occasions at which vLLM gives slots back."""
-        self.free_slots += self.input_tokens
+    def give_back(self, request: Request) -> None:
+        """One of the occasions at which vLLM gives the request's slots back."""
+        self.free_slots += request.encoder_tokens

@@ -30,9 +30,10 @@ WORKLOAD_KEYS = frozenset(
         "cache_salt",
         "max_tokens",
         "accepted_drafts",
+        "encoder_tokens",
     }
 )
-"""Keys of a workload line; the last two are additions to the format (see ``Request``)."""
+"""Keys of a workload line; the last three are additions to the format (see ``Request``)."""
 
 Phase = Literal["scheduled", "updated"]
 Observer = Callable[["Engine", Phase, int, SchedulerOutput, list[str]], None]
@@ -212,6 +213,12 @@ class Engine:
         return deque(sorted(arrivals, key=lambda pair: pair[0]))
 
     def _request(self, position: int, line: Mapping[str, Any]) -> Request:
+        encoder_tokens = line.get("encoder_tokens", self.settings.encoder_tokens)
+        if not 0 <= encoder_tokens <= self.settings.encoder_tokens:
+            raise ValueError(
+                f"workload line {position + 1}: {encoder_tokens} encoder tokens, the model takes at most "
+                f"{self.settings.encoder_tokens}"
+            )
         return Request(
             line["request_id"],
             line["prompt_token_ids"],
@@ -222,4 +229,5 @@ class Engine:
             cache_salt=line.get("cache_salt"),
             block_hasher=self._hasher,
             accepted_drafts=line.get("accepted_drafts", ()),
+            encoder_tokens=encoder_tokens,
         )

@@ -157,7 +157,7 @@ def inv_8(state: State) -> Iterator[str]:
             most = cdiv(request.num_computed_tokens + 3 * drafts, group.block_size)
             most += 0 if group.holds_tokens else drafts
             if group.group.type == "cross_attention":
-                least = most = cdiv(state.scheduler.settings.encoder_tokens, group.block_size)
+                least = most = cdiv(request.encoder_tokens, group.block_size)
             if not least <= length <= most:
                 yield f"{request} has {length} blocks of {group.block_size} tokens"
 
@@ -332,6 +332,19 @@ def inv_30(state: State) -> Iterator[str]:
                 yield f"{request_id!r} holds {held} blocks in group {group.kv_cache_group_id}, at most {cap}"
 
 
+def inv_31(state: State) -> Iterator[str]:
+    """INV-31: a step runs no more encoder tokens than its budget.
+
+    The encoder cache lacks at most the inputs of running requests with a batch in flight.
+    """
+    cache = state.scheduler.encoder_cache
+    if not 0 <= cache.budget <= cache.capacity:
+        yield f"a step has {cache.budget} encoder tokens left of {cache.capacity}"
+    taken = sum(r.encoder_tokens for r in state.scheduler.running if r.num_in_flight_tokens)
+    if cache.free_slots < cache.capacity - taken:
+        yield f"{cache.free_slots} slots are free of {cache.capacity}, at most {taken} are taken"
+
+
 POOL_INVARIANTS: dict[str, PoolCheck] = {
     f"INV-{i}": check for i, check in enumerate((inv_1, inv_2, inv_3, inv_4, inv_5), 1)
 }
@@ -343,3 +356,4 @@ STATE_INVARIANTS: dict[str, StateCheck] = {
 }
 # INV-18 to INV-29 are about what only the jitted core keeps.
 STATE_INVARIANTS["INV-30"] = inv_30
+STATE_INVARIANTS["INV-31"] = inv_31

@@ -37,6 +37,7 @@ class Request:
         cache_salt: separates prefix caches; None or empty for none.
         accepted_drafts: how many drafts the request's verifying steps accept, in turn and again from the
             beginning; at most as many as were scheduled. Empty: none.
+        encoder_tokens: tokens of its encoder's input; 0: there is none.
         block_hasher: hashes full blocks as tokens arrive; None when prefix caching is off.
 
     Attributes:
@@ -62,6 +63,7 @@ class Request:
         cache_salt: str | None = None,
         block_hasher: BlockHasher | None = None,
         accepted_drafts: Sequence[int] = (),
+        encoder_tokens: int = 0,
     ) -> None:
         if not prompt_token_ids or not output_token_ids:
             raise ValueError(f"request {request_id!r}: prompt and output must not be empty")
@@ -73,6 +75,7 @@ class Request:
         self.priority = priority
         self.arrival_time = arrival_time
         self.cache_salt = cache_salt
+        self.encoder_tokens = encoder_tokens
         self.status = RequestStatus.WAITING
         self.num_prompt_tokens = len(prompt_token_ids)
         self.all_token_ids: list[int] = list(prompt_token_ids)

@@ -30,6 +30,7 @@ class Scheduler:
         requests: unfinished requests by id.
         waiting: the queue of requests that hold nothing.
         running: requests that hold blocks, in order of admission.
+        encoder_cache: room for encoder inputs.
         finished_req_ids: ended since the last ``schedule``; they keep the engine busy for one more step.
     """
 
@@ -47,7 +48,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.finished_req_ids: list[str] = []
         self.num_preemptions = 0
-        self._encoder_cache = EncoderCache(settings)
+        self.encoder_cache = EncoderCache(settings)
         self._state_split = StateSplit(settings, self.kv_cache_manager.coordinator.fine_grained)
         self._prefill_scheduled = False
 
@@ -98,7 +99,7 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Choose the next batch: running requests first, then, if nobody was preempted, waiting ones."""
         self.kv_cache_manager.new_step_starts()
-        self._encoder_cache.new_step_starts()
+        self.encoder_cache.new_step_starts()
         self._prefill_scheduled = False
         out = SchedulerOutput(finished_req_ids=self.finished_req_ids)
         threshold = self._long_prefill_threshold()
@@ -218,7 +219,7 @@ class Scheduler:
                 # Rows of drafts come all or not at all; where chunks are not cut for states, vLLM fails here.
                 assert self._state_split.applies, "long_prefill_token_threshold cuts a padded decode"
                 padded, tokens = False, 1
-            if not self._encoder_cache.has_room():
+            if not self.encoder_cache.has_room(request):
                 break
             new_blocks = self.kv_cache_manager.allocate_slots(
                 request,
@@ -228,12 +229,12 @@ class Scheduler:
                 full_sequence_must_fit=self.settings.reserves_full_sequence,
                 has_scheduled_reqs=bool(self.running),
                 num_lookahead_tokens=self.settings.num_lookahead_tokens,
-                num_encoder_tokens=self._encoder_cache.input_tokens,
+                num_encoder_tokens=request.encoder_tokens,
             )
             if new_blocks is None:
-                self._encoder_cache.give_back()
+                self.encoder_cache.give_back(request)
                 break
-            self._encoder_cache.take()
+            self.encoder_cache.take(request)
             if self.rules.stats_at == "admission":
                 self.kv_cache_manager.record_prefix_cache_stats(request, num_hit_tokens)
             self.waiting.pop_request()
@@ -291,7 +292,7 @@ class Scheduler:
         """
         assert request.status == RequestStatus.RUNNING
         self.kv_cache_manager.free(request)
-        self._encoder_cache.give_back()
+        self.encoder_cache.give_back(request)
         request.status = RequestStatus.PREEMPTED
         request.num_computed_tokens = 0
         keeps_dropping = request.drop_stale_output and request.num_stale_output_tokens > 0
@@ -336,7 +337,7 @@ class Scheduler:
                 if request.drop_stale_output:
                     continue
             if request.num_computed_tokens > 0:
-                self._encoder_cache.give_back()
+                self.encoder_cache.give_back(request)
             if request_id not in out.sampling:
                 continue
             drafts = out.num_draft_tokens.get(request_id, 0)
@@ -375,7 +376,7 @@ class Scheduler:
     def _free_request(self, request: Request) -> None:
         assert request.is_finished()
         self.finished_req_ids.append(request.request_id)
-        self._encoder_cache.give_back()
+        self.encoder_cache.give_back(request)
         self.kv_cache_manager.free(request)
         del self.requests[request.request_id]
 

@@ -27,7 +27,8 @@ class KVCacheGroup:
         mamba_cache_mode: ``align`` with prefix caching, ``none`` without; None for what applies.
         prefill_checkpoint_alignment: the kernel of a ``mamba`` group can export a state from inside a chunk,
             so many tokens or a multiple of them after its beginning (Mamba 2: 1); None: it can't.
-        encoder_tokens: encoder tokens of each request (type ``cross_attention``).
+        encoder_tokens: tokens of the longest encoder input, which a request has that says nothing else (type
+            ``cross_attention``).
         is_eagle_group: has layers of a drafter. Where no group is marked they all count as such.
     """
 
@@ -99,7 +100,7 @@ class Settings:
 
     @property
     def encoder_tokens(self) -> int:
-        """Encoder tokens of each request; 0 for models without cross attention."""
+        """Encoder tokens of a request that says nothing else; 0 for models without cross attention."""
         return max(group.encoder_tokens or 0 for group in self.kv_cache_groups)
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.capacity import LogOptions, SharedRequests, allocate
+from sim.capacity import LogOptions, SharedRequests, allocate, check_encoder_inputs
 from sim.core import codes as c
 from sim.core.state import PIECE, REQUEST, State
 from sim.core.window import admit_loaded, shift_window
@@ -72,6 +72,8 @@ def _head(spool: Spool) -> Workload:
         name: np.zeros(int(length == "n+1"), dtype=dtype) for name, (dtype, length) in ARRAY_FIELDS.items()
     }
     arrays["tokens"] = spool.tokens
+    if spool.has_encoder_inputs:
+        arrays["encoder_tokens"] = np.zeros(0, dtype=np.int32)
     return Workload(clock=spool.clock, closed_loop=spool.closed_loop, vocab_size=spool.vocab_size, **arrays)
 
 
@@ -88,6 +90,7 @@ class Window:
     def __init__(self, engine: EngineSettings, spool: Spool, step_time: StepTime, log: LogOptions) -> None:
         self._spool = spool
         self._priority = engine.policy == "priority"
+        check_encoder_inputs(engine, spool.longest_encoder_input)
         n = max(1, len(spool))
         # address space for all; memory only where the window lies
         requests = np.zeros(n + 2, dtype=REQUEST).view(np.recarray)
@@ -122,6 +125,9 @@ class Window:
         rq[rows] = _blank(n)
         for name in _FILLED:
             rq[name][rows] = chunk.columns[name]
+        if self._spool.has_encoder_inputs:
+            own = chunk.columns["encoder_tokens"]
+            st.kv.encoder_tokens[rows] = np.where(own >= 0, own, st.params.encoder_tokens)
         parent = chunk.columns["parent"].astype(np.int64)
         rq["parent"][rows] = np.where(parent >= 0, parent - self.base, -1)
         # an end with successors still on disk stops the engine

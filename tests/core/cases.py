@@ -49,6 +49,8 @@ def draw_case(seed: int, clock: str, **log: Any) -> Case:
         engine = with_groups(random.Random(seed + 2), engine)
     if seed % 4 == 2:
         engine = with_drafts(random.Random(seed + 3), engine, clock)
+    if seed % 5 == 4:
+        engine = with_encoder(random.Random(seed + 4), engine)
     log = {"follow_blocks": seed % 3 == 0, **log}
     if clock == "logical":
         workload = _workload(rng, engine, base.workload, "logical")
@@ -84,6 +86,24 @@ def with_groups(rng: random.Random, engine: EngineSettings) -> EngineSettings:
         kv_cache_groups=groups,
         num_gpu_blocks=1 + (engine.num_gpu_blocks - 1) * len(groups),
         prefix_cache_retention_interval=retention,
+    )
+
+
+def with_encoder(rng: random.Random, engine: EngineSettings) -> EngineSettings:
+    """The engine with cross attention beside its groups: no caching, no chunks, a pool as tight as before."""
+    length = rng.choice([1, rng.randint(1, 40), engine.max_num_batched_tokens])
+    cross = [KVCacheGroup("cross_attention", encoder_tokens=length)] * rng.choice([1, 1, 2])
+    groups = [*(g for g in engine.kv_cache_groups if g.type != "mamba"), *cross]
+    rng.shuffle(groups)
+    return replace(
+        engine,
+        kv_cache_groups=tuple(groups),
+        num_gpu_blocks=engine.num_gpu_blocks + 2 * len(cross) * -(-length // engine.block_size),
+        enable_prefix_caching=False,
+        enable_chunked_prefill=False,
+        long_prefill_token_threshold=0,
+        max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_model_len, length),
+        max_num_scheduled_tokens=None,
     )
 
 
@@ -141,8 +161,15 @@ def _workload(
             salt={None: 0, "a": 1, "b": 2}[line["cache_salt"]],
             request_id=line["request_id"],
             accepted_drafts=() if on_time else _accepted_drafts(rng, engine),
+            encoder_tokens=_encoder_tokens(rng, engine),
         )
     return builder.build()
+
+
+def _encoder_tokens(rng: random.Random, engine: EngineSettings) -> int | None:
+    if not engine.encoder_tokens:
+        return None
+    return rng.choice([None, 0, engine.encoder_tokens, rng.randint(0, engine.encoder_tokens)])
 
 
 def _accepted_drafts(rng: random.Random, engine: EngineSettings) -> list[int]:

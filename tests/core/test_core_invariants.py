@@ -58,7 +58,14 @@ def test_the_random_runs_contain_everything() -> None:
             seen["largest run to be found"] += state.kv.pool.runs.length < state.kv.pool.runs.bound
 
         drive(state, random.Random(seed), look)
-        for name in ("preempted_hits", "prefix_hits", "fail_reserve", "fail_watermark", "fail_pool"):
+        for name in (
+            "preempted_hits",
+            "prefix_hits",
+            "fail_reserve",
+            "fail_watermark",
+            "fail_pool",
+            "fail_encoder",
+        ):
             seen[name] += state.count[name] > 0
         for status in (c.Status.FINISHED, c.Status.REJECTED, c.Status.UNSERVABLE):
             seen[status.name] += int((state.requests.status == status).sum())

@@ -33,6 +33,7 @@ class Story:
 
     def request(self, name: str, prompt: list[int], output: int = 9, **changed: Any) -> Request:
         """A request that is not queued."""
+        changed = {"encoder_tokens": self.settings.encoder_tokens, **changed}
         return Request(name, prompt, [7] * output, block_hasher=self._hasher, **changed)
 
     def add(self, name: str, prompt: list[int], output: int = 9, **changed: Any) -> Request:

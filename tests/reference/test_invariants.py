@@ -156,6 +156,14 @@ def spoil_room(engine: Engine) -> None:
     setattr(engine.scheduler.kv_cache_manager.managers[0], "admission_cap", lambda: 1)  # noqa: B010
 
 
+def spoil_encoder_cache(engine: Engine) -> None:
+    engine.scheduler.encoder_cache.budget = -1
+
+
+def spoil_encoder_slots(engine: Engine) -> None:
+    engine.scheduler.encoder_cache.free_slots -= 1
+
+
 def spoil_further_key(engine: Engine) -> None:
     pool = engine.scheduler.kv_cache_manager.block_pool
     pool.secondary_keys[held_block(engine).block_id] = {(-7, 0): None}
@@ -185,8 +193,13 @@ SPOILERS: dict[str, Callable[[Engine], None]] = {
     "INV-16": spoil_order,
     "INV-17": spoil_batch,
     "INV-30": spoil_room,
+    "INV-31": spoil_encoder_cache,
 }
-MORE_SPOILERS = [("INV-4", spoil_further_key), ("INV-7", spoil_with_null)]
+MORE_SPOILERS = [
+    ("INV-4", spoil_further_key),
+    ("INV-7", spoil_with_null),
+    ("INV-31", spoil_encoder_slots),
+]
 
 
 @pytest.mark.parametrize(("name", "spoil"), [*SPOILERS.items(), *MORE_SPOILERS])
@@ -199,7 +212,7 @@ def test_a_spoiled_state_is_noticed(name: str, spoil: Callable[[Engine], None]) 
 
 def test_every_invariant_is_numbered_documented_and_has_a_spoiler() -> None:
     checks: dict[str, Any] = {**POOL_INVARIANTS, **STATE_INVARIANTS}
-    assert list(checks) == [*(f"INV-{i}" for i in range(1, 18)), "INV-30"] == list(SPOILERS)
+    assert list(checks) == [*(f"INV-{i}" for i in range(1, 18)), "INV-30", "INV-31"] == list(SPOILERS)
     for name, check in checks.items():
         assert check.__doc__.startswith(f"{name}: ")
 

@@ -15,7 +15,7 @@ from workloads.builder import assemble, salt_id
 from workloads.errors import WorkloadError
 from workloads.files import Content
 from workloads.readers.options import ReadOptions, provenance
-from workloads.readers.rows import integer, json_rows, optional_text, refuse, token_list
+from workloads.readers.rows import encoder_input, integer, json_rows, optional_text, refuse, token_list
 from workloads.requests import Workload
 
 KEYS = (
@@ -26,6 +26,7 @@ KEYS = (
     "priority",
     "cache_salt",
     "accepted_drafts",
+    "encoder_tokens",
 )
 
 
@@ -42,6 +43,7 @@ def read_logical(content: Content, options: ReadOptions) -> Workload:
     tokens = array("q")
     salt_names: dict[str, str] = {}
     accepted: list[tuple[int, ...]] = []
+    encoder = array("q")
     unknown: dict[str, int] = {}
     known = set(KEYS)
     for number, line, row in json_rows(content.lines(), path):
@@ -73,6 +75,7 @@ def read_logical(content: Content, options: ReadOptions) -> Workload:
         tokens.extend(output)
         given = "accepted_drafts" in row
         accepted.append(tuple(token_list(row, "accepted_drafts", path, number, line)) if given else ())
+        encoder.append(encoder_input(row, path, number, line))
         priority = row.get("priority")
         priorities.append(
             0 if priority is None else integer(row, "priority", -(2**31), 2**31 - 1, path, number, line)
@@ -106,5 +109,6 @@ def read_logical(content: Content, options: ReadOptions) -> Workload:
         tokens=pool,
         request_ids=tuple(names),
         accepted_drafts=tuple(accepted) if any(accepted) else None,
+        encoder_tokens=np.array(encoder, dtype=np.int64),
         source=source,
     )

@@ -67,6 +67,13 @@ def integer(row: dict[str, Any], key: str, low: int, high: int, path: Path, numb
     return _out_of_range(key, value, low, high, path, number, line)
 
 
+def encoder_input(row: dict[str, Any], path: Path, number: int, line: str) -> int:
+    """Tokens of the encoder's input that the line names, -1: none."""
+    if row.get("encoder_tokens") is None:
+        return -1
+    return integer(row, "encoder_tokens", 0, MAX_TOKENS, path, number, line)
+
+
 def _out_of_range(key: str, value: int, low: int, high: int, path: Path, number: int, line: str) -> NoReturn:
     wanted = f"at least {low}" if value < low else f"at most {high}"
     refuse(f"{key} must be {wanted}, got {value}", path, number, line, key)

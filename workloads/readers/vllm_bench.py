@@ -7,7 +7,8 @@ A line of a request list is an object with a prompt and an output:
 - the output is `output_token_ids`, or a length (`output_len`, `output_tokens`, `expected_output_len`);
 - `timestamp`, `arrival_s` or `start_time` (seconds) say when; without any, everything arrives at once, as at
   an infinite request rate;
-- `request_id`, `priority` and `cache_salt` are optional, other keys are ignored.
+- `request_id`, `priority`, `cache_salt` and `encoder_tokens` (of models with cross attention) are optional,
+  other keys are ignored.
 
 The result file (vLLM 0.32.0, `vllm.benchmarks.serve`) is one object with the lists `input_lens`,
 `output_lens` and `start_times`; requests that failed have no output and are left out, with a note.
@@ -26,7 +27,16 @@ from workloads.builder import WorkloadBuilder, assemble, salt_id
 from workloads.errors import WorkloadError
 from workloads.files import Content
 from workloads.readers.options import ReadOptions, arrange, provenance
-from workloads.readers.rows import MAX_TOKENS, integer, json_rows, optional_text, refuse, seconds, token_list
+from workloads.readers.rows import (
+    MAX_TOKENS,
+    encoder_input,
+    integer,
+    json_rows,
+    optional_text,
+    refuse,
+    seconds,
+    token_list,
+)
 from workloads.requests import Workload
 from workloads.units import NS_PER_SECOND
 
@@ -156,6 +166,7 @@ def _read_list(content: Content, options: ReadOptions) -> Workload:
             priority=row["priority"],
             salt=salt_id(salt),
             request_id=name,
+            encoder_tokens=None if row["encoder_tokens"] < 0 else row["encoder_tokens"],
         )
     source = provenance(
         path, content.sha256, "vllm", {"time_scale": options.time_scale}, notes + arrivals.notes
@@ -170,7 +181,7 @@ def _source(content: Content, options: ReadOptions, notes: list[str]) -> dict[st
 
 
 def _checked(row: dict[str, Any], path: Path, number: int, line: str, options: ReadOptions) -> dict[str, Any]:
-    """prompt and output (a length or token ids), priority and cache_salt of one line."""
+    """prompt and output (a length or token ids), priority, cache_salt and encoder input of one line."""
     at = (path, number, line)
     length_key = next((key for key in PROMPT_LENGTHS if key in row), None)
     prompt: int | list[int]
@@ -205,6 +216,7 @@ def _checked(row: dict[str, Any], path: Path, number: int, line: str, options: R
         "output": output,
         "priority": 0 if priority is None else integer(row, "priority", -(2**31), 2**31 - 1, *at),
         "cache_salt": optional_text(row, "cache_salt", *at),
+        "encoder_tokens": encoder_input(row, *at),
     }
 
 
