@@ -12,6 +12,7 @@ from sim.core.inspect import free_queue_order
 from sim.core.state import Pool, State
 from workloads.requests import Workload
 
+I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
 
@@ -47,7 +48,18 @@ def live_tables(state: State, workload: Workload) -> LiveTables:
         num_computed=state.requests["num_computed"][running].astype(np.int64),
         blocks=np.concatenate([np.zeros(0, dtype=np.int32), *tables]),
         ptr=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        table_tokens=_table_tokens(state, running, slots),
     )
+
+
+def _table_tokens(state: State, running: NDArray[np.int32], slots: NDArray[np.int32]) -> I64 | None:
+    """Tokens in each table of the running requests, None where that is what they have computed."""
+    crossing = state.kv.groups["token_slots"] == c.SLOTS_ENCODER_TOKENS
+    if not crossing.any():
+        return None
+    computed = state.requests["num_computed"][running].astype(np.int64)[:, None]
+    encoder = state.kv.slots["encoder_tokens"][slots].astype(np.int64)[:, None]
+    return np.where(crossing, encoder, computed).reshape(-1)
 
 
 def snapshot_of_state(

@@ -53,6 +53,8 @@ class LiveTables:
         num_computed: int64[r], computed tokens (those of the batch in flight included).
         blocks: int32[k], block ids of all tables one behind the other; 0 is the null block.
         ptr: int64[r*G + 1]; the table of request i in group g is ``blocks[ptr[i*G+g] : ptr[i*G+g+1]]``.
+        table_tokens: int64[r*G], tokens that each table holds; None: the request's computed ones. Those of
+            cross attention hold encoder tokens.
     """
 
     request: I32
@@ -60,6 +62,7 @@ class LiveTables:
     num_computed: I64
     blocks: I32
     ptr: I64
+    table_tokens: I64 | None = None
 
     def table(self, i: int, group: int, num_groups: int = 1) -> I32:
         """Block table of the i-th running request in one group."""
@@ -68,14 +71,15 @@ class LiveTables:
 
     def entries(self, block_sizes: tuple[int, ...]) -> tuple[I64, I64, I64, I64]:
         """Entries of all tables without null blocks, in order: block, index of the request here, group, and
-        computed tokens in the block; ``block_sizes`` by group, 0 where blocks hold states instead of tokens.
+        tokens in the block; ``block_sizes`` by group, 0 where blocks hold states instead of tokens.
         """
         lengths = np.diff(self.ptr)
         table = np.repeat(np.arange(len(lengths)), lengths)
         index, group = np.divmod(table, max(len(block_sizes), 1))
         position = np.arange(len(self.blocks)) - self.ptr[table]
         size = np.asarray(block_sizes, dtype=np.int64)[group]
-        held = np.clip(self.num_computed[index] - position * size, 0, size)
+        tokens = self.num_computed[index] if self.table_tokens is None else self.table_tokens[table]
+        held = np.clip(tokens - position * size, 0, size)
         real = self.blocks != 0
         return self.blocks[real].astype(np.int64), index[real], group[real], held[real]
 
