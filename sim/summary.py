@@ -42,6 +42,8 @@ DEFINITIONS = {
     "evicted_unused_blocks": "cached blocks evicted before any hit since they were cached (pollution)",
     "admissions_refused": "times that the head of the waiting queue was not admitted for want of free blocks:"
     " for its whole known text, above the watermark, or for its next chunk",
+    "encoder": "of models with cross attention: tokens that went through the encoder, and times that the head"
+    " of the waiting queue found no room in a step's budget of encoder tokens",
     "busy": "simulated time in which a step executes / simulated time",
     "recomputed_tokens": "tokens computed again because their request had been preempted",
     "ttft_s": "first output token - arrival, of requests that arrived after the warm-up",
@@ -134,6 +136,8 @@ def summarize(
         "by_watermark": int(totals.get("fail_watermark", 0)),
         "by_pool": int(totals.get("fail_pool", 0)),
     }
+    if engine.encoder_tokens:
+        out["encoder"] = {"tokens": int(totals["encoder_tokens"]), "refused": int(totals["fail_encoder"])}
     late = requests["arrival_ns"] >= resolved.warmup_ns
     out["latency"] = _latency(requests, late)
     out["throughput"] = _throughput(requests, resolved.warmup_ns, end_ns, span)

@@ -134,6 +134,7 @@ def _group_features(case: Case) -> dict[str, bool]:
         "hash unit": s.prefix_match_unit is not None,
         "retention interval": bool(s.prefix_cache_retention_interval),
         "cross": "cross_attention" in types,
+        "encoder inputs": any(r.encoder_tokens is not None for r in case.requests),
         "exported states": any(g.prefill_checkpoint_alignment for g in s.kv_cache_groups),
         "drafts": s.num_speculative_tokens > 0,
         "dropped blocks": s.speculative_method in ("eagle", "mtp"),

@@ -34,18 +34,6 @@ def _step_starts(st: State, batch: int) -> None:
 
 
 @leaf
-def _no_room_left(st: State) -> int:
-    """There is no encoder."""
-    return 0
-
-
-@leaf
-def _room_left(st: State) -> int:
-    """Encoder tokens that this step may still run."""
-    return min(st.ctl.encoder_budget, st.ctl.encoder_free)
-
-
-@leaf
 def _no_has_room(st: State, r: int) -> bool:
     """There is no encoder."""
     return True
@@ -54,7 +42,7 @@ def _no_has_room(st: State, r: int) -> bool:
 @leaf
 def _has_room(st: State, r: int) -> bool:
     """Whether the request can run its encoder in this step."""
-    return encoder_tokens(st.kv, r) <= _room_left(st)
+    return encoder_tokens(st.kv, r) <= min(st.ctl.encoder_budget, st.ctl.encoder_free)
 
 
 @leaf
@@ -106,7 +94,6 @@ def _work(st: State, batch: int) -> Work:
 
 
 step_starts = Switch(_no_step_starts, _step_starts)
-room_left = Switch(_no_room_left, _room_left)
 has_room = Switch(_no_has_room, _has_room)
 take = Switch(_no_take, _take)
 give_back = Switch(_no_give_back, _give_back)

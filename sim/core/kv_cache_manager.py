@@ -14,7 +14,6 @@ FAIL_WATERMARK = 2  # it would fit, but for the watermark
 FAIL_POOL = 3  # too few free blocks for this step
 FAIL_RUNNING = 4  # a running request found none for its next tokens (event log only)
 FAIL_STATE = 5  # its hit is a Mamba state that another request computes in this step
-FAIL_ENCODER = 6  # no room for its encoder input in this step (of ``encoder_cache``, not of the pool)
 
 
 @leaf

@@ -9,7 +9,7 @@ from __future__ import annotations
 from sim.core import codes as c
 from sim.core import drafts, encoder_cache
 from sim.core import kv_cache_manager as kv
-from sim.core.cross_attention import encoder_tokens, tokens_in_group
+from sim.core.cross_attention import tokens_in_group
 from sim.core.events import emit
 from sim.core.jit import inner, leaf
 from sim.core.kv_rules import fit_chunk
@@ -204,15 +204,6 @@ def _record_failure(st: State, r: int, slot: int, n: int, hit_tokens: int, outco
 
 
 @inner
-def _record_no_encoder(st: State, r: int) -> None:
-    """Count a request that can't run its encoder in this step; its event has encoder tokens for blocks."""
-    st.count.fail_encoder += 1
-    if st.params.log_events:
-        wanted = encoder_tokens(st.kv, r)
-        emit(st.kv.pool, c.EV_ALLOCATION_FAILED, r, encoder_cache.room_left(st), kv.FAIL_ENCODER, wanted)
-
-
-@inner
 def _record_lookup(st: State, r: int, hits: int) -> None:
     """Statistics of a look-up (``record_prefix_cache_stats``): of those admitted, or (<= 0.26) of each."""
     if st.params.enable_caching == 0:
@@ -275,7 +266,7 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
             pad = 0
             n = 1
         if not encoder_cache.has_room(st, r):
-            _record_no_encoder(st, r)
+            st.count.fail_encoder += 1
             break
         outcome = kv.can_admit(st.kv, r, slot, n, hit_tokens, st.ctl.num_running > 0)
         if outcome != kv.ALLOCATED:

@@ -147,7 +147,7 @@ COUNTERS = _dtype(
         "fail_reserve": np.int64,  # admissions refused by the full-sequence reserve
         "fail_watermark": np.int64,  # by the watermark alone
         "fail_pool": np.int64,  # by the pool
-        "fail_encoder": np.int64,  # by the step's encoder budget, or the slots of the encoder cache
+        "fail_encoder": np.int64,  # by the step's encoder budget or the encoder cache
         "scheduled_tokens": np.int64,
         "prefill_tokens": np.int64,
         "decode_tokens": np.int64,

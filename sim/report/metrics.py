@@ -144,6 +144,22 @@ METRICS: tuple[Metric, ...] = (
         "times that the head of the waiting queue was not admitted since its next chunk found too few blocks",
     ),
     _metric(
+        "encoder tokens",
+        "encoder.tokens",
+        "tokens",
+        0,
+        False,
+        f"tokens that went through the encoder (models with cross attention), {_COUNTED}",
+    ),
+    _metric(
+        "refused: encoder budget",
+        "encoder.refused",
+        "times",
+        -1,
+        False,
+        "times that the head of the waiting queue found no room in a step's budget of encoder tokens",
+    ),
+    _metric(
         "running requests, mean", "num_running.mean", "requests", 0, False, "running requests; time-weighted"
     ),
     _metric(

@@ -117,6 +117,8 @@ def test_recordings_with_groups_show_what_they_are_kept_for() -> None:
         "a drafter's group + hits",
         "cross + preemption",
         "cross + async",
+        "encoder inputs + preemption",
+        "encoder inputs + async",
         "exported states + hits",
         "exported states + preemption",
     } <= shown, sorted(shown)
