@@ -29,8 +29,7 @@ from workloads.requests import Workload
 _POLICIES = {"fcfs": c.POLICY_FCFS, "priority": c.POLICY_PRIORITY}
 _FREE_ORDERS = {
     "append": c.FREE_APPEND,
-    # what it does to window groups is not simulated, see engine_checks.check_simulated
-    "append_window_split": c.FREE_APPEND,
+    "append_window_split": c.FREE_SPLIT_WINDOWS,
     "split": c.FREE_SPLIT,
 }
 _PRIORITY_MODES = {
@@ -39,6 +38,7 @@ _PRIORITY_MODES = {
     "go_on": c.PRIORITY_GO_ON,
 }
 _WINDOW_BASES = {"optimistic": c.WINDOW_OPTIMISTIC, "processed": c.WINDOW_PROCESSED}
+_TAILS = {"off": c.TAIL_NONE, "whole": c.TAIL_WHOLE, "on": c.TAIL_USABLE}
 _LOG_ROWS = 16384
 _SAMPLED_ROWS = 1024
 _EVENT_ROWS = 65536
@@ -121,7 +121,15 @@ def _rules(e: EngineSettings) -> dict[str, int]:
         "retention": retention,
         "hybrid_aligned": int(rules.hybrid_cacheable == "aligned"),
         "shared_prefix_boundary": int(rules.shared_prefix_boundary == "on"),
-        "partial_tail_keys": int(rules.partial_tail_keys == "on"),
+        "partial_tail_keys": _TAILS[rules.partial_tail_keys],
+        "hybrid_one_round": int(rules.hybrid_rounds == "one"),
+        "trims_all_hits": int(rules.trimmed_hits == "all"),
+        "takes_skipped_hits": int(rules.skipped_hits == "taken"),
+        "hash_lookahead": int(e.uses_eagle and e.enable_prefix_caching and not e.drops_hits),
+        "caches_accepted": int(
+            e.num_speculative_tokens > 0 and not e.async_scheduling and rules.accepted_cached == "output"
+        ),
+        "renews_states": int(rules.state_renewal == "on"),
     }
 
 
@@ -132,7 +140,7 @@ def _draft_params(e: EngineSettings, layout: GroupLayout) -> dict[str, int]:
         "lookahead": e.num_lookahead_tokens,
         "draft_slots": e.num_draft_slots,
         "draft_threshold": int((e.draft_acceptance or 0.0) * 2.0**63) - 1,
-        "drops_checkpoint": int(e.uses_eagle),
+        "drops_checkpoint": int(e.drops_hits),
         "eagle_groups": int(any(g.drops for g in layout.groups)),
     }
 

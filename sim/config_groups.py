@@ -109,7 +109,7 @@ def _block_sizes(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[P
     """Block sizes against each other and against the hash unit; they matter to prefix caching alone."""
     if not s.enable_prefix_caching:
         return
-    if s.uses_eagle or any(group.is_eagle_group for group in s.kv_cache_groups):
+    if s.drops_hits or any(group.is_eagle_group for group in s.kv_cache_groups):
         for i, group in enumerate(s.kv_cache_groups):
             if group.type == "chunked_local":
                 yield Problem(

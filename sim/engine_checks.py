@@ -6,7 +6,14 @@ from sim.config_groups import check_groups
 from sim.config_yaml import Problem
 from sim.engine_settings import EngineSettings
 from sim.errors import InputError, raise_all
-from sim.profiles import DEFAULT_RELEASE, FIRST_RELEASE, LAST_RELEASE, releases
+from sim.profiles import (
+    CROSS_RELEASES,
+    DRAFT_RELEASES,
+    FIRST_RELEASE,
+    LAST_RELEASE,
+    MAMBA_RELEASES,
+    releases,
+)
 
 
 def check_settings(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
@@ -65,24 +72,28 @@ def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> li
     if s.vllm not in releases():
         known = f"known: '{FIRST_RELEASE}' to '{LAST_RELEASE}'"
         out.append(Problem((*prefix, "vllm"), f"the rules of vLLM {s.vllm} are not known", known))
-    elif s.rules.free_order == "append_window_split" and any(g.type != "full" for g in s.kv_cache_groups):
-        out.append(
-            Problem(
-                (*prefix, "vllm"),
-                "the free order of vLLM 0.23 with groups other than full attention is not simulated",
-                "use engine.vllm '0.22' or '0.24', or switches: {free_order: append} for an approximation",
-            )
-        )
-    for kind, name in (("mamba", "Mamba"), ("cross_attention", "cross-attention")):
-        if s.vllm != DEFAULT_RELEASE and any(g.type == kind for g in s.kv_cache_groups):
-            out.append(
-                Problem(
-                    (*prefix, "vllm"),
-                    f"{name} groups under the rules of vLLM {s.vllm} are not simulated",
-                    f"use engine.vllm '{DEFAULT_RELEASE}'",
-                )
-            )
+    else:
+        out += _of_release(s, (*prefix, "vllm"))
     return out + check_groups(s, prefix)
+
+
+def _of_release(s: EngineSettings, place: tuple[str | int, ...]) -> list[Problem]:
+    """What is simulated under some releases only: their rules about it were not compared with the others'."""
+    unknown: list[tuple[str, tuple[str, ...]]] = []
+    if any(g.type == "mamba" for g in s.kv_cache_groups) and s.vllm not in MAMBA_RELEASES:
+        unknown.append(("Mamba groups", MAMBA_RELEASES))
+    if any(g.type == "cross_attention" for g in s.kv_cache_groups) and s.vllm not in CROSS_RELEASES:
+        unknown.append(("cross-attention groups", CROSS_RELEASES))
+    if s.num_speculative_tokens and s.vllm not in DRAFT_RELEASES:
+        unknown.append(("drafts (num_speculative_tokens)", DRAFT_RELEASES))
+    return [
+        Problem(
+            place,
+            f"{what} under the rules of vLLM {s.vllm} are not simulated",
+            f"use engine.vllm {' or '.join(repr(r) for r in known)}",
+        )
+        for what, known in unknown
+    ]
 
 
 def require_simulated(s: EngineSettings) -> None:

@@ -92,8 +92,13 @@ class EngineSettings:
 
     @property
     def uses_eagle(self) -> bool:
-        """Whether the drafter reads the model's hidden states: hits lose their last block to it."""
+        """Whether the drafter reads the model's hidden states, and the token behind each of them."""
         return self.speculative_method in ("eagle", "mtp")
+
+    @property
+    def drops_hits(self) -> bool:
+        """Whether hits lose their last block to the drafter (0.32 and before)."""
+        return self.uses_eagle and self.rules.draft_hits == "drop"
 
     @property
     def num_lookahead_tokens(self) -> int:

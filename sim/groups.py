@@ -114,6 +114,8 @@ def _cap(engine: EngineSettings, group: KVCacheGroup, block_size: int) -> int:
 
 def _dropping_specs(engine: EngineSettings, spec_of: list[int]) -> set[int]:
     """Specs with a group whose hits lose their last block: those marked, or under eagle or mtp else all."""
+    if engine.rules.draft_hits != "drop":
+        return set()
     marked = {spec_of[i] for i, group in enumerate(engine.kv_cache_groups) if group.is_eagle_group}
     return marked or (set(spec_of) if engine.uses_eagle else set())
 

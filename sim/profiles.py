@@ -45,6 +45,10 @@ VERSIONS = {
 #: others are composed from the onsets.
 PROFILES = ("0.13", "0.14", "0.19", "0.25", "0.27", "0.32", "0.33")
 FIRST_RELEASE, LAST_RELEASE = "0.13", "0.33"
+#: Releases whose rules for Mamba groups, for drafts and for cross attention are known; others are refused.
+MAMBA_RELEASES = ("0.32", "0.33")
+DRAFT_RELEASES = ("0.32", "0.33")
+CROSS_RELEASES = ("0.32",)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ SWITCHES: tuple[Switch, ...] = (
         "Where freed blocks enter the free queue: which block is used next, which cached one is lost.",
         {
             "append": "all at the tail",
-            "append_window_split": "all at the tail, but unhashed blocks of sliding-window groups in front",
+            "append_window_split": "all at the tail; but in front, if unhashed: what left a window or chunk,"
+            " and all of a sliding-window group",
             "split": "unhashed blocks in front, hashed ones at the tail",
             "split_if_caching": "as split; with prefix caching off all at the tail",
         },
@@ -214,8 +219,54 @@ SWITCHES: tuple[Switch, ...] = (
     Switch(
         "partial_tail_keys",
         "Groups of unequal block size: whether the prompt's last part of a block gets a key too.",
-        {"off": "no", "on": "yes"},
-        (Onset("0.13", "off"), Onset("0.26", "on")),
+        {
+            "off": "no",
+            "whole": "yes, at the last hash unit of the whole prompt",
+            "on": "yes, at the last hash unit that a hit on the same prompt can use",
+        },
+        (Onset("0.13", "off"), Onset("0.26", "whole"), Onset("0.32", "on")),
+    ),
+    Switch(
+        "hybrid_rounds",
+        "Full attention beside one other kind of group: how often the two are asked for a common hit.",
+        {"one": "once each", "until_equal": "until none of them shortens it"},
+        (Onset("0.13", "one"), Onset("0.14", "until_equal"), Onset("0.15", "one")),
+    ),
+    Switch(
+        "trimmed_hits",
+        "Full-attention groups of several block sizes: whose hits are cut to the common hit.",
+        {
+            "all": "those of each",
+            "first": "those of the first size; the others keep, and use, blocks beyond the hit",
+        },
+        (Onset("0.13", "all"), Onset("0.15", "first"), Onset("0.29", "all")),
+    ),
+    Switch(
+        "skipped_hits",
+        "Hits that lie before what attention will read.",
+        {"taken": "are taken with the others, and given up in the next step", "left": "stay where they are"},
+        (Onset("0.13", "taken"), Onset("0.14", "left")),
+    ),
+    Switch(
+        "draft_hits",
+        "Drafts by eagle or mtp: what keeps a hit from slots that were written under another next token.",
+        {
+            "drop": "the last block of a hit is computed again",
+            "next_token": "the key of a block covers the token behind it too; nothing is dropped",
+        },
+        (Onset("0.13", "drop"), Onset("0.33", "next_token")),
+    ),
+    Switch(
+        "accepted_cached",
+        "Drafts, synchronous engines: when the blocks that accepted drafts fill are cached.",
+        {"schedule": "with the request's next step", "output": "at once"},
+        (Onset("0.13", "schedule"), Onset("0.33", "output")),
+    ),
+    Switch(
+        "state_renewal",
+        "Mamba: whether the state at a prompt's end counts as new in each step while its request is there.",
+        {"on": "yes: an equal prompt waits a step longer", "off": "only when it gets its key"},
+        (Onset("0.13", "on"), Onset("0.33", "off")),
     ),
     Switch(
         "group_ratio",
@@ -271,7 +322,13 @@ class Rules:
     retention: Literal["all", "dense", "boundary"] = "boundary"
     hybrid_cacheable: Literal["all", "aligned"] = "aligned"
     shared_prefix_boundary: Literal["off", "on"] = "on"
-    partial_tail_keys: Literal["off", "on"] = "on"
+    partial_tail_keys: Literal["off", "whole", "on"] = "on"
+    hybrid_rounds: Literal["one", "until_equal"] = "one"
+    trimmed_hits: Literal["all", "first"] = "all"
+    skipped_hits: Literal["taken", "left"] = "left"
+    draft_hits: Literal["drop", "next_token"] = "drop"
+    accepted_cached: Literal["schedule", "output"] = "schedule"
+    state_renewal: Literal["on", "off"] = "on"
     group_ratio: Literal["1.25", "1.5"] = "1.5"
 
 

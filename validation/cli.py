@@ -108,18 +108,50 @@ def record(target: str, engine: Path, workload: Path, out: Path, device: str) ->
     show_default=True,
     help=f"What the cases' KV-cache groups are like: {', '.join(GROUP_FAMILIES)}.",
 )
+@click.option(
+    "--release",
+    default=None,
+    help="Another vLLM release, as 0.25 or 0.25.1, and its rules; default: the vLLM installed here.",
+)
+@click.option(
+    "--releases",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of the releases; default $KVPOOL_VLLM_RELEASES or .vllm-releases.",
+)
+@click.option("--cases", type=click.IntRange(1), default=None, help="End after so many compared cases.")
 @reports_input_errors
-def fuzz(minutes: float, seed: int, target: str, regressions: Path, groups: str) -> None:
+def fuzz(
+    minutes: float,
+    seed: int,
+    target: str,
+    regressions: Path,
+    groups: str,
+    release: str | None,
+    folder: Path | None,
+    cases: int | None,
+) -> None:
     """Compare the simulator with a real vLLM's scheduler on random cases (needs vLLM).
 
     A case that differs is made as small as possible and saved, with the real log, as a regression test.
-    Exit code 0: no difference; 1: differences were found and saved; 2: vLLM is missing.
+    Exit code 0: no difference; 1: differences were found and saved; 2: vLLM or the release is missing.
     """
     from validation.fuzz import fuzz as run_fuzz
     from validation.vllm_setup import require_vllm
 
     require_vllm()
-    tally = run_fuzz(minutes, seed, target, regressions, click.echo, groups=groups)
+    tally = run_fuzz(
+        minutes,
+        seed,
+        target,
+        regressions,
+        click.echo,
+        groups=groups,
+        release=release,
+        folder=folder,
+        max_cases=cases,
+    )
     click.echo(tally.text())
     sys.exit(EXIT_DIFFERENT if tally.differences else 0)
 

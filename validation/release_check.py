@@ -20,6 +20,7 @@ from sim.errors import InputError
 from sim.profiles import DEFAULT_RELEASE, SWITCHES, rules_of
 from validation.corpus import RecordedCase, read_cases, write_case
 from validation.diff import compare
+from validation.fuzz import under_release
 from validation.fuzz_cases import Case, Draw, blocks_of_largest
 from validation.fuzz_groups import random_group_case
 from validation.logical import LogicalRequest
@@ -48,17 +49,17 @@ OF_GROUPS = (
     "hybrid_cacheable",
     "shared_prefix_boundary",
     "partial_tail_keys",
+    "hybrid_rounds",
+    "trimmed_hits",
+    "skipped_hits",
+    "draft_hits",
+    "accepted_cached",
+    "state_renewal",
 )
 #: Crowds for each ordinary case: what they are for is rare.
 CROWDS = 6
 #: Rows of a stored recording at most.
 SHORT = 260
-
-
-def release_case(case: Case, release: str) -> Case:
-    """The case under a release's rules, without keys that the release does not have."""
-    settings = replace(case.settings, vllm=release).without_later_keys()
-    return replace(case, settings=settings)
 
 
 def recordings_of(release: str, recorded: Path) -> list[RecordedCase]:
@@ -85,7 +86,7 @@ def check_random(release: str, worker: Worker, family: str, seeds: int) -> Row:
     rows = compared = preemptions = 0
     problems: list[str] = []
     for seed in range(seeds):
-        case = release_case(random_group_case(2_000_000 + seed, family), release)
+        case = under_release(random_group_case(2_000_000 + seed, family), release)
         if check_simulated(case.settings):
             continue
         try:
@@ -147,12 +148,12 @@ def shown_switches(case: Case, log: Columns, target: str = "sim") -> set[str]:
 def candidates(release: str, family: str, seeds: Iterable[int]) -> Iterator[Case]:
     """Random cases under a release's rules; with the family "full" also crowds under the priority policy."""
     if family == "full":
-        yield release_case(loner(), release)
+        yield under_release(loner(), release)
     for seed in seeds:
-        yield release_case(random_group_case(seed, family), release)
+        yield under_release(random_group_case(seed, family), release)
         if family == "full":
             for number in range(CROWDS * seed, CROWDS * (seed + 1)):
-                yield release_case(crowd(number), release)
+                yield under_release(crowd(number), release)
 
 
 def loner() -> Case:

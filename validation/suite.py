@@ -17,7 +17,7 @@ from sim.errors import InputError
 from sim.profiles import DEFAULT_RELEASE
 from validation.corpus import RecordedCase, read_cases
 from validation.diff import Comparison, compare
-from validation.fuzz import Tally, difference
+from validation.fuzz import Tally, difference, installed_vllm
 from validation.fuzz_cases import Case, random_case
 from validation.record import record
 from validation.steplog import Recording
@@ -66,7 +66,7 @@ def check_random(seeds: range) -> Row:
     tally = Tally()
     problems = []
     for seed in seeds:
-        found = difference(random_case(seed), "sim", tally)
+        found = difference(random_case(seed), "sim", installed_vllm, tally)
         if found is not None:
             problems.append(f"seed {seed}: {found}")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

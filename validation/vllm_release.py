@@ -75,6 +75,12 @@ def block_sizes(groups: Any, config: Any) -> tuple[int, int]:
     return size, size
 
 
+def hash_lookahead(config: Any) -> dict[str, int]:
+    """Argument of the hasher: tokens behind a block that its hash covers too (0.33, eagle and mtp)."""
+    tokens = getattr(config, "num_hash_lookahead_tokens", 0)
+    return {"num_hash_lookahead_tokens": int(tokens)} if tokens else {}
+
+
 def make_scheduler(config: Any, groups: Any, block_size: int, hash_block_size: int) -> Any:
     """The scheduler that the configuration asks for, with statistics."""
     import inspect

@@ -44,7 +44,8 @@ def make_scheduler(settings: EngineSettings) -> tuple[Any, Callable[..., Any] | 
         return scheduler, None
     hash_function = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
     init_none_hash(hash_function)
-    return scheduler, get_request_block_hasher(hash_block_size, hash_function)
+    lookahead = vllm_release.hash_lookahead(config)
+    return scheduler, get_request_block_hasher(hash_block_size, hash_function, **lookahead)
 
 
 def _add_encoder(scheduler: Any, settings: EngineSettings) -> None:

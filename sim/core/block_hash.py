@@ -202,12 +202,21 @@ def _extend(
 def ensure_hashes(kv: KVCache, r: int, slot: int, wanted: int) -> None:
     """Make the first ``wanted`` hashes of request r known.
 
-    ``wanted`` units must not exceed the request's known tokens (prompt and generated).
+    ``wanted`` units must not exceed the request's known tokens (prompt and generated), less the lookahead.
     """
     have = np.int64(kv.slots.num_hashed[slot])
     if have >= wanted:
         return
     parent = root_hash(kv.requests.salt[r]) if have == 0 else kv.hashes[slot, have - 1]
+    vocab = np.uint64(kv.params.vocab_size) & _LOW_HALF
+    piece, offset = np.int64(kv.slots.hash_piece[slot]), np.int64(kv.slots.hash_offset[slot])
+    if have == 0 and kv.params.hash_lookahead:
+        # a hash covers the token behind its unit too (0.33): all units begin one token further right
+        seg, start = kv.pieces.seg[piece], kv.pieces.start[piece]
+        parent = chain_hash(parent, content_sum(kv.tokens, kv.hash_mult, seg, start, 1, 0, vocab))
+        offset = np.int64(1)
+        if kv.pieces.length[piece] == 1:
+            piece, offset = piece + 1, np.int64(0)
     piece, offset = _extend(
         kv.hashes,
         kv.tokens,
@@ -215,11 +224,11 @@ def ensure_hashes(kv: KVCache, r: int, slot: int, wanted: int) -> None:
         kv.pieces,
         kv.requests.out_seg[r],
         kv.seg_ptr[r + 1],
-        (have, kv.slots.hash_piece[slot], kv.slots.hash_offset[slot]),
+        (have, piece, offset),
         wanted,
         parent,
         slot,
-        np.uint64(kv.params.vocab_size) & _LOW_HALF,
+        vocab,
     )
     kv.slots.num_hashed[slot] = wanted
     kv.slots.hash_piece[slot] = piece

@@ -152,7 +152,8 @@ def free_block(pool: Pool, b: int, front: int) -> int:
     """Drop one reference of one block of an ordered list being freed (``free_blocks``).
 
     ``front`` is the block behind which the next unhashed block of this list goes, at first the head sentinel:
-    the list's unhashed blocks keep their order at the front of the queue, its hashed ones at the tail.
+    the list's unhashed blocks keep their order at the front of the queue, its hashed ones at the tail; all go
+    to the tail where ``front`` is below 0.
     Splitting the list block by block gives the same queue as vLLM's prepend_n followed by append_n, because
     the two ends do not meet: while the queue is empty, the head sentinel is the last element for both.
 
@@ -168,7 +169,7 @@ def free_block(pool: Pool, b: int, front: int) -> int:
         pool.meta.num_cached_free += 1
         if pool.blocks.mark[b] > 0:
             pool.ctl.memo_free += 1
-    if hashed or pool.params.free_order == c.FREE_APPEND:
+    if hashed or front < 0 or pool.params.free_order == c.FREE_APPEND:
         queue_insert_after(pool, b, queue_last(pool, pool.params.num_blocks + 1))
     else:
         queue_insert_after(pool, b, front)

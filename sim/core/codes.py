@@ -21,6 +21,7 @@ POLICY_PRIORITY = 1
 # Rule of free_blocks (VLLM.md 1.5): append all, or unhashed to the front and hashed to the tail
 FREE_APPEND = 0
 FREE_SPLIT = 1
+FREE_SPLIT_WINDOWS = 2  # as FREE_APPEND, but split what left a window and sliding-window tables
 
 # Priority policy: the running phase after a victim was taken (VLLM.md 4.1)
 PRIORITY_OLD = 0  # the index moves back only if the victim was scheduled in this step
@@ -34,6 +35,11 @@ WINDOW_PROCESSED = 1  # processed ones only (>= 0.26)
 # Retention of window blocks where it is no interval (VLLM.md 5.4)
 RETAIN_ALL = -2  # every full block is cached (<= 0.22)
 RETAIN_DENSE = -1  # what a hit of some aligned length needs (interval null)
+
+# Groups of unequal block size: the further key of a prompt that ends inside a block
+TAIL_NONE = 0
+TAIL_WHOLE = 1  # at the last hash unit of the prompt (0.26 to 0.31)
+TAIL_USABLE = 2  # at the last one that a hit on the same prompt can use
 
 # What the engine's clock counts
 CLOCK_TIME = 0

@@ -31,8 +31,8 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
     for s in range(kv.params.num_specs):
         kv.specs.hit_tokens[s] = -1
         kv.specs.dropped[s] = 0
-    # with full attention and one other spec, the other one's answer is final
-    once = kv.params.num_specs == 2 and kv.specs.attention[0] == c.GROUP_FULL
+    # with full attention and one other spec, the other one's answer is final (but in 0.14)
+    once = kv.params.hybrid_one_round and kv.params.num_specs == 2 and kv.specs.attention[0] == c.GROUP_FULL
     length = max_length
     longest = 0
     while True:
@@ -60,7 +60,7 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
         if once:
             break
     for s in range(kv.params.num_specs):
-        if kv.specs.attention[s] == c.GROUP_FULL:
+        if kv.specs.attention[s] == c.GROUP_FULL and (s == 0 or kv.params.trims_all_hits):
             set_hits(kv, slot, s, cdiv(length, kv.specs.block_size[s]), 0)
     if kv.params.shared_prefix_boundary:
         kv.requests.shared_boundary[r] = longest if longest > length else 0

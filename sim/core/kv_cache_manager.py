@@ -66,12 +66,20 @@ def new_step_starts(kv: KVCache) -> None:
     kv.ctl.num_step_keys = 0
 
 
+@leaf
+def _skipped_hits(kv: KVCache, g: int, hit_tokens: int) -> int:
+    """Leading hits that attention will not read, and that are left where they are (>= 0.14)."""
+    if kv.params.takes_skipped_hits:
+        return 0
+    return kv_rules.skipped_blocks(kv, g, hit_tokens)
+
+
 @inner
 def _blocks_to_admit(kv: KVCache, r: int, slot: int, num_tokens: int, hit_tokens: int, whole: bool) -> int:
     """Free blocks that slots for ``num_tokens`` take from a waiting request's point of view."""
     need = 0
     for g in range(kv.params.num_groups):
-        skipped = kv_rules.skipped_blocks(kv, g, hit_tokens)
+        skipped = _skipped_hits(kv, g, hit_tokens)
         hits = kv.tables.hits[g, slot]
         need += kv_rules.num_new_blocks(kv, slot, g, num_tokens, hits, skipped, whole, True)
         need += cache_hit.count_free_hits(kv, r, slot, g, skipped)
@@ -126,7 +134,7 @@ def admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_tokens: int) 
     cache_hit.forget_lookup(kv)
     if kv.params.enable_caching:
         for g in range(kv.params.num_groups):
-            kv_rules.adopt_hits(kv, slot, g, kv_rules.skipped_blocks(kv, g, hit_tokens))
+            kv_rules.adopt_hits(kv, slot, g, _skipped_hits(kv, g, hit_tokens))
     _grow(kv, r, slot, hit_tokens, num_new_tokens, True)
 
 

@@ -167,6 +167,10 @@ def _cache_block(kv: KVCache, r: int, slot: int, g: int, i: int) -> None:
 def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> None:
     """Offer the blocks that ``num_tokens`` known tokens fill to the prefix map, in order of position."""
     full = num_tokens // kv.groups.block_size[g]
+    if kv.params.hash_lookahead:
+        unit = kv.hash_mult.size
+        hashed = (kv.requests.num_tokens[r] - kv.params.hash_lookahead) // unit * unit
+        full = min(full, hashed // kv.groups.block_size[g])
     done = kv.tables.num_cached[g, slot]
     if done >= full:
         return
@@ -184,7 +188,7 @@ def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> Non
 @inner
 def renew_prompt_state(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> None:
     """While a request stands at the last boundary that a hit on its prompt can use, the state there counts as
-    cached in this step again (``MambaManager._cache_partial_tail_block``).
+    cached in this step again (``MambaManager._cache_partial_tail_block``; no more in 0.33).
     """
     size = kv.groups.block_size[g]
     if num_tokens == 0 or num_tokens != last_checkpoint(kv, kv.requests.prompt_len[r], size):
@@ -199,6 +203,8 @@ def renew_prompt_state(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) 
         h = kv.hashes[slot, i]
         cache_full_block(kv.pool, r, b, h, g)
         follow_chain(kv.pool, b, h, kv.hashes[slot, i - 1] if i > 0 else NO_PARENT)
+    elif kv.params.renews_states == 0:
+        return
     note_state(kv, kv.pool.blocks.block_hash[b])
 
 

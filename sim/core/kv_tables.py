@@ -147,6 +147,8 @@ def grow_table(kv: KVCache, slot: int, g: int, num_blocks: int) -> None:
 def free_table(kv: KVCache, slot: int, g: int) -> None:
     """Free the slot's blocks of the group, the tail of the table first, and empty the table."""
     front = kv.params.num_blocks
+    if kv.params.free_order == c.FREE_SPLIT_WINDOWS and kv.groups.attention[g] != c.GROUP_SLIDING_WINDOW:
+        front = -1
     n = kv.tables.length[g, slot]
     # what a window has given up is the beginning of its table
     first = kv.tables.nulls[g, slot] if kv.groups.attention[g] != c.GROUP_MAMBA else 0

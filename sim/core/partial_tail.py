@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes, group_key
 from sim.core.jit import inner
 from sim.core.kv_tables import NO_PARENT
@@ -25,7 +26,8 @@ def cache_partial_tail(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) 
     ratio = kv.groups.hash_ratio[g]
     unit = kv.groups.block_size[g] // ratio
     # where a hit loses its last block, it may match the whole prompt before
-    usable = kv.requests.prompt_len[r] if kv.groups.drops[g] else kv.requests.prompt_len[r] - 1
+    whole = kv.groups.drops[g] or kv.params.partial_tail_keys == c.TAIL_WHOLE
+    usable = kv.requests.prompt_len[r] if whole else kv.requests.prompt_len[r] - 1
     units = usable // unit
     if units == 0 or units * unit > num_tokens or units % ratio == 0:
         return

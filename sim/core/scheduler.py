@@ -431,6 +431,9 @@ def update_from_output(st: State, batch: int, now: int) -> None:
             known = rq.num_computed[r] - rq.placeholders[r]
             if was_running and known > rq.quiet[r]:
                 kv.cache_blocks(st.kv, r, rq.slot[r], known)
+        elif st.params.caches_accepted and was_running and tokens - 1 > rq.quiet[r]:
+            # all but the newest token have been computed (>= 0.33)
+            kv.cache_blocks(st.kv, r, rq.slot[r], tokens - 1)
         if stopped:
             _finish(st, r, was_running, now)
             if was_running:

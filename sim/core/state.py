@@ -72,7 +72,13 @@ PARAMS = _dtype(
         "hybrid_aligned": np.int64,  # several groups: tokens are cached up to the common block size
         "shared_prefix_boundary": np.int64,  # several groups: retain at a prefix that only some groups hit
         "partial_width": np.int64,  # further keys that a block can have, see ``partial_keys``
-        "partial_tail_keys": np.int64,  # groups of unequal block size: a key for the prompt's partial tail
+        "partial_tail_keys": np.int64,  # TAIL_*, groups of unequal block size: a key for a prompt's last part
+        "hybrid_one_round": np.int64,  # full attention and one other spec: one look-up each is enough
+        "takes_skipped_hits": np.int64,  # hits before what attention will read are taken with the others
+        "hash_lookahead": np.int64,  # 1: a hash covers the token behind its unit too
+        "caches_accepted": np.int64,  # synchronous: blocks that accepted drafts fill are cached at once
+        "renews_states": np.int64,  # the state at a prompt's end is new in each step at which it stands there
+        "trims_all_hits": np.int64,  # all full-attention specs are cut to the common hit, not just the first
         "clock": np.int64,  # CLOCK_*
         "idle_run": np.int64,  # logical clock: step through idle indices instead of skipping them
         "vocab_size": np.int64,

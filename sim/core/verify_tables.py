@@ -194,10 +194,11 @@ def inv_14(v: View) -> Iterator[str]:
         slot = v.slot(r)
         hashed = int(st.kv.slots.num_hashed[slot])
         known = int(rq.num_tokens[r])
-        if not 0 <= hashed * unit <= known:
+        behind = int(st.params.hash_lookahead) if hashed else 0
+        if not 0 <= hashed * unit + behind <= known:
             yield f"request {r} has {hashed} hashes of {unit} tokens, known are {known}"
             continue
-        if (cursor := _cursor(st, r, hashed * unit)) != (
+        if (cursor := _cursor(st, r, hashed * unit + behind)) != (
             st.kv.slots.hash_piece[slot],
             st.kv.slots.hash_offset[slot],
         ):
@@ -222,15 +223,23 @@ def _cursor(st: State, r: int, position: int) -> tuple[int, int]:
 def _chain(st: State, tokens: Tokens, r: int, count: int) -> list[int]:
     """The first hashes of a request in whole-number arithmetic, from its token ids."""
     unit = int(st.kv.hash_mult.size)
-    ids = np.concatenate([tokens.prompt_tokens(r), tokens.output_tokens(r)])[: count * unit]
-    sums = (ids.astype(np.uint64).reshape(count, unit) * st.kv.hash_mult).sum(axis=1, dtype=np.uint64)
+    first = int(st.params.hash_lookahead)
+    known = np.concatenate([tokens.prompt_tokens(r), tokens.output_tokens(r)]).astype(np.uint64)
+    ids = known[first : first + count * unit]
+    sums = (ids.reshape(count, unit) * st.kv.hash_mult).sum(axis=1, dtype=np.uint64)
     salt = int(st.requests.salt[r])
     parent = _mix64(_NONE_HASH + salt * _PARENT) if salt else _NONE_HASH
+    if first and count:
+        parent = _chained(parent, int(known[0] * st.kv.hash_mult[0]))
     chain = []
     for content in sums.tolist():
-        parent = (parent * _PARENT + _mix64(content + 1)) & _MASK or 1
+        parent = _chained(parent, content)
         chain.append(parent)
     return chain
+
+
+def _chained(parent: int, content: int) -> int:
+    return (parent * _PARENT + _mix64(content + 1)) & _MASK or 1
 
 
 def _mix64(x: int) -> int:

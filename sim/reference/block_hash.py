@@ -22,10 +22,12 @@ class BlockHasher:
 
     Args:
         hash_block_size: tokens per hashed block.
+        lookahead: tokens behind a block that are part of its identity; it has none before they are known.
     """
 
-    def __init__(self, hash_block_size: int) -> None:
+    def __init__(self, hash_block_size: int, lookahead: int = 0) -> None:
         self.hash_block_size = hash_block_size
+        self.lookahead = lookahead
         self._ids: dict[tuple[int, tuple[int, ...], str | None], int] = {}
 
     def hash_block_tokens(self, parent: int, tokens: tuple[int, ...], extra: str | None) -> int:
@@ -48,9 +50,10 @@ class BlockHasher:
         size = self.hash_block_size
         parent = known[-1] if known else NO_PARENT
         fresh: list[int] = []
-        for start in range(len(known) * size, len(token_ids) - size + 1, size):
+        reach = size + self.lookahead
+        for start in range(len(known) * size, len(token_ids) - reach + 1, size):
             extra = cache_salt if start == 0 and cache_salt else None
-            parent = self.hash_block_tokens(parent, tuple(token_ids[start : start + size]), extra)
+            parent = self.hash_block_tokens(parent, tuple(token_ids[start : start + reach]), extra)
             fresh.append(parent)
         return fresh
 

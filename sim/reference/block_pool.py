@@ -135,6 +135,7 @@ class BlockPool:
         self.kv_event_queue: list[KVCacheEvent] = []
         self.metrics_collector = metrics_collector
         self.splits = free_order == "split" or (free_order == "split_if_caching" and enable_caching)
+        self.splits_windows = free_order == "append_window_split"
 
     def get_cached_block(
         self, block_hash: int, kv_cache_group_ids: Sequence[int]
@@ -275,19 +276,21 @@ class BlockPool:
             if self.metrics_collector is not None:
                 self.metrics_collector.on_block_accessed(block)
 
-    def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock]) -> None:
+    def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock], windows: bool = False) -> None:
         """Drop one reference of each block, in order; those with none left join the free queue.
 
         Blocks without content that could be hit go to the front, in list order, and are reused next; cached
         ones go to the tail, in list order. With caching off every block counts as one without content.
-        Before 0.24, and in 0.27 with caching off, all go to the tail.
+        Before 0.24, and in 0.27 with caching off, all go to the tail; in 0.23 not those that left a window,
+        and those of a group with a sliding window (``windows``).
         """
+        splits = self.splits or (windows and self.splits_windows)
         reuse_first: list[KVCacheBlock] = []
         reuse_last: list[KVCacheBlock] = []
         for block in ordered_blocks:
             block.ref_cnt -= 1
             if block.ref_cnt == 0 and not block.is_null:
-                hittable = not self.splits or (self.enable_caching and block.block_hash is not None)
+                hittable = not splits or (self.enable_caching and block.block_hash is not None)
                 (reuse_last if hittable else reuse_first).append(block)
         self.free_block_queue.prepend_n(reuse_first)
         self.free_block_queue.append_n(reuse_last)

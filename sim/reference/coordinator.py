@@ -101,12 +101,14 @@ class KVCacheCoordinator:
             for i, group in enumerate(settings.groups)
         )
         marked = {i for i, group in enumerate(settings.kv_cache_groups) if group.is_eagle_group}
-        if settings.use_eagle and not marked:
+        if self.rules.draft_hits != "drop":
+            marked = set()
+        elif settings.use_eagle and not marked:
             marked = set(range(len(self.managers)))
         self.eagle_groups = frozenset(marked)
         for manager in self.managers:
             if isinstance(manager, MambaManager):
-                manager.drop_eagle_checkpoint = settings.use_eagle
+                manager.drop_eagle_checkpoint = settings.drops_hits
 
     def find_longest_cache_hit(self, block_hashes: Sequence[int], max_length: int) -> Hit:
         """Nothing: there is no cache."""
@@ -249,11 +251,13 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
         """Ask the kinds of groups in turn, each for at most what the one before left, until none shortens it.
 
         Full attention comes first and is asked once: what it has cached, it has for shorter lengths too. With
-        full attention and one other kind one round is enough.
+        full attention and one other kind one round is enough (but in 0.14).
         """
         blocks: dict[int, list[KVCacheBlock]] = {}
         lengths: dict[int, int] = {}
-        one_round = len(self.spec_groups) == 2 and self.spec_groups[0].is_full
+        one_round = (
+            self.rules.hybrid_rounds == "one" and len(self.spec_groups) == 2 and self.spec_groups[0].is_full
+        )
         dropped: set[int] = set()
         longest = 0
         length = max_length
@@ -286,7 +290,8 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
             length = current
             if one_round:
                 break
-        for group in self.spec_groups:
+        trimmed = self.spec_groups if self.rules.trimmed_hits == "all" else self.spec_groups[:1]
+        for group in trimmed:
             if group.is_full:
                 for i in group.group_ids:
                     del blocks[i][cdiv(length, group.manager.block_size) :]

@@ -92,7 +92,8 @@ class Engine:
         self._aborted: list[str] = []
         self._hasher: BlockHasher | None = None
         if settings.enable_prefix_caching:
-            self._hasher = BlockHasher(self.scheduler.kv_cache_manager.hash_block_size)
+            unit = self.scheduler.kv_cache_manager.hash_block_size
+            self._hasher = BlockHasher(unit, settings.hash_lookahead)
         lines = list(workload)
         self._pending = self._arrivals(lines)
         self._sampled = False

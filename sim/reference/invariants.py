@@ -260,16 +260,17 @@ def inv_14(state: State) -> Iterator[str]:
     """INV-14: the hashes of a request are those of its full blocks, and nothing else, when caching is on."""
     manager = state.scheduler.kv_cache_manager
     for request in state.scheduler.requests.values():
-        full = request.num_tokens // manager.hash_block_size if manager.enable_caching else 0
+        reach = request.num_tokens - state.scheduler.settings.hash_lookahead
+        full = reach // manager.hash_block_size if manager.enable_caching else 0
         if len(request.block_hashes) != full:
             yield f"{request} has {len(request.block_hashes)} hashes for {full} full blocks"
     if manager.enable_caching:
-        yield from _hash_disagreements(list(state.scheduler.requests.values()), manager.hash_block_size)
+        hasher = BlockHasher(manager.hash_block_size, state.scheduler.settings.hash_lookahead)
+        yield from _hash_disagreements(list(state.scheduler.requests.values()), hasher)
 
 
-def _hash_disagreements(requests: list[Request], size: int) -> Iterator[str]:
+def _hash_disagreements(requests: list[Request], fresh: BlockHasher) -> Iterator[str]:
     # Numbered anew, the chains must be equal and different in the same places as the requests' own numbers.
-    fresh = BlockHasher(size)
     own_of: dict[int, int] = {}
     for request in requests:
         renumbered = fresh.new_block_hashes((), request.all_token_ids, request.cache_salt)

@@ -344,7 +344,12 @@ class Scheduler:
             accepted = request.verify_drafts(drafts)
             if not is_stale:
                 self._take_back(request, drafts - accepted)
-            if self._deliver(request, 1 + accepted, is_stale):
+            was_running = request.status == RequestStatus.RUNNING
+            stopped = self._deliver(request, 1 + accepted, is_stale)
+            if was_running and self._caches_accepted:
+                # all but the newest token have been computed (0.33)
+                self.kv_cache_manager.cache_blocks(request, request.num_tokens - 1)
+            if stopped:
                 self._free_request(request)
                 finished.append(request)
         self.running = [r for r in self.running if r not in finished]
@@ -357,6 +362,12 @@ class Scheduler:
             request = self.requests.get(request_id)
             if request is not None and request_id in out.sampling:
                 request.num_draft_tokens = self.settings.num_speculative_tokens
+
+    @property
+    def _caches_accepted(self) -> bool:
+        settings = self.settings
+        drafts = settings.num_speculative_tokens > 0 and not settings.async_scheduling
+        return drafts and self.rules.accepted_cached == "output"
 
     def _take_back(self, request: Request, num_rejected: int) -> None:
         """Rejected drafts were never computed. Their slots stay."""

@@ -105,8 +105,21 @@ class Settings:
 
     @property
     def use_eagle(self) -> bool:
-        """Whether the drafter reads the model's hidden states: hits lose their last block to it."""
+        """Whether the drafter reads the model's hidden states, and the token behind each of them."""
         return self.speculative_method in ("eagle", "mtp")
+
+    @property
+    def drops_hits(self) -> bool:
+        """Whether hits lose their last block to the drafter (0.32 and before)."""
+        return self.use_eagle and self.rules.draft_hits == "drop"
+
+    @property
+    def hash_lookahead(self) -> int:
+        """Tokens behind a block that its hash covers, too.
+
+        vLLM 0.33.0, ``VllmConfig.num_hash_lookahead_tokens`` (``vllm/config/vllm.py``).
+        """
+        return int(self.use_eagle and self.enable_prefix_caching and not self.drops_hits)
 
     @property
     def num_lookahead_tokens(self) -> int:

@@ -38,7 +38,7 @@ class StateSplit:
         if not self.applies or start >= prefill_end:
             return tokens
         settings = self._settings
-        size, drops = settings.block_size, settings.use_eagle
+        size, drops = settings.block_size, settings.drops_hits
         end = start + tokens
         exported = end >= prefill_end and self._exports(start, end, prefill_end)
         if end < prefill_end:
@@ -66,7 +66,7 @@ class StateSplit:
         """Whether the kernel exports the state at the prompt's checkpoint, so that nothing is cut."""
         settings = self._settings
         unit = settings.hash_block_size if self._fine_grained else settings.scheduler_block_size
-        position = checkpoint_position(prefill_end, unit, settings.use_eagle)
+        position = checkpoint_position(prefill_end, unit, settings.drops_hits)
         return is_exported(
             start, end, position, settings.hash_block_size, settings.block_size, self._alignment
         )

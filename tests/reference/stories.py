@@ -29,7 +29,9 @@ class Story:
         self.scheduler = Scheduler(self.settings)
         self.kv = self.scheduler.kv_cache_manager
         self.pool = self.kv.block_pool
-        self._hasher = BlockHasher(self.kv.hash_block_size) if self.settings.enable_prefix_caching else None
+        self._hasher = None
+        if self.settings.enable_prefix_caching:
+            self._hasher = BlockHasher(self.kv.hash_block_size, self.settings.hash_lookahead)
 
     def request(self, name: str, prompt: list[int], output: int = 9, **changed: Any) -> Request:
         """A request that is not queued."""

@@ -76,7 +76,13 @@ def test_releases_in_between_take_the_last_value_before_them() -> None:
     assert rules_of("0.19").full_sequence_reserve == "on"
     assert rules_of("0.25", (("free_order", "append"),)).free_order == "append"
     changed = [(s.name, o.release) for s, o in changes_between("0.31", "0.33")]
-    assert changed == [("priority_mode", "0.33")]
+    assert changed == [
+        ("partial_tail_keys", "0.32"),
+        ("priority_mode", "0.33"),
+        ("draft_hits", "0.33"),
+        ("accepted_cached", "0.33"),
+        ("state_renewal", "0.33"),
+    ]
 
 
 @pytest.mark.parametrize("bad", [("0.12", ()), ("0.25", (("x", "on"),)), ("0.25", (("free_order", "x"),))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import zipfile
 from dataclasses import replace
@@ -13,20 +14,21 @@ from click.testing import CliRunner
 from sim.engine_checks import check_simulated
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
-from sim.profiles import PROFILES, SWITCHES, VERSIONS, releases
+from sim.profiles import DRAFT_RELEASES, MAMBA_RELEASES, PROFILES, SWITCHES, VERSIONS, releases
 from sim.profiles_docs import releases_table
 from validation import releases as on_disk
 from validation.cli import main
 from validation.corpus import read_cases
 from validation.diff import compare
+from validation.fuzz import under_release
 from validation.fuzz_cases import random_case, settings_to_json
+from validation.fuzz_groups import random_group_case
 from validation.record import record
 from validation.release_check import (
     changed_switches,
     crowd,
     loner,
     recordings_of,
-    release_case,
     shown_switches,
 )
 from validation.survey import adapt, not_surveyed, open_sides, parse_switches, survey
@@ -50,18 +52,32 @@ def test_recordings_show_the_release(release: str) -> None:
 @pytest.mark.parametrize("release", [r for r in releases() if r not in PROFILES])
 def test_twin_and_kernel_agree_under_releases_without_recordings(release: str) -> None:
     for case in (crowd(29), crowd(119), random_case(1), loner()):
-        mine = release_case(case, release)
+        mine = under_release(case, release)
         logs = [record(target, mine.settings, mine.requests).log for target in ("reference", "sim")]
         assert compare(*logs).equal, compare(*logs).summary()
 
 
-def test_what_0_23_does_to_windows_is_refused() -> None:
+@pytest.mark.parametrize("release", releases())
+def test_twin_and_kernel_agree_about_groups_under_releases(release: str) -> None:
+    """Two short cases of each; the releases themselves are compared by `releases check` and recordings."""
+    for family in ("hybrid", "mixed"):
+        cases = (under_release(random_group_case(seed, family), release) for seed in itertools.count())
+        mine = next(c for c in cases if c.settings.max_model_len < 40 and not check_simulated(c.settings))
+        logs = [record(target, mine.settings, mine.requests).log for target in ("reference", "sim")]
+        assert compare(*logs).equal, compare(*logs).summary()
+
+
+def test_releases_whose_rules_for_states_or_drafts_are_not_known_are_refused() -> None:
     window = KVCacheGroup("sliding_window", sliding_window=8)
-    settings = EngineSettings(vllm="0.23", kv_cache_groups=(window,))
-    assert "the free order of vLLM 0.23" in check_simulated(settings)[0].message
-    assert check_simulated(replace(settings, switches=(("free_order", "append"),))) == []
-    mamba = replace(settings, vllm="0.33", kv_cache_groups=(KVCacheGroup("mamba"),))
-    assert "Mamba groups under the rules of vLLM 0.33" in check_simulated(mamba)[0].message
+    for release in releases():
+        settings = EngineSettings(vllm=release, kv_cache_groups=(window,))
+        assert check_simulated(settings) == []
+        mamba = check_simulated(replace(settings, kv_cache_groups=(KVCacheGroup("mamba"),)))
+        assert [p.path for p in mamba] == [("vllm",)] * (release not in MAMBA_RELEASES)
+        drafts = replace(settings, num_speculative_tokens=2, speculative_method="ngram")
+        assert [p.path for p in check_simulated(drafts)] == [("vllm",)] * (release not in DRAFT_RELEASES)
+    mamba = check_simulated(EngineSettings(vllm="0.14", kv_cache_groups=(KVCacheGroup("mamba"),)))
+    assert mamba[0].message == "Mamba groups under the rules of vLLM 0.14 are not simulated"
 
 
 def test_there_are_recordings_of_the_profiles() -> None:
@@ -190,7 +206,7 @@ def test_parts_of_the_adapter() -> None:
 
 
 def test_cases_of_a_release_have_only_its_keys() -> None:
-    settings = release_case(random_case(4), "0.14").settings
+    settings = under_release(random_case(4), "0.14").settings
     assert settings.vllm == "0.14"
     assert not settings.long_prefill_token_threshold_adaptive
     assert {s.name for s in SWITCHES} >= set(changed_switches("0.14", "any"))

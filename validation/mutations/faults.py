@@ -53,7 +53,7 @@ FAULTS = (
         "freed blocks without a hash go to the front of the free queue",
         "all freed blocks go to the tail",
         _POOL,
-        "if hashed or pool.params.free_order == c.FREE_APPEND:",
+        "if hashed or front < 0 or pool.params.free_order == c.FREE_APPEND:",
         "if hashed or True:",
     ),
     Fault(
@@ -61,8 +61,8 @@ FAULTS = (
         "freed blocks with a hash go to the tail of the free queue",
         "all freed blocks go to the front",
         _POOL,
-        "if hashed or pool.params.free_order == c.FREE_APPEND:",
-        "if pool.params.free_order == c.FREE_APPEND:",
+        "if hashed or front < 0 or pool.params.free_order == c.FREE_APPEND:",
+        "if front < 0 or pool.params.free_order == c.FREE_APPEND:",
     ),
     Fault(
         "tail_first",

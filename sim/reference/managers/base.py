@@ -172,7 +172,7 @@ class SingleTypeKVCacheManager(ABC):
         if request_id in self.num_cached_block:
             assert not new_computed_blocks, "a request with a table has no hits to add"
             return max(required - held, 0)
-        skipped = self._skipped_blocks(slots.computed_tokens)
+        skipped = self._skipped_hits(slots.computed_tokens)
         new = max(required - max(skipped, len(new_computed_blocks) + held), 0)
         new += self._ends_inside_a_block(new_computed_blocks, slots.computed_tokens)
         return new + evictable(new_computed_blocks[max(0, skipped - held) :])
@@ -183,7 +183,7 @@ class SingleTypeKVCacheManager(ABC):
         """Give the request its prefix hits; positions outside the window become null blocks."""
         table = self.req_to_blocks.setdefault(request_id, [])
         assert not table, "hits are added to an empty table only"
-        skipped = self._skipped_blocks(num_computed_tokens)
+        skipped = self._skipped_hits(num_computed_tokens)
         visible = new_computed_blocks[skipped:]
         if self.enable_caching:
             self.block_pool.touch(visible)
@@ -224,6 +224,11 @@ class SingleTypeKVCacheManager(ABC):
         copy.ref_cnt += 1
         self.pending_copies.append((source, copy))
 
+    def _skipped_hits(self, num_computed_tokens: int) -> int:
+        # Up to 0.13 a hit takes what its next step gives up again.
+        taken = self.limits.rules.skipped_hits == "taken"
+        return 0 if taken else self._skipped_blocks(num_computed_tokens)
+
     def _skipped_blocks(self, num_computed_tokens: int) -> int:
         return max(self.get_num_skipped_tokens(num_computed_tokens), 0) // self.block_size
 
@@ -244,7 +249,8 @@ class SingleTypeKVCacheManager(ABC):
             boundaries: token positions at which a later request can replay this prompt.
         """
         cached = self.num_cached_block.get(request.request_id, 0)
-        full = num_tokens // self.block_size
+        hashed = len(request.block_hashes) * self.block_pool.hash_block_size
+        full = min(num_tokens, hashed) // self.block_size
         if cached >= full:
             return
         reachable = [*boundaries]
@@ -281,14 +287,14 @@ class SingleTypeKVCacheManager(ABC):
             freed.append(table[i])
             table[i] = self.block_pool.null_block
         if freed:
-            self.block_pool.free_blocks(freed)
+            self.block_pool.free_blocks(freed, windows=True)
 
     def free(self, request_id: str) -> None:
         """Give the table back, its last block first, and forget the request."""
         table = self.req_to_blocks.pop(request_id, [])
         self.num_cached_block.pop(request_id, None)
         self.partial_hits.pop(request_id, None)
-        self.block_pool.free_blocks(reversed(table))
+        self.block_pool.free_blocks(reversed(table), windows=self.group.type == "sliding_window")
 
     def take_pending_copies(self) -> list[tuple[KVCacheBlock, KVCacheBlock]]:
         """The copies asked for since the last call."""

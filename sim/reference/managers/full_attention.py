@@ -62,14 +62,16 @@ class FullAttentionManager(SingleTypeKVCacheManager):
     ) -> None:
         """Cache full blocks, and the prompt's last part of a block where the hash unit is finer than that.
 
-        The part ends at the last unit that a request with the same prompt can hit.
+        The part ends at the last unit that a request with the same prompt can hit (before 0.32: at the
+        prompt's last unit).
         """
         super().cache_blocks(request, num_tokens, retention_interval, boundaries)
         unit = self.block_pool.hash_block_size
         if self.block_size == unit or self.limits.rules.partial_tail_keys == "off":
             return
-        usable = request.num_prompt_tokens if self.use_eagle else request.num_prompt_tokens - 1
-        boundary = usable // unit * unit
+        whole = self.use_eagle or self.limits.rules.partial_tail_keys == "whole"
+        usable = request.num_prompt_tokens if whole else request.num_prompt_tokens - 1
+        boundary = min(usable // unit, len(request.block_hashes)) * unit
         if not 0 < boundary <= num_tokens or boundary % self.block_size == 0:
             return
         table = self.req_to_blocks[request.request_id]

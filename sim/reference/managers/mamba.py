@@ -305,6 +305,8 @@ class MambaManager(SingleTypeKVCacheManager):
         if position >= len(table) or table[position].is_null:
             return None
         block = table[position]
+        if block.block_hash_num_tokens == num_tokens and self.limits.rules.state_renewal == "off":
+            return None
         key = self.block_pool.cache_partial_block(request, block, num_tokens, self.kv_cache_group_id)
         if key is not None and num_tokens % self.block_size:
             # The next step overwrites this state: it must be copied first.
@@ -340,7 +342,7 @@ class MambaManager(SingleTypeKVCacheManager):
         freed = [table[i] for i in range(last - 1, first - 1, -1) if not table[i].is_null]
         table[first:last] = [self.block_pool.null_block] * (last - first)
         if freed:
-            self.block_pool.free_blocks(freed)
+            self.block_pool.free_blocks(freed, windows=True)
         self.retired[request_id] = last
 
     def free(self, request_id: str) -> None:
