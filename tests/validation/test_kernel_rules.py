@@ -15,12 +15,13 @@ from validation.diff import compare
 from validation.mutations.faults import FAULTS
 from validation.record import record
 
-RECORDED = Path(__file__).resolve().parents[1] / "recorded_vllm" / "mutations"
+RECORDED = Path(__file__).resolve().parents[1] / "recorded_vllm"
+FOLDERS = {fault.name: fault.folder for fault in FAULTS}
 
 
-@pytest.mark.parametrize("name", [fault.name for fault in FAULTS])
+@pytest.mark.parametrize("name", FOLDERS)
 def test_rule(name: str) -> None:
-    recorded = read_case(RECORDED / name)
+    recorded = read_case(RECORDED / FOLDERS[name])
     replayed = record("sim", recorded.case.settings, recorded.case.requests)
     assert replayed.stuck is None
     comparison = compare(recorded.log(), replayed.log)

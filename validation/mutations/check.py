@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sim.errors import InputError
-from validation.mutations.faults import FAULTS, Fault
+from validation.mutations.fault import Fault
+from validation.mutations.faults import FAULTS
 from validation.mutations.trees import ROOT, CheckError, Worker, patched, worker
 
-RECORDINGS = ROOT / "tests" / "recorded_vllm" / "mutations"
+RECORDED = ROOT / "tests" / "recorded_vllm"
 _TEST_SECONDS = 60.0
 _SEARCH_SECONDS = 400.0
 _TESTS_FAILED = 1
@@ -78,7 +79,7 @@ def check(faults: Sequence[Fault], say: Callable[[Verdict], None]) -> list[Verdi
 
 
 def make_recordings(faults: Sequence[Fault], say: Callable[[str], None]) -> None:
-    """Search a small case for each fault and record it on the real scheduler (needs vLLM).
+    """Search a small case for each fault with a recording of its own and record it (needs vLLM).
 
     Raises CheckError, when all are done, for those of which no case was found.
     """
@@ -91,7 +92,7 @@ def make_recordings(faults: Sequence[Fault], say: Callable[[str], None]) -> None
     require_vllm()
     missing: list[str] = []
     with worker() as running, tempfile.TemporaryDirectory(prefix="kvpool-cases-") as folder:
-        for fault in faults:
+        for fault in (f for f in faults if not f.recording):
             job = {"name": fault.name, "first": 0, "count": 2000, "max_tries": 120}
             answer = running.ask(fault, _SEARCH_SECONDS, search=job)
             found = answer.get("found")
@@ -104,7 +105,8 @@ def make_recordings(faults: Sequence[Fault], say: Callable[[str], None]) -> None
             requests.write_bytes(gzip.compress(found["workload.jsonl"].encode()))
             case = Case(fault.name, load_settings(config, "scheduler"), tuple(read_requests(requests)))
             log = record("scheduler", case.settings, case.requests).log
-            say(f"{write_case(RECORDINGS, case, log)}: {len(log['step'])} rows, {answer['seconds']:.0f} s")
+            written = write_case(RECORDED / "mutations", case, log)
+            say(f"{written}: {len(log['step'])} rows, {answer['seconds']:.0f} s")
     if missing:
         raise CheckError(f"no recording was made for {', '.join(missing)}")
 

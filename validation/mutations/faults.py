@@ -1,43 +1,15 @@
 """The faults: a rule of vLLM, where the kernel follows it, and the smallest change that breaks it.
 
-A patch is text: `old` must stand exactly `times` times in the file, otherwise the check fails and says which
-fault has to be written anew. The test of a fault replays a recording of a real vLLM that the fault changes;
-the recordings lie in tests/recorded_vllm/mutations and are made by `python -m validation.mutations --make`.
+Those of KV-cache groups and drafts are in `group_faults`. A patch is text: `old` must stand exactly `times`
+times in the file, otherwise the check fails and says which fault has to be written anew. The test of a fault
+replays a recording of a real vLLM that the fault changes: one that there is (`Fault.recording`), or one in
+tests/recorded_vllm/mutations, which `python -m validation.mutations --make` makes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-TEST_FILE = "tests/validation/test_kernel_rules.py"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One deliberate fault.
-
-    Attributes:
-        name: short name, also that of its recording.
-        rule: what vLLM does.
-        broken: what the faulty kernel does in its place.
-        file: the file that is changed, relative to the project.
-        old, new: text that is replaced, and by what.
-        times: how often `old` stands in the file; all are replaced.
-    """
-
-    name: str
-    rule: str
-    broken: str
-    file: str
-    old: str
-    new: str
-    times: int = 1
-
-    @property
-    def test(self) -> str:
-        """pytest's name of the test that catches the fault."""
-        return f"{TEST_FILE}::test_rule[{self.name}]"
-
+from validation.mutations.fault import Fault
+from validation.mutations.group_faults import GROUP_FAULTS
 
 _POOL = "sim/core/block_pool.py"
 _TABLES = "sim/core/kv_tables.py"
@@ -47,7 +19,7 @@ _QUEUE = "sim/core/request_queue.py"
 _MAP = "sim/core/prefix_map.py"
 _HASH = "sim/core/block_hash.py"
 
-FAULTS = (
+_PLAIN = (
     Fault(
         "free_order_unhashed",
         "freed blocks without a hash go to the front of the free queue",
@@ -233,3 +205,5 @@ FAULTS = (
         "pool.ctl.memo_hits += 0",
     ),
 )
+
+FAULTS = _PLAIN + GROUP_FAULTS

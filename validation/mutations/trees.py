@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from validation.mutations.faults import Fault
+from validation.mutations.fault import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 _COPIED = ("sim", "workloads", "validation")
