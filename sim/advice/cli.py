@@ -92,7 +92,7 @@ def recommend(
 
 
 @click.command()
-@click.argument("source", metavar="CONFIG|RUN", type=click.Path())
+@click.argument("source", metavar="CONFIG|RUN|RECORDING", type=click.Path())
 @_set
 @_seed
 @click.option(
@@ -134,10 +134,12 @@ def descriptors(
 ) -> None:
     """Transfer descriptors that each request's KV needs when it is sent elsewhere, and their cost.
 
-    Takes a config, or the folder of a run, which is simulated again.
+    Takes a config, the folder of a run, which is simulated again, or a recording of a live vLLM
+    (docs/live.md), whose states show the block tables.
     """
     from sim.analysis.descriptors import cost_model, descriptor_costs, text
-    from sim.analysis.handoffs import check_source, simulate_handoffs
+    from sim.analysis.handoffs import check_source, recorded_handoffs, simulate_handoffs
+    from sim.analysis.recording_file import looks_recorded
     from sim.errors import InputError
     from sim.results import to_json
 
@@ -146,22 +148,40 @@ def descriptors(
             raise InputError(f"must be at least 0, got {value}", option)
     if not 0 < bandwidth < float("inf"):
         raise InputError(f"must be more than 0, got {bandwidth}", "--bandwidth")
-    resolved, workload = check_source(source, overrides, seed)
-    model = cost_model(
-        resolved,
-        regions,
-        post_s=post_us / 1e6,
-        wire_s=wire_us / 1e6,
-        bandwidth=bandwidth * 1e9,
-        latency_s=latency_us / 1e6,
-    )
+    numbers = {
+        "post_s": post_us / 1e6,
+        "wire_s": wire_us / 1e6,
+        "bandwidth": bandwidth * 1e9,
+        "latency_s": latency_us / 1e6,
+    }
 
     def say(seen: int, total: int) -> None:
         if not quiet:
             click.echo(f"{seen:,} of {total:,} requests", err=True)
 
-    costs = descriptor_costs(simulate_handoffs(resolved, workload, when, say), model)
-    if as_json:
-        click.echo(to_json({"name": resolved.name, **costs}).decode(), nl=False)
+    seen = ""
+    if looks_recorded(source):
+        from sim.analysis.recording import load
+        from sim.report.recorded_report import group_names
+
+        if overrides or seed is not None:
+            option = "--set" if overrides else "--seed"
+            raise InputError("a recording can't be changed", option, hint="give a config or a run folder")
+        recorded = load(source)
+        model = cost_model(recorded, regions, **numbers)
+        name, names = recorded.path.name, [g.name for g in group_names(recorded)]
+        handoffs = recorded_handoffs(recorded, when)
+        which = "first one after its prefill" if when == "first-token" else "last one before its end"
+        seen = f"its tables are those of the {which} of {recorded.num_states:,} recorded states"
     else:
-        click.echo(text(resolved.name, costs), nl=False)
+        from sim.report.group_table import names_of
+
+        resolved, workload = check_source(source, overrides, seed)
+        model = cost_model(resolved, regions, **numbers)
+        name, names = resolved.name, [g.name for g in names_of(resolved)]
+        handoffs = simulate_handoffs(resolved, workload, when, say)
+    costs = descriptor_costs(handoffs, model)
+    if as_json:
+        click.echo(to_json({"name": name, "group_names": names, **costs}).decode(), nl=False)
+    else:
+        click.echo(text(name, costs, names, seen), nl=False)

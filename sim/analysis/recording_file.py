@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import os
 import zlib
@@ -118,6 +119,15 @@ class StateTable:
 def is_recording(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a file, and not a folder as a run has one."""
     return Path(path).is_file()
+
+
+def looks_recorded(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a recording or a table of states does, and not as text."""
+    if not is_recording(path):
+        return False
+    with contextlib.suppress(OSError), Path(path).open("rb") as file:
+        return file.read(4).startswith((b"\x1f\x8b", b"PAR1"))
+    return False
 
 
 def read(path: str | os.PathLike[str]) -> Recording:

@@ -117,7 +117,7 @@ def build_recorded_report(recorded: Recorded) -> Document:
         from sim.report.findings import layout_parts
 
         over = plural(len(layout.times_ns), "recorded state")
-        groups = group_parts(layout.groups, _group_names(recorded), over)
+        groups = group_parts(layout.groups, group_names(recorded), over)
         sections.append(Section("groups", "KV-cache groups", tuple(groups)))
         sections.append(Section("layout", "What splits the pool", tuple(layout_parts(layout))))
     sections.append(Section("cache", "Cache and block lifetimes", tuple(_cache(recorded, summary))))
@@ -175,7 +175,7 @@ _SPECS = {
 }
 
 
-def _group_names(recorded: Recorded) -> tuple[GroupName, ...]:
+def group_names(recorded: Recorded) -> tuple[GroupName, ...]:
     """By the classes of vLLM's specs; "not noted" in old tables of states."""
     raw = recorded.raw
     if isinstance(raw, Recording):

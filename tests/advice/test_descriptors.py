@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,8 +10,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sim.analysis.descriptors import CostModel, descriptor_costs
-from sim.analysis.handoffs import FINISH, FIRST_TOKEN, Handoffs, check_source, pairs_of, simulate_handoffs
+from sim.analysis.descriptors import CostModel, cost_model, descriptor_costs
+from sim.analysis.handoffs import (
+    FINISH,
+    FIRST_TOKEN,
+    Handoffs,
+    check_source,
+    pairs_of,
+    recorded_handoffs,
+    simulate_handoffs,
+)
+from sim.analysis.recording import load
 from sim.cli import main
 
 CONFIG = """
@@ -65,14 +75,14 @@ def test_costs_of_hand_made_tables() -> None:
         request=np.array([0, 1, 2]),
         time_ns=np.array([10, 20, 30]),
         tokens=np.array([64, 60, 3]),
-        blocks=np.array([4, 4, 1]),
-        ascending=np.array([3, 0, 0]),
-        descending=np.array([0, 2, 0]),
+        blocks=np.array([[4], [4], [1]]),
+        ascending=np.array([[3], [0], [0]]),
+        descending=np.array([[0], [2], [0]]),
         missed=0,
     )
-    model = CostModel(2, 100.0, post_s=1e-6, wire_s=2e-6, bandwidth=1e6, latency_s=1e-3)
+    model = CostModel((2,), (100.0,), post_s=1e-6, wire_s=2e-6, bandwidth=1e6, latency_s=1e-3)
     costs = descriptor_costs(h, model)
-    assert h.runs.tolist() == [1, 4, 1]
+    assert h.runs.tolist() == [[1], [4], [1]]
     assert costs["mergeable"] == 3 / 6
     assert costs["descending"] == 2 / 6
     assert costs["totals"]["descriptors"] == 2 * 6
@@ -87,9 +97,9 @@ def test_costs_of_hand_made_tables() -> None:
 def test_a_new_pool_gives_one_run_and_a_used_one_none(tmp_path: Path) -> None:
     """Four requests of ten blocks fill the pool in order; freed last first, they come back descending."""
     h = handoffs(write(tmp_path))
-    assert h.blocks.tolist() == [10] * 12
-    assert h.runs.tolist() == [1, 1, 1, 1, 10, 10, 10, 10, 1, 1, 1, 1]
-    assert h.descending.tolist()[4:8] == [9] * 4
+    assert h.blocks[:, 0].tolist() == [10] * 12
+    assert h.runs[:, 0].tolist() == [1, 1, 1, 1, 10, 10, 10, 10, 1, 1, 1, 1]
+    assert h.descending[:, 0].tolist()[4:8] == [9] * 4
 
 
 def test_interleaved_requests_leave_one_run_a_block(tmp_path: Path) -> None:
@@ -97,8 +107,8 @@ def test_interleaved_requests_leave_one_run_a_block(tmp_path: Path) -> None:
     h = handoffs(write(tmp_path, blocks=1001, clients=2, output=161), FINISH)
     first = h.request < 2
     # 160 prompt tokens in 10 blocks, then 160 computed ones of the output in 10 more
-    assert h.blocks[first].tolist() == [20, 20]
-    assert h.runs[first].tolist() == [11, 11]
+    assert h.blocks[first, 0].tolist() == [20, 20]
+    assert h.runs[first, 0].tolist() == [11, 11]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -116,8 +126,8 @@ def test_tables_at_the_end_agree_with_the_run(tmp_path: Path, asynchronous: bool
     assert (h.tokens == rows["prompt_tokens"][h.request] + rows["output_tokens"][h.request] - 1).all()
     allocated = rows["allocated_slots"][h.request] // resolved.engine.block_size
     # in asynchronous scheduling a block for the token after the last may have been added
-    assert (allocated - h.blocks <= int(asynchronous)).all()
-    assert (allocated >= h.blocks).all()
+    assert (allocated - h.blocks[:, 0] <= int(asynchronous)).all()
+    assert (allocated >= h.blocks[:, 0]).all()
 
 
 def test_run_folder_gives_what_its_config_gives(tmp_path: Path) -> None:
@@ -152,10 +162,122 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert "not the folder of a run" in result.stderr
 
 
+HYBRID = """
+engine:
+  num_gpu_blocks: 400
+  max_model_len: 1024
+  max_num_batched_tokens: 256
+  kv_cache_groups:
+    - {type: full}
+    - {type: sliding_window, sliding_window: 64}
+    - {type: mamba}
+step_time: {kind: constant, step: 10ms}
+workload:
+  kind: random
+  arrivals: {kind: closed_loop, clients: 1}
+  num_requests: 3
+  prompt_len: 200
+  output_len: 20
+output: {plots: false}
+"""
+
+
+def test_every_group_has_its_own_tables_and_regions(tmp_path: Path) -> None:
+    config = tmp_path / "hybrid.yaml"
+    config.write_text(HYBRID)
+    h = handoffs(str(config), FINISH)
+    # 219 tokens: 14 blocks; the last 63 of them and what their blocks hold before: 5; the current state
+    assert h.blocks.tolist() == [[14, 5, 1]] * 3
+    assert h.tokens.tolist() == [219] * 3
+    assert (h.runs[:, 2] == 1).all()
+    costs = descriptor_costs(h, CostModel((4, 2, 1), (10.0, 20.0, 30.0)))
+    assert costs["totals"]["descriptors_unmerged"] == 3 * (4 * 14 + 2 * 5 + 1)
+    assert costs["bytes"] == 3 * (4 * 14 * 10 + 2 * 5 * 20 + 30)
+    assert [g["descriptors"] for g in costs["groups"]] == (h.runs * [4, 2, 1]).sum(axis=0).tolist()
+    assert costs["groups"][2]["mergeable"] is None
+    result = CliRunner().invoke(
+        main, ["descriptors", str(config), "--regions", "3", "--when", "finish", "-q"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "1: window of 64" in result.stdout
+
+
+def test_a_model_of_several_groups_has_the_regions_of_each_groups_layers() -> None:
+    chat = Path(__file__).parents[2] / "configs" / "chat.yaml"
+    of = {"model": "gemma-3-12b", "gpu": "h100", "engine.max_model_len": "8192"}
+    resolved, _ = check_source(str(chat), [f"{k}={v}" for k, v in of.items()])
+    model = cost_model(resolved)
+    assert model.regions == (16,) * 6
+    assert model.region_bytes is not None
+    page = resolved.pool.page_bytes
+    assert [n * b for n, b in zip(model.regions, model.region_bytes, strict=True)] == [page] * 6
+    assert cost_model(resolved, "layer").regions == (8,) * 6
+    assert cost_model(resolved, "packed").regions == (1,) * 6
+
+
+@pytest.mark.parametrize("when", [FIRST_TOKEN, FINISH])
+def test_accepted_drafts_hide_nobodys_last_token(tmp_path: Path, when: str) -> None:
+    config = write(tmp_path, blocks=201, clients=4, output=37)
+    drafts = ("num_speculative_tokens=3", "speculative_method=ngram", "draft_acceptance=0.7")
+    h = simulate_handoffs(*check_source(config, [f"engine.{d}" for d in drafts]), when)
+    assert sorted(h.request.tolist()) == list(range(12))
+    assert h.missed == 0
+    assert h.tokens.tolist() == [160 if when == FIRST_TOKEN else 160 + 36] * 12
+
+
+def test_an_interrupted_run_ends_where_it_did(tmp_path: Path) -> None:
+    config, folder = write(tmp_path), tmp_path / "run"
+    assert CliRunner().invoke(main, ["run", config, "--out", str(folder), "-q"]).exit_code == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    whole = len(handoffs(str(folder)).request)
+    summary |= {"exit_reason": "interrupted", "simulated_s": summary["simulated_s"] / 2}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert 0 < len(handoffs(str(folder)).request) < whole == 12
+
+
+RECORDING = Path(__file__).parents[2] / "validation" / "recordings" / "live-cpu-chat.jsonl.gz"
+
+
+@pytest.mark.parametrize("when", [FIRST_TOKEN, FINISH])
+def test_tables_of_a_recording(when: str) -> None:
+    recorded = load(RECORDING)
+    h = recorded_handoffs(recorded, when)
+    assert len(h.request) + h.missed == 107
+    assert (np.diff(h.time_ns) >= 0).all()
+    i = int(np.argmax(h.tokens))
+    name = h.names[h.request[i]]
+    shown = [s for s in recorded.snapshots() if name in s.tables.request_id]
+    if when == FIRST_TOKEN:
+        assert recorded.requests is not None
+        prompt = recorded.requests["prompt_tokens"][h.request[i]]
+        at = [s.tables.request_id.index(name) for s in shown]
+        shown = [s for s, k in zip(shown, at, strict=True) if s.tables.num_computed[k] >= prompt][:1]
+    s = shown[-1]
+    k = s.tables.request_id.index(name)
+    assert s.time_ns == h.time_ns[i]
+    assert s.tables.num_computed[k] == h.tokens[i]
+    table = s.tables.table(k, 0)[: -(-int(h.tokens[i]) // 32)]
+    assert h.blocks[i, 0] == len(table)
+    assert h.ascending[i, 0] == sum(b == a + 1 for a, b in itertools.pairwise(table.tolist()))
+    result = CliRunner().invoke(main, ["descriptors", str(RECORDING), "--when", when, "--regions", "8"])
+    assert result.exit_code == 0, result.output
+    assert "of 131 recorded states" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [([], "a recording does not tell of the model"), (["--set", "seed=1"], "a recording can't be changed")],
+)
+def test_what_a_recording_does_not_know(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["descriptors", str(RECORDING), *options])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 @pytest.mark.slow
 def test_published_copies_of_193_blocks() -> None:
     config = Path(__file__).parents[2] / "configs" / "published" / "copies.yaml"
     h = handoffs(str(config))
-    assert set(h.blocks.tolist()) == {193}
-    assert h.runs.tolist()[:5] == [1] * 5
-    assert h.runs.tolist()[6:10] == [193] * 4
+    assert set(h.blocks[:, 0].tolist()) == {193}
+    assert h.runs[:, 0].tolist()[:5] == [1] * 5
+    assert h.runs[:, 0].tolist()[6:10] == [193] * 4
