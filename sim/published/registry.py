@@ -81,6 +81,11 @@ ENTRIES = (
         "sim.published.sliding_window",
     ),
     Entry(
+        "contiguity",
+        "Transfer descriptors that can be merged with blocks in free-queue order (PR 55841, 55434).",
+        "sim.published.contiguity",
+    ),
+    Entry(
         "watermark",
         "Preemptions by watermark, as measured on a real vLLM (PR 44594).",
         "sim.published.watermark",
