@@ -7,6 +7,7 @@ import sys
 import click
 
 from sim.cli import EXIT_INTERRUPTED, _seed, _set
+from sim.option_types import FiniteRange
 
 
 @click.command()
@@ -38,11 +39,11 @@ from sim.cli import EXIT_INTERRUPTED, _seed, _set
     "--runs", type=click.IntRange(8), default=200, show_default=True, help="Most simulations of the search."
 )
 @click.option(
-    "--level", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True, help="Of the intervals."
+    "--level", type=FiniteRange(0.5, 0.9999), default=0.95, show_default=True, help="Of the intervals."
 )
 @click.option(
     "--min-gain",
-    type=click.FloatRange(0.0, 1.0),
+    type=FiniteRange(0.0, 1.0),
     default=0.01,
     show_default=True,
     help="Relative gain that a change must bring.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,6 +157,8 @@ def parse_constraint(text: str) -> Constraint:
         bound = float(found[3])
     except ValueError:
         raise InputError(f"'{found[3]}' is not a number", "--constraint", hint=example) from None
+    if not math.isfinite(bound):
+        raise InputError(f"'{found[3]}' is no bound", "--constraint", hint=example)
     return Constraint(metric, found[2] == "<=", bound)
 
 

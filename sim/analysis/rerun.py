@@ -7,10 +7,9 @@ that a changed trace or a changed engine is noticed instead of shown.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from sim.simulate import Simulation
     from workloads.requests import Workload
 
-_WHICH = "give a folder that `python -m sim run` has made"
 _AGAIN = "make the run again: python -m sim run"
 
 
@@ -49,10 +47,11 @@ class Rerun:
 
     def __init__(self, folder: str | Path, *, residency_sample: float = 1.0) -> None:
         from sim import runner
+        from sim.report.folder import read_run
 
-        self.folder = Path(folder)
-        self._provenance = _read_json(self.folder, "provenance.json")
-        summary = _read_json(self.folder, "summary.json")
+        run = read_run(folder)
+        self.folder = run.path
+        self._provenance, summary = run.provenance, run.summary
         config = self.folder / "config.yaml"
         self.resolved: Resolved
         self.workload: Workload
@@ -187,17 +186,3 @@ def read_columns(path: Path) -> dict[str, NDArray[np.int64]]:
             f"can't be read: {e}", str(path), hint="give a folder that `sim run` has made"
         ) from e
     return {name: table[name].to_numpy() for name in table.column_names}
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        data = json.loads((folder / name).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(
-            f"not a run folder: {name} can't be read ({e.strerror})", str(folder), hint=_WHICH
-        ) from e
-    except ValueError as e:
-        raise InputError(f"{name} is not JSON: {e}", str(folder / name), hint=_WHICH) from e
-    if not isinstance(data, dict):
-        raise InputError(f"{name} is not a JSON object", str(folder / name), hint=_WHICH)
-    return data

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sim.option_types import FiniteRange
+
 if TYPE_CHECKING:
     from sim.report.document import Document
 
@@ -16,12 +18,22 @@ _SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".tx
 
 
 def _style(style: str | None, out: str | None, known: tuple[str, ...]) -> str:
-    """The format asked for, or the one that the file's name says, or text."""
-    if style is None:
-        return "text" if out is None else _SUFFIXES.get(Path(out).suffix.lower(), "html")
-    if style not in known:
-        from sim.errors import InputError, did_you_mean
+    """The format asked for, or the one that the file's name says, or text.
 
+    Raises:
+        InputError: none of those known.
+    """
+    from sim.errors import InputError, did_you_mean
+
+    if style is None:
+        if out is None or out == "-":
+            return "text"
+        suffix = Path(out).suffix.lower()
+        if suffix not in _SUFFIXES:
+            said = f"no format is known by the ending '{suffix}'" if suffix else "the name says no format"
+            raise InputError(said, f"--out {out}", hint=f"give --format {'|'.join(known)}")
+        return _SUFFIXES[suffix]
+    if style not in known:
         hint = did_you_mean(style, known) or f"use one of {', '.join(known)}"
         raise InputError(f"unknown format '{style}'", "--format", hint=hint)
     return style
@@ -29,7 +41,7 @@ def _style(style: str | None, out: str | None, known: tuple[str, ...]) -> str:
 
 def _write(out: str | None, text: str) -> None:
     """To a file (whole or not at all), or to stdout."""
-    if out is None:
+    if out is None or out == "-":
         click.echo(text, nl=False)
         return
     from sim.report.files import write_whole
@@ -54,7 +66,7 @@ def _say(quiet: bool) -> Callable[[str], None]:
     metavar="html|md|json|text",
     help="Default: by the ending of --out, else text.",
 )
-@click.option("--out", metavar="FILE", help="Write to this file (replaced as a whole) instead of stdout.")
+@click.option("--out", metavar="FILE", help="Write to this file (replaced as a whole); - or none: stdout.")
 @click.option(
     "--no-rerun",
     is_flag=True,
@@ -96,10 +108,10 @@ def report(run: str, style: str | None, out: str | None, no_rerun: bool, quiet: 
 )
 @click.option("--diff", nargs=2, metavar="T1 T2", help="Draw what changed between two instants.")
 @click.option("--watch", is_flag=True, help="Play the run in the terminal; Ctrl-C stops.")
-@click.option("--fps", type=click.FloatRange(0.1, 60), default=10.0, show_default=True, help="For --watch.")
+@click.option("--fps", type=FiniteRange(0.1, 60), default=10.0, show_default=True, help="For --watch.")
 @click.option(
     "--speed",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="X",
     help="Simulated seconds per second for --watch; default: the whole run in half a minute.",
 )

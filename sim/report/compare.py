@@ -209,8 +209,14 @@ def _headline(base: Group, other: Group, found: Sequence[tuple[Metric, Differenc
     pieces: list[Piece] = [f"{other.letter} against {base.letter}: "]
     changed = [f for f in found if f[1].mean != 0 and f[1].clear is not False and f[0].headline]
     if not changed:
-        same = all(d.mean == 0 for _, d, _ in found)
-        pieces.append("every number is the same." if same else "no difference is clear of the noise.")
+        if not any(metric.headline for metric, _, _ in found):
+            pieces.append("they have no key number in common.")
+        elif all(d.mean == 0 for _, d, _ in found):
+            pieces.append("every number is the same.")
+        elif all(d.clear is None for _, d, _ in found):
+            pieces.append("none of the numbers that matter most differs.")
+        else:
+            pieces.append("no difference is clear of the noise.")
         return tuple(pieces)
     for i, (metric, d, a) in enumerate(changed):
         b = a + d.mean
@@ -222,6 +228,19 @@ def _headline(base: Group, other: Group, found: Sequence[tuple[Metric, Differenc
             Value(b, metric.show(b), metric.unit),
         ]
     return (*pieces, ".")
+
+
+def _cut_short(groups: Sequence[Group]) -> list[str]:
+    """What has to be said about runs that did not come to their end, and recordings that are not whole."""
+    out = []
+    for g in groups:
+        for r in g.runs:
+            s = r.summary
+            who = g.letter if len(g.runs) == 1 else f"{g.letter}, seed {s['seed']}"
+            if s["exit_reason"] == "interrupted":
+                out.append(f"{who} was interrupted at {seconds(s['simulated_s'])}: it counts up to then.")
+            out += [f"{who} is not whole: {p}." for p in r.problems]
+    return out
 
 
 def _confidence_note(groups: Sequence[Group]) -> str:
@@ -327,7 +346,8 @@ def compare_runs(folders: Sequence[str], pictures: bool) -> tuple[Document, dict
         leads.append(Paragraph(_headline(base, other, found), "lead"))
         tables.append(table)
     sides = "; ".join(f"{g.letter}: {g.name}" for g in groups)
-    answer: list[Part] = [*leads, *(Paragraph((n,), "note") for n in notes)]
+    answer: list[Part] = [*leads, *(Paragraph((n,), "warn") for n in _cut_short(groups))]
+    answer += [Paragraph((n,), "note") for n in notes]
     answer.append(Paragraph((_confidence_note(groups),), "note"))
     charts: list[Part] = []
     if pictures:

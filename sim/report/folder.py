@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.columns import REQUESTS
 from sim.errors import InputError
 from workloads.units import parse_duration
 
 Rows = Mapping[str, NDArray[Any]]
+
+#: What readers of a run ask its files for without further ado.
+_SUMMARY = (
+    *("name", "content_id", "seed", "exit_reason", "simulated_s", "warmup_s", "steps", "engine", "requests"),
+    *("usage", "internal_fragmentation", "external_fragmentation", "free_runs", "num_running", "num_waiting"),
+    *("waste", "table_contiguity", "prefix_cache", "preemptions", "admissions_refused", "latency"),
+    *("throughput", "worst_moment", "most_waste"),
+)
+_PROVENANCE = ("content_id", "seed", "config_file", "workload", "core_digest", "version")
 
 _HINT = "give the folder that `python -m sim run` wrote, such as runs/NAME-CONTENTID"
 
@@ -30,6 +40,7 @@ class RunFolder:
         provenance: provenance.json.
         config: config.yaml as plain data.
         requests: columns of requests.parquet, arrays of one length.
+        problems: of a recording, what went wrong while it was made.
     """
 
     path: Path
@@ -38,6 +49,7 @@ class RunFolder:
     config: Mapping[str, Any]
     requests: Rows
     _steps: Rows | None = None
+    problems: Sequence[str] = ()
 
     @property
     def steps(self) -> Rows:
@@ -88,13 +100,27 @@ def read_run(folder: str | Path) -> RunFolder:
     if missing:
         raise InputError(f"this is not a run folder: it has no {', '.join(missing)}", name, hint=_HINT)
     _rows_in(path / "steps.parquet")
-    return RunFolder(
-        path,
-        _json(path / "summary.json"),
-        _json(path / "provenance.json"),
-        _yaml(path / "config.yaml"),
-        _parquet(path / "requests.parquet"),
-    )
+    summary, provenance = _json(path / "summary.json"), _json(path / "provenance.json")
+    require_keys(summary, _SUMMARY, path / "summary.json")
+    require_keys(provenance, _PROVENANCE, path / "provenance.json")
+    requests = _parquet(path / "requests.parquet")
+    require_keys(requests, tuple(REQUESTS), path / "requests.parquet")
+    return RunFolder(path, summary, provenance, _yaml(path / "config.yaml"), requests)
+
+
+def require_keys(found: Mapping[str, Any], wanted: Sequence[str], file: Path) -> None:
+    """Refuse a file of a run that lacks something.
+
+    Raises:
+        InputError: it does; another version of kvpool may have written it.
+    """
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        raise InputError(
+            f"this file of the run has no {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}",
+            str(file),
+            hint="another version of kvpool has written it, or it was changed: run it again",
+        )
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -172,7 +198,7 @@ def parse_time(text: str, end_ns: int, option: str) -> int:
         raise InputError(str(e), option) from None
     if ns > end_ns:
         raise InputError(
-            f"{text} lies beyond the end of the run, which is at {seconds(end_ns / 1e9)}",
+            f"{text} lies beyond the end, which is at {seconds(end_ns / 1e9)}",
             option,
             hint=f"choose a time from 0s to {end_ns / 1e9:.6g}s",
         )

@@ -236,7 +236,9 @@ def _fates(requests: Mapping[str, int]) -> Inline:
 
 def answer(recorded: Recorded, summary: Mapping[str, Any]) -> list[Part]:
     """Warnings, the answer, the key numbers, what was recorded."""
-    warnings: list[Part] = [Paragraph((f"In this recording {p}.",), "warn") for p in recorded.problems]
+    warnings: list[Part] = [
+        Paragraph((f"This recording is not whole: {p}.",), "warn") for p in recorded.problems
+    ]
     if summary["usage"] is None:
         return [*warnings, Paragraph(("The recording holds no row: there is nothing to tell.",), "lead")]
     findings = (

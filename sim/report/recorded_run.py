@@ -54,6 +54,7 @@ def recorded_run(recorded: Recorded) -> RunFolder:
         {"version": __version__, "content_id": recorded.sha256},
         {"engine": {k: recorded.settings[k] for k in _ENGINE_KEYS if k in recorded.settings}},
         {},
+        problems=tuple(recorded.problems),
     )
     # external fragmentation relates free blocks and free runs of one moment
     steps = recorded.steps | {"num_free_blocks": free_in_state(recorded)}

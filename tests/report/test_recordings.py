@@ -244,8 +244,8 @@ def test_losses_stand_at_the_head(tmp_path: Path) -> None:
     broken.write_bytes(gzip.compress(b"".join([*lines[:400], lost])) + b"\x1f\x8b torn")
     r = load(broken)
     words = " ".join(render(build_recorded_report(r), "text").split())
-    assert "! In this recording 3 lines about row were lost." in words
-    assert "! In this recording it was not closed" in words
+    assert "! This recording is not whole: 3 lines about row were lost." in words
+    assert "! This recording is not whole: it was not closed" in words
     assert "7 bytes at its end are no whole piece" in words
 
 
