@@ -82,9 +82,12 @@ def sent_blocks(table: NDArray[np.integer], tokens: int, block_size: int) -> NDA
     Args:
         table: block ids, 0 where a place has none.
         tokens: computed ones.
-        block_size: tokens of a block; 0: blocks hold states, of which the last one is the current.
+        block_size: tokens of a block; 0: blocks hold states, of which the last one is the current; negative:
+            they hold encoder tokens, which are all sent.
     """
-    if not block_size:
+    if block_size < 0:
+        return table[table != 0]
+    if block_size == 0:
         return table[np.flatnonzero(table)[-1:]]
     held = table[: -(-tokens // block_size)]
     return held[held != 0]
@@ -191,7 +194,9 @@ def simulate_handoffs(
     engine = resolved.engine
     state = allocate(engine, workload, resolved.step_time, LogOptions(sample_period_ns=0))
     end = _FOREVER if resolved.until_ns is None else resolved.until_ns
-    sizes = layout_of(engine).slot_sizes
+    layout = layout_of(engine)
+    crossing = [g.attention == c.GROUP_CROSS for g in layout.groups]
+    sizes = tuple(-1 if x else n for x, n in zip(crossing, layout.slot_sizes, strict=True))
     watch = _Watch(state, when, engine.num_speculative_tokens, engine.max_model_len, resolved.warmup_ns)
     rows: list[Row] = []
     missed = steps = 0

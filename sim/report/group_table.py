@@ -50,6 +50,7 @@ def kind_name(kind: str, window: int | None, chunk: int | None) -> str:
         "sliding_window": f"window of {window:,}" if window else "sliding window",
         "chunked_local": f"chunks of {chunk:,}" if chunk else "chunked attention",
         "mamba": "states",
+        "cross_attention": "cross attention",
     }
     return words.get(kind, kind)
 
