@@ -29,10 +29,10 @@ def _style(style: str | None, out: str | None, known: tuple[str, ...]) -> str:
         if out is None or out == "-":
             return "text"
         suffix = Path(out).suffix.lower()
-        if suffix not in _SUFFIXES:
+        if suffix not in _SUFFIXES and not Path(out).is_dir():
             said = f"no format is known by the ending '{suffix}'" if suffix else "the name says no format"
             raise InputError(said, f"--out {out}", hint=f"give --format {'|'.join(known)}")
-        return _SUFFIXES[suffix]
+        return _SUFFIXES.get(suffix, "html")
     if style not in known:
         hint = did_you_mean(style, known) or f"use one of {', '.join(known)}"
         raise InputError(f"unknown format '{style}'", "--format", hint=hint)

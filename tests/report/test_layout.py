@@ -170,11 +170,11 @@ def test_ticks_are_round_numbers(end: float, ticks: list[float]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--at", "3h"), "--at: 3h lies beyond the end of the run"),
+        (("--at", "3h"), "--at: 3h lies beyond the end, which"),
         (("--at", "soon"), "--at: expected a number of seconds"),
         (("--at", "-3s"), "--at: expected a number of seconds"),
         (("--diff", "12s", "9s"), "--diff: the first instant (12s) is later than the second (9s)"),
-        (("--diff", "9s", "9h"), "--diff: 9h lies beyond the end of the run"),
+        (("--diff", "9s", "9h"), "--diff: 9h lies beyond the end, which"),
         (("--at", "9s", "--diff", "1s", "2s"), "layout: --at and --diff exclude each other"),
         (("--watch", "--png", "x.png"), "layout: --watch and --png exclude each other"),
         (("--watch",), "layout: --watch needs a terminal"),

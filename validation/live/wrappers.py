@@ -86,11 +86,11 @@ class Wrappers:
         place."""
         inner = getattr(owner, name)
 
-        def wrapper(iterable: Any) -> Any:
+        def wrapper(iterable: Any, *more: Any, **named: Any) -> Any:
             if self.off:
-                return inner(iterable)
+                return inner(iterable, *more, **named)
             items = list(iterable)
-            result = inner(items)
+            result = inner(items, *more, **named)
             try:
                 note(items)
             except Exception:
