@@ -118,6 +118,7 @@ def recommend(
 @click.option(
     "--latency-us", default=20.0, show_default=True, help="Microseconds of a transfer without data."
 )
+@click.option("--replica", type=click.IntRange(0), metavar="N", help="Of a fleet's run: which one, from 0.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def descriptors(
@@ -130,6 +131,7 @@ def descriptors(
     wire_us: float,
     bandwidth: float,
     latency_us: float,
+    replica: int | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -164,10 +166,12 @@ def descriptors(
     if looks_recorded(source):
         from sim.analysis.recording import load
         from sim.report.recorded_report import group_names
+        from sim.report.replica import refuse_replica
 
         if overrides or seed is not None:
             option = "--set" if overrides else "--seed"
             raise InputError("a recording can't be changed", option, hint="give a config or a run folder")
+        refuse_replica(replica)
         recorded = load(source)
         model = cost_model(recorded, regions, **numbers)
         name, names = recorded.path.name, [g.name for g in group_names(recorded)]
@@ -177,7 +181,7 @@ def descriptors(
     else:
         from sim.report.group_table import names_of
 
-        resolved, workload = check_source(source, overrides, seed)
+        resolved, workload = check_source(source, overrides, seed, replica)
         model = cost_model(resolved, regions, **numbers)
         name, names = resolved.name, [g.name for g in names_of(resolved)]
         handoffs = simulate_handoffs(resolved, workload, when, say)

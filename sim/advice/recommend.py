@@ -102,10 +102,10 @@ def recommend(config: str, options: Options) -> Advice:
     if refused:
         raise InputError(refused[0], config)
     verdict = judge(found, plan, space)
-    shown = text(resolved.name, config, found, plan, space, verdict)
-    advice = Advice(
-        verdict, shown, data(resolved.name, config, found, plan, space, verdict), found.interrupted
-    )
+    shown = text(resolved.name, config, found, plan, space, verdict, _fleet(resolved))
+    numbers = data(resolved.name, config, found, plan, space, verdict)
+    numbers["replicas"] = resolved.fleet.replicas if resolved.fleet else 1
+    advice = Advice(verdict, shown, numbers, found.interrupted)
     if options.out is not None:
         changed = resolve(
             load_config(config, [*overrides, *overrides_of(verdict.candidate, space)], options.seed)
@@ -113,6 +113,14 @@ def recommend(config: str, options: Options) -> Advice:
         _write(Path(options.out), advice, resolved, changed if verdict.change else None, config, options)
         talk.line(f"results in {options.out}")
     return advice
+
+
+def _fleet(resolved: Resolved) -> str:
+    if resolved.fleet is None:
+        return ""
+    from sim.report.fleet_text import router_text
+
+    return f"{resolved.fleet.replicas} replicas behind {router_text(resolved.config['router'])}"
 
 
 def _warm_up(talk: _Talk) -> None:

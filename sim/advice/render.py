@@ -42,10 +42,14 @@ def _method(found: Found, plan: Plan) -> str:
     return f"searched {searched} (the same for all), best one judged on {judged}, {runs}"
 
 
-def text(name: str, config: str, found: Found, plan: Plan, space: Space, verdict: Verdict) -> str:
-    """The advice first, then what was tried."""
+def text(
+    name: str, config: str, found: Found, plan: Plan, space: Space, verdict: Verdict, fleet: str = ""
+) -> str:
+    """The advice first, then what was tried; `fleet`: replicas and router, "" for one engine."""
     out = [f"{name}: {'CHANGE' if verdict.change else 'KEEP WHAT YOU HAVE'}"]
     out += _wrap(f"wanted: {_goal(plan)}", "  ")
+    if fleet:
+        out += _wrap(f"simulated: {fleet}; settings and flags are those of every replica", "  ")
     out += _wrap(f"{_method(found, plan)}; gains under {100 * plan.min_gain:g} % do not count", "  ")
     out.append("")
     for sentence in verdict.sentences:

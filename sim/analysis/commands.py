@@ -47,7 +47,10 @@ def _start(text: str | None) -> float | None:
     metavar="DATE",
     help="prometheus: real time at which the run begins; default 1970, of a recording when it was made.",
 )
-def export(run: str, style: str, out: str | None, points: int, start: str | None) -> None:
+@click.option("--replica", type=click.IntRange(0), metavar="N", help="Of a fleet: which one, from 0.")
+def export(
+    run: str, style: str, out: str | None, points: int, start: str | None, replica: int | None
+) -> None:
     """Write RUN in the format of another tool.
 
     RUN is a folder that `run` has written, or a recording of a live vLLM (docs/live.md), of which only what
@@ -67,8 +70,10 @@ def export(run: str, style: str, out: str | None, points: int, start: str | None
         hint = did_you_mean(style, _FORMATS) or f"use one of {', '.join(_FORMATS)}"
         raise InputError(f"unknown format '{style}'", "--format", hint=hint)
     folder = Path(run)
-    target = Path(out) if out is not None else folder.with_name(folder.resolve().name + _ENDINGS[style])
-    made = _files(folder, style, points, _start(start))
+    own = "" if replica is None else f"-replica-{replica}"
+    beside = folder.with_name(folder.resolve().name + own + _ENDINGS[style])
+    target = beside if out is None else Path(out)
+    made = _files(folder, style, points, _start(start), replica)
     if isinstance(made, bytes):
         if out == "-":
             click.echo(made, nl=False)
@@ -85,13 +90,19 @@ def export(run: str, style: str, out: str | None, points: int, start: str | None
     click.echo(f"written to {target}", err=True)
 
 
-def _files(run: Path, style: str, points: int, start_s: float | None) -> bytes | dict[str, bytes]:
+def _files(
+    run: Path, style: str, points: int, start_s: float | None, replica: int | None
+) -> bytes | dict[str, bytes]:
     """What is to be written: one file, or several by name."""
     from sim.analysis.openmetrics import last_scrape
     from sim.analysis.recording_file import is_recording
 
     if is_recording(run):
         from sim.analysis import recording_export as r
+        from sim.errors import InputError
+
+        if replica is not None:
+            raise InputError("a recording is that of one engine", "--replica", hint="leave it out")
         from sim.analysis.recording import load
 
         recorded = load(run)
@@ -105,7 +116,9 @@ def _files(run: Path, style: str, points: int, start_s: float | None) -> bytes |
     from sim.analysis import export as e
 
     if style == "metrics":
-        return last_scrape(e.export_prometheus(run, 1, start_s or 0.0).decode()).encode()
+        return last_scrape(e.export_prometheus(run, 1, start_s or 0.0, replica).decode()).encode()
     if style == "prometheus":
-        return e.export_prometheus(run, points, start_s or 0.0)
-    return e.export_chrome_trace(run) if style == "chrome-trace" else e.export_tables(run, style)
+        return e.export_prometheus(run, points, start_s or 0.0, replica)
+    if style == "chrome-trace":
+        return e.export_chrome_trace(run, replica=replica)
+    return e.export_tables(run, style, replica=replica)

@@ -100,37 +100,44 @@ def to_csv(columns: Mapping[str, NDArray[Any]], known: Mapping[str, tuple[str, s
 
 
 def export_tables(
-    folder: str | Path, style: str, progress: Callable[..., None] | None = None
+    folder: str | Path,
+    style: str,
+    progress: Callable[..., None] | None = None,
+    replica: int | None = None,
 ) -> dict[str, bytes]:
-    """The files of the formats "parquet" and "csv": name -> content.
+    """The files of the formats "parquet" and "csv": name -> content; `replica` of a fleet.
 
     Raises:
         InputError: as ``track``.
     """
     files = {}
-    for name, (columns, known) in tables(track(folder, progress=progress)).items():
+    for name, (columns, known) in tables(track(folder, progress=progress, replica=replica)).items():
         meta = {"table": name, "run": Path(folder).name}
+        if replica is not None:
+            meta["replica"] = str(replica)
         data = to_parquet(columns, known, meta) if style == "parquet" else to_csv(columns, known)
         files[f"{name}.{style}"] = data
     return files
 
 
-def export_prometheus(folder: str | Path, points: int, start_s: float) -> bytes:
-    """OpenMetrics text, see ``openmetrics``.
+def export_prometheus(folder: str | Path, points: int, start_s: float, replica: int | None = None) -> bytes:
+    """OpenMetrics text, see ``openmetrics``; `replica` of a fleet.
 
     Raises:
         InputError: as ``Rerun``.
     """
-    return "".join(openmetrics(Rerun(folder), points, start_s)).encode()
+    return "".join(openmetrics(Rerun(folder, replica=replica), points, start_s)).encode()
 
 
-def export_chrome_trace(folder: str | Path, progress: Callable[..., None] | None = None) -> bytes:
-    """Chrome trace JSON, see ``chrome_trace``.
+def export_chrome_trace(
+    folder: str | Path, progress: Callable[..., None] | None = None, replica: int | None = None
+) -> bytes:
+    """Chrome trace JSON, see ``chrome_trace``; `replica` of a fleet.
 
     Raises:
         InputError: as ``Rerun``; the simulation does not give the folder's rows any more.
     """
-    rerun = Rerun(folder)
+    rerun = Rerun(folder, replica=replica)
     simulation = rerun.fresh()
     simulation.run(rerun.until_ns, progress)
     result = simulation.result()

@@ -262,10 +262,10 @@ def recorded_handoffs(recorded: Recorded, when: str = FINISH) -> Handoffs:
 
 
 def check_source(
-    source: str, overrides: Sequence[str] = (), seed: int | None = None
+    source: str, overrides: Sequence[str] = (), seed: int | None = None, replica: int | None = None
 ) -> tuple[Resolved, Workload]:
-    """A config file, or the config of a run folder: resolved, with its requests. A run that was interrupted
-    is to end where it did.
+    """A config file, or the config of a run folder: resolved, with its requests; `replica` of a fleet's run.
+    A run that was interrupted is to end where it did.
 
     Raises:
         InputError: a bad config, not a run folder, or one whose workload can't be had again.
@@ -273,15 +273,17 @@ def check_source(
     from sim.runner import check
 
     folder = Path(source)
+    if replica is not None:
+        return _replica(folder, overrides, seed, replica)
     if not folder.is_dir():
         resolved, workload = check(source, overrides, seed)
-        refuse_fleet(resolved, source)
+        refuse_fleet(resolved, source, "use replicas: 1, or run it and name one with --replica N, from 0")
         return resolved, workload
     if not (folder / "provenance.json").is_file() or not (folder / "config.yaml").is_file():
         hint = "a run folder is what `python -m sim run` writes; or name a config file"
         raise InputError("this is not the folder of a run", source, hint=hint)
     resolved, workload = check(str(folder / "config.yaml"), overrides, seed)
-    refuse_fleet(resolved, source)
+    refuse_fleet(resolved, source, "name one with --replica N, from 0")
     if not overrides and seed is None:
         from sim.report.folder import read_run
 
@@ -292,3 +294,20 @@ def check_source(
         if run.summary["exit_reason"] == "interrupted":
             resolved = replace(resolved, until_ns=run.end_ns)
     return resolved, workload
+
+
+def _replica(
+    folder: Path, overrides: Sequence[str], seed: int | None, replica: int
+) -> tuple[Resolved, Workload]:
+    from sim.analysis.rerun import Rerun
+
+    if not folder.is_dir():
+        hint = "run it first, and name the run folder"
+        raise InputError(
+            "a replica is that of a run: its requests depend on the router", str(folder), hint=hint
+        )
+    if overrides or seed is not None:
+        message = "a replica's requests are those of its run, which --set and --seed would change"
+        raise InputError(message, "--replica", hint="leave out one of them")
+    rerun = Rerun(folder, replica=replica)
+    return rerun.resolved, rerun.workload

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.analysis.rerun import Rerun, read_columns
+from sim.analysis.rerun import Rerun
 from sim.analysis.tracker import curves_of
 from sim.groups import layout_of
 
@@ -84,14 +84,14 @@ def openmetrics(rerun: Rerun, points: int = 500, start_s: float = 0.0) -> Iterat
     steps = rerun.steps
     rows = scrape_rows(len(steps["time_ns"]), points)
     times = steps["time_ns"][rows]
-    model = rerun.resolved.model.name if rerun.resolved.model else rerun.resolved.name
-    labels = {"model_name": model, "engine": "0"}
+    model = rerun.resolved.model.name if rerun.resolved.model else rerun.name
+    labels = {"model_name": model, "engine": str(rerun.replica or 0)}
     stamps = [_number(start_s + int(t) / 1e9) for t in times]
     engine = rerun.resolved.engine
     sizes = layout_of(engine).slot_sizes
     for family in _families({name: column[rows] for name, column in steps.items()}, sizes):
         yield from family_lines(family, labels, stamps)
-    requests = read_columns(rerun.folder / "requests.parquet")
+    requests = rerun.requests
     # a row shows what happened before its time; only the last one shows the end itself
     until = times + (times == rerun.end_ns)
     yield from _success(rerun, requests, until, labels, stamps)

@@ -8,6 +8,7 @@ that a changed trace or a changed engine is noticed instead of shown.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from sim.analysis.snapshot import FragmentationSnapshot
 from sim.errors import InputError
-from sim.fleet.single import refuse_fleet
+from sim.fleet.replica import ReplicaSimulation, replica_config, replica_workload
+from sim.fleet.single import check_replica, refuse_fleet
 
 if TYPE_CHECKING:
     from sim.core.state import State
@@ -32,20 +34,27 @@ class Rerun:
 
     Attributes:
         folder: the run folder.
+        name: of the run.
         resolved: its config.
         workload: its requests.
         end_ns: simulated time at which the run ended.
         until_ns: simulated time at which to stop it, None: it ran to the end of its workload.
+        replica: of a fleet, None: the run is that of one engine. With it, config, workload and rows are its
+            own, and requests are numbered among those that it was sent.
 
     Args:
         folder: written by `python -m sim run`.
         residency_sample: share of the allocations whose residency is measured, in (0, 1].
+        replica: which one of a fleet; None for a run of one engine.
 
     Raises:
-        InputError: not a run folder, or its workload is not the one that it was made with.
+        InputError: not a run folder, or its workload is not the one that it was made with; a fleet without
+            `replica`, or one engine with it.
     """
 
-    def __init__(self, folder: str | Path, *, residency_sample: float = 1.0) -> None:
+    def __init__(
+        self, folder: str | Path, *, residency_sample: float = 1.0, replica: int | None = None
+    ) -> None:
         from sim import runner
         from sim.report.folder import read_run
 
@@ -56,7 +65,10 @@ class Rerun:
         self.resolved: Resolved
         self.workload: Workload
         self.resolved, self.workload = runner.check(str(config))
-        refuse_fleet(self.resolved, str(folder))
+        if replica is None:
+            refuse_fleet(self.resolved, str(folder), "name one with --replica N, from 0")
+        else:
+            check_replica(self.resolved, replica, str(folder))
         if self.workload.content_hash() != self._provenance.get("workload", {}).get("sha256"):
             raise InputError(
                 "the requests that its config describes now are not those of the run: a trace file or the"
@@ -64,19 +76,57 @@ class Rerun:
                 str(config),
                 hint=f"{_AGAIN} {config}",
             )
+        self.name = self.resolved.name
         self._residency_sample = residency_sample
-        self._expected: dict[str, NDArray[np.int64]] = read_columns(self.folder / "steps.parquet")
+        self.replica = replica
+        name = "steps.parquet" if replica is None else "replica_steps.parquet"
+        self._expected: dict[str, NDArray[np.int64]] = read_columns(self.folder / name)
+        self._interrupted = summary["exit_reason"] == "interrupted"
+        if replica is not None:
+            self._take_replica(replica)
         times = self._expected["time_ns"]
         self.end_ns = max(round(summary["simulated_s"] * 1e9), int(times[-1]) if len(times) else 0)
-        self._interrupted = summary["exit_reason"] == "interrupted"
         self.until_ns = self.end_ns if self._interrupted else self.resolved.until_ns
         self._simulation: Simulation | None = None
         self._now = 0
         self._chunks = self._rows = 0
 
+    def _take_replica(self, replica: int) -> None:
+        """Make config, workload and rows those of one replica."""
+        if self._interrupted:
+            raise InputError(
+                "the run was interrupted, when its replicas stood at different times",
+                str(self.folder),
+                hint=f"{_AGAIN} {self.folder / 'config.yaml'}",
+            )
+        rows = self._expected.pop("replica")
+        self._expected = {name: column[rows == replica] for name, column in self._expected.items()}
+        self.resolved = replica_config(self.resolved, replica)
+        self.workload = replica_workload(self.workload, self.original, self._sent["arrival_ns"])
+
+    @cached_property
+    def _sent(self) -> dict[str, NDArray[np.int64]]:
+        requests = read_columns(self.folder / "requests.parquet")
+        if self.replica is None:
+            return requests
+        ours = requests.pop("replica") == self.replica
+        return {name: column[ours] for name, column in requests.items()}
+
+    @property
+    def original(self) -> NDArray[np.int64]:
+        """int64[requests], positions in the workload of the run."""
+        return self._sent["index"]
+
+    @property
+    def requests(self) -> dict[str, NDArray[np.int64]]:
+        """Columns of the folder's requests.parquet; of a replica those that it was sent, numbered anew."""
+        if self.replica is None:
+            return self._sent
+        return self._sent | {"index": np.arange(len(self.original))}
+
     @property
     def steps(self) -> dict[str, NDArray[np.int64]]:
-        """Columns of the folder's steps.parquet."""
+        """Rows of the folder's step log."""
         return self._expected
 
     def fresh(self) -> Simulation:
@@ -93,6 +143,8 @@ class Rerun:
             follow_blocks=True,
             residency_sample=self._residency_sample,
         )
+        if self.replica is not None:
+            return ReplicaSimulation(r.engine, self.workload, r.step_time, log, self.end_ns)
         return Simulation(r.engine, self.workload, r.step_time, log)
 
     def state_at(self, time_ns: int) -> State:
@@ -161,6 +213,14 @@ class Rerun:
         from sim.core.jit import core_digest
 
         made_by = self._provenance.get("core_digest")
+        if self.replica is not None and made_by == core_digest():
+            raise InputError(
+                f"simulated alone, replica {self.replica} gives other results than replica_steps.parquet"
+                f" holds: {column} differs at {time_ns / 1e9:g} s; it was sent a request at the very instant"
+                " of an end in another replica, and the run folder does not hold which came first",
+                str(self.folder),
+                hint="give the clients a think time above 0, or look at another replica",
+            )
         why = "" if made_by == core_digest() else f" (made by engine {made_by}, this is {core_digest()})"
         raise InputError(
             f"simulated again, the run gives other results than steps.parquet holds: {column} differs at"

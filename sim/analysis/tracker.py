@@ -214,6 +214,7 @@ def track(
     pattern_samples: int = PATTERN_SAMPLES,
     residency_sample: float = 1.0,
     progress: Callable[[Progress], None] | None = None,
+    replica: int | None = None,
 ) -> Tracked:
     """Simulate a run folder again and track it.
 
@@ -222,11 +223,12 @@ def track(
         pattern_samples: instants at which the running requests are sampled.
         residency_sample: share of the allocations whose residency is measured, in (0, 1].
         progress: as in ``Simulation.run``.
+        replica: of a fleet.
 
     Raises:
         InputError: as ``Rerun``; also when the simulation does not give the folder's rows any more.
     """
-    rerun = Rerun(folder, residency_sample=residency_sample)
+    rerun = Rerun(folder, residency_sample=residency_sample, replica=replica)
     period = max(1, rerun.end_ns // (pattern_samples + 1)) if pattern_samples else None
     simulation = rerun.fresh()
     tracker = FragmentationTracker(simulation, rerun.until_ns, period, residency_sample)

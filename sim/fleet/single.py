@@ -1,4 +1,4 @@
-"""Commands that look into one engine say so when they are given a fleet."""
+"""Commands that look into one engine: which one of a fleet, or none of it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,26 @@ if TYPE_CHECKING:
     from sim.resolve import Resolved
 
 
-def refuse_fleet(resolved: Resolved, source: str) -> None:
+def refuse_fleet(resolved: Resolved, source: str, hint: str = "") -> None:
     """Raise InputError if the config is of a fleet.
 
     Args:
         resolved: the config.
         source: file or folder, for the message.
+        hint: what else can be done.
     """
     if resolved.fleet is not None:
         raise InputError(
             f"this looks into the pool of one engine, and here are {resolved.fleet.replicas} replicas",
             source,
-            hint="`python -m sim report` shows what each replica did; or use a run with replicas: 1",
+            hint=hint or "use replicas: 1",
         )
+
+
+def check_replica(resolved: Resolved, replica: int, source: str) -> None:
+    """Raise InputError unless the config is of a fleet with a replica of this number."""
+    if resolved.fleet is None:
+        raise InputError("this is the run of one engine", source, hint="leave out --replica")
+    if replica >= resolved.fleet.replicas:
+        last = resolved.fleet.replicas - 1
+        raise InputError(f"there is no replica {replica}", source, hint=f"give --replica 0 to {last}")

@@ -46,7 +46,7 @@ def look(run: RunFolder) -> Analysis:
     from sim.report.group_table import names_of
     from sim.report.pool_view import FilmMaker, block_codes, film_times
 
-    rerun = Rerun(run.path)
+    rerun = Rerun(run.path, replica=run.replica)
     run.adopt_steps(rerun.steps)
     moments = find_moments(run.steps, run.summary["engine"]["usable_blocks"], run.warmup_ns)
     num_blocks = rerun.resolved.engine.num_gpu_blocks

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt": "text"}
 
 
+_replica = click.option(
+    "--replica", type=click.IntRange(0), metavar="N", help="Of a fleet: look into this one, from 0."
+)
+
+
 def _style(style: str | None, out: str | None, known: tuple[str, ...]) -> str:
     """The format asked for, or the one that the file's name says, or text.
 
@@ -72,8 +77,11 @@ def _say(quiet: bool) -> Callable[[str], None]:
     is_flag=True,
     help="Do not simulate the run again: quicker, but without heat map, causes, lifetimes and failures.",
 )
+@_replica
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
-def report(run: str, style: str | None, out: str | None, no_rerun: bool, quiet: bool) -> None:
+def report(
+    run: str, style: str | None, out: str | None, no_rerun: bool, replica: int | None, quiet: bool
+) -> None:
     """Say where the KV memory of RUN went.
 
     RUN is a folder that `run` has written, or a recording of a live vLLM (a file of the live recorder,
@@ -86,7 +94,9 @@ def report(run: str, style: str | None, out: str | None, no_rerun: bool, quiet: 
     if is_recording(run):
         from sim.analysis.recording import load
         from sim.report.recorded_report import build_recorded_report
+        from sim.report.replica import refuse_replica
 
+        refuse_replica(replica)
         _write(out, render(build_recorded_report(load(run)), style))
         return
     from sim.report.analyse import analyse
@@ -94,6 +104,10 @@ def report(run: str, style: str | None, out: str | None, no_rerun: bool, quiet: 
     from sim.report.folder import read_run
 
     folder = read_run(run)
+    if replica is not None:
+        from sim.report.replica import replica_folder
+
+        folder = replica_folder(folder, replica, not no_rerun)
     if no_rerun:
         analysis = Analysis(note="--no-rerun was given")
     else:
@@ -119,6 +133,7 @@ def report(run: str, style: str | None, out: str | None, no_rerun: bool, quiet: 
 @click.option("--ascii", "plain", is_flag=True, help="Letters only, as when the output is not a terminal.")
 @click.option("--width", type=click.IntRange(20, 1000), metavar="N", help="Columns; default: the terminal's.")
 @click.option("--rows", type=click.IntRange(1, 1000), metavar="N", help="Rows of blocks at most.")
+@_replica
 def layout(
     run: str,
     at: str | None,
@@ -130,6 +145,7 @@ def layout(
     plain: bool,
     width: int | None,
     rows: int | None,
+    replica: int | None,
 ) -> None:
     """Draw the pool of RUN at an instant, block by block.
 
@@ -137,7 +153,7 @@ def layout(
     """
     from sim.report.layout_command import LayoutOptions, show
 
-    show(run, LayoutOptions(at, diff, watch, fps, speed, png, plain, width, rows), sys.stdout)
+    show(run, LayoutOptions(at, diff, watch, fps, speed, png, plain, width, rows, replica), sys.stdout)
 
 
 @click.command()

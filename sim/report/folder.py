@@ -41,6 +41,7 @@ class RunFolder:
         config: config.yaml as plain data.
         requests: columns of requests.parquet, arrays of one length.
         problems: of a recording, what went wrong while it was made.
+        replica: of a fleet, where all of this is that one's own.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class RunFolder:
     requests: Rows
     _steps: Rows | None = None
     problems: Sequence[str] = ()
+    replica: int | None = None
 
     @property
     def steps(self) -> Rows:

@@ -35,6 +35,7 @@ class LayoutOptions:
     plain: bool = False
     width: int | None = None
     rows: int | None = None
+    replica: int | None = None
 
 
 def show(folder: str, options: LayoutOptions, stream: TextIO) -> None:
@@ -51,7 +52,7 @@ def show(folder: str, options: LayoutOptions, stream: TextIO) -> None:
         raise InputError("--watch and --png exclude each other", "layout", hint="give --at with --png")
     if options.watch and not stream.isatty():
         raise InputError("--watch needs a terminal", "layout", hint="use --at TIME, or --png FILE")
-    source = open_source(folder)
+    source = open_source(folder, options.replica)
     if options.diff:
         first, second = (parse_time(t, source.end_ns, "--diff") for t in options.diff)
         if first > second:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from sim.report.folder import RunFolder, read_run
+from sim.report.replica import refuse_replica
 from sim.report.scene import Marks, Scene, marks_of, pool_scene, scene_of
 from sim.report.units import clock_time, seconds
 
@@ -38,8 +39,8 @@ class Source(Protocol):
         """What has to be said below a comparison of two instants."""
 
 
-def open_source(path: str) -> Source:
-    """Of a run folder or of a recording's file.
+def open_source(path: str, replica: int | None = None) -> Source:
+    """Of a run folder or of a recording's file; `replica` of a fleet.
 
     Raises:
         InputError: it is neither, or damaged.
@@ -47,31 +48,41 @@ def open_source(path: str) -> Source:
     from sim.analysis.recording_file import is_recording
 
     if is_recording(path):
+        refuse_replica(replica)
         from sim.analysis.recording import load
 
         return RecordedSource(load(path))
-    return RunSource(read_run(path))
+    return RunSource(read_run(path), replica)
 
 
 class RunSource:
     """A run folder; nothing is simulated before the first picture."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, replica: int | None = None) -> None:
         self.name = str(run.summary["name"])
         self.end_ns = run.end_ns
         self._run = run
+        self._replica = replica
         self._rerun: Rerun | None = None
+        if replica is not None:
+            self.name = self._at().resolved.name
 
     def tightest_ns(self) -> int:
-        """By the summary of the run."""
+        """By the summary of the run, or by a replica's rows."""
+        from sim.step_totals import StepTotals
+
         moment = self._run.summary["worst_moment"]
+        if self._replica is not None:
+            rows = StepTotals(0)
+            rows(self._at().steps)
+            moment = rows.worst_moment()
         return min(self.end_ns, round(moment["time_s"] * 1e9)) if moment else self.end_ns
 
     def _at(self) -> Rerun:
         from sim.analysis.rerun import Rerun
 
         if self._rerun is None:
-            self._rerun = Rerun(self._run.path)
+            self._rerun = Rerun(self._run.path, replica=self._replica)
         return self._rerun
 
     def scene(self, time_ns: int) -> Scene:

@@ -109,6 +109,22 @@ def test_recommended_config_runs_and_gives_the_metrics_shown(planted: dict[str, 
     assert json.loads(result.stdout)["latency"]["e2e_s"]["mean"] == shown["metrics"]["e2e_s.mean"]
 
 
+def test_a_fleet_is_simulated_as_one(tmp_path: Path) -> None:
+    config = Path(write(tmp_path, 256))
+    config.write_text(config.read_text() + "replicas: 2\nrouter: round_robin\n")
+    result = recommend(str(config), "--seeds", "2", "--runs", "8", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "simulated: 2 replicas behind round_robin; settings and flags are those of" in result.stdout
+    data = json.loads((tmp_path / "out" / "recommendation.json").read_text())
+    assert data["replicas"] == 2
+    base = next(s for s in data["simulations"] if not s["changes"] and s["seed"] == 0)
+    folder = tmp_path / "run"
+    assert CliRunner().invoke(main, ["run", str(config), "-q", "--out", str(folder)]).exit_code == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["fleet"]["replicas"] == 2
+    assert base["metrics"]["e2e_s.mean"] == summary["latency"]["e2e_s"]["mean"]
+
+
 def test_config_at_its_optimum_is_kept(tmp_path: Path) -> None:
     result = recommend(write(tmp_path, 2048), "--seeds", "4", "--min-gain", "0.02", "--json")
     assert result.exit_code == 0
