@@ -19,13 +19,16 @@ class ConstantStep(Strict):
 
 
 class AffineStep(Strict):
-    """A sum of costs: overhead + prefill tokens + decode sequences + context tokens read by the decodes."""
+    """A sum of costs: overhead, prefill tokens, decode sequences, context of decodes, encoder tokens."""
 
     kind: Literal["affine"] = key("affine", "A sum of costs.")
     overhead: Cost = key(..., "Cost of any step.", "duration")
     prefill_token: Cost = key("0ns", "Cost of each prefill token.", "duration")
     decode_sequence: Cost = key("0ns", "Cost of each decoding request.", "duration")
     context_token: Cost = key("0ns", "Cost of each token of context that a decode reads.", "duration")
+    encoder_token: Cost = key(
+        "0ns", "Cost of each token that goes through the encoder (models with cross attention).", "duration"
+    )
 
 
 class RooflineStep(Strict):

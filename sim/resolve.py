@@ -212,7 +212,13 @@ def _step_time(
     if isinstance(section, ConstantStep):
         return constant(section.step)
     if isinstance(section, AffineStep):
-        return affine(section.overhead, section.prefill_token, section.decode_sequence, section.context_token)
+        return affine(
+            section.overhead,
+            section.prefill_token,
+            section.decode_sequence,
+            section.context_token,
+            section.encoder_token,
+        )
     return _table(section, loaded, problems)
 
 

@@ -76,12 +76,12 @@ def with_model_defaults(e: EngineConfig, model: ModelShape | None) -> EngineConf
     Prefix caching for models without attention and for encoder-decoder models, chunked prefill for the latter
     (ModelConfig.is_prefix_caching_supported, is_chunked_prefill_supported).
     """
-    if model is None:
-        return e
+    crossing = any(g.type == "cross_attention" for g in e.groups() or ())
+    crossing = crossing or (model is not None and model.is_encoder_decoder)
     off: dict[str, bool] = {}
-    if model.is_attention_free or model.is_encoder_decoder:
+    if crossing or (model is not None and model.is_attention_free):
         off["enable_prefix_caching"] = False
-    if model.is_encoder_decoder:
+    if crossing:
         off["enable_chunked_prefill"] = False
     off = {k: v for k, v in off.items() if k not in e.model_fields_set}
     return e.model_copy(update=off) if off else e

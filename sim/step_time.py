@@ -11,11 +11,17 @@ coefficients are in nanoseconds. The features of one batch are
     K  context tokens read by the prefills: sum over them of computed + n
     Q  sequences that sample a token
 
+of models with cross attention also
+
+    E  tokens that go through the encoder, and F query-key pairs there
+    X  encoder tokens that the decoder's sequences read, and Y query-key pairs of that
+
 and the kinds are
 
     constant  c0
-    affine    c0 + c1*P + c2*D + c3*C
-    roofline  max(c1*T + c2*(A+C) + c3*Q,  c4 + c5*(C+K) + c6*T) + c0
+    affine    c0 + c1*P + c2*D + c3*C + c4*E
+    roofline  max(c1*T + c2*(A+C) + c3*Q + c8*Y,  c4 + c5*(C+K) + c6*T + c9*X) + c0
+              + max(c10*E + c11*F,  c7), if E > 0
     table     bilinear interpolation over (T, C+K), clamped at the edges
 
 An empty batch takes 0 ns; anything else is rounded to whole nanoseconds (half to even), at least 1.
@@ -66,6 +72,10 @@ class BatchFeatures(NamedTuple):
     prefill_pairs: int = 0
     prefill_context: int = 0
     sampled: int = 0
+    encoder_tokens: int = 0
+    encoder_pairs: int = 0
+    encoder_context: int = 0
+    cross_pairs: int = 0
 
 
 def _with_coef(kind: int, values: Sequence[float]) -> StepTime:
@@ -87,9 +97,12 @@ def affine(
     prefill_token_ns: float = 0.0,
     decode_seq_ns: float = 0.0,
     context_token_ns: float = 0.0,
+    encoder_token_ns: float = 0.0,
 ) -> StepTime:
-    """`overhead + prefill_token*P + decode_seq*D + context_token*C`, all in nanoseconds."""
-    return _with_coef(AFFINE, [overhead_ns, prefill_token_ns, decode_seq_ns, context_token_ns])
+    """`overhead + prefill_token*P + decode_seq*D + context_token*C + encoder_token*E`, in nanoseconds."""
+    return _with_coef(
+        AFFINE, [overhead_ns, prefill_token_ns, decode_seq_ns, context_token_ns, encoder_token_ns]
+    )
 
 
 def roofline(
@@ -124,6 +137,14 @@ def roofline(
     are left
     out: they are small beside the weights.
 
+    Of models with cross attention (0 for others):
+
+        c7  encoder weights / W, with the decoder's projections of its output: read by a step that runs it
+        c8  as c2, of the layers with cross attention, whose pairs are left out there
+        c9  as c5, of these layers: reading one encoder token
+        c10 2 * encoder parameters (and those projections) / F: one encoder token
+        c11 FLOPs of one query-key pair in all encoder layers / F
+
     Tensor parallelism adds two all-reduces a layer: their latency to c0, and the ring's traffic of one token,
     2*(TP-1)/TP * hidden * dtype bytes / (link bandwidth * link_utilization), to c1 and c6 alike.
 
@@ -138,11 +159,19 @@ def roofline(
     linear_flops = (gpu.fp8_flops if fp8 and gpu.fp8_flops else gpu.bf16_flops) * mfu
     bandwidth = gpu.memory_bandwidth * mbu
     kv_token = model.kv_bytes_per_token(tp, kv_dtype_bytes, typical_context)
-    pairs = sum(c.pair_flops * read_share(c, typical_context) for c in model.cache_layers)
+    crossing = [c for c in model.cache_layers if c.kind == "cross_attention"]
+    cross_pairs = sum(c.pair_flops for c in crossing)
+    cross_token = sum(c.heads_on_gpu(tp) * (c.head_size + c.head_size_v) * kv_dtype_bytes for c in crossing)
+    kv_token -= cross_token
+    pairs = sum(c.pair_flops * read_share(c, typical_context) for c in model.cache_layers) - cross_pairs
+    # keys and values of the encoder's output are made once for each encoder token, not for the decoder's
+    projections = sum(c.heads * (c.head_size + c.head_size_v) for c in crossing) * model.hidden
+    encoder = p.tower + projections if crossing else 0
     activations = model.layers * (8 * model.hidden + 4 * model.intermediate / tp) * model.dtype_bytes
     expert_bytes = QUANTIZED_BYTES[quantization] if quantization else model.dtype_bytes
     layer_bytes = 1 if fp8 else model.dtype_bytes
-    weights = (p.linear + p.kv_linear) * layer_bytes + p.experts * expert_bytes + p.head * model.dtype_bytes
+    weights = (p.linear + p.kv_linear - projections) * layer_bytes
+    weights += p.experts * expert_bytes + p.head * model.dtype_bytes
     allreduce, latency = 0.0, 0.0
     if tp > 1:
         ring = 2 * (tp - 1) / tp * model.hidden * model.dtype_bytes
@@ -153,12 +182,17 @@ def roofline(
         ROOFLINE,
         [
             overhead_ns + latency,
-            ns * (2 * p.active / tp / linear_flops + allreduce),
+            ns * (2 * (p.active - projections) / tp / linear_flops + allreduce),
             ns * pairs / tp / flops,
             ns * 2 * p.head / tp / flops,
             ns * weights / tp / bandwidth,
             ns * kv_token / bandwidth,
             ns * ((kv_token + activations) / bandwidth + allreduce),
+            ns * encoder * layer_bytes / tp / bandwidth,
+            ns * cross_pairs / tp / flops,
+            ns * cross_token / bandwidth,
+            ns * 2 * encoder / tp / linear_flops,
+            ns * model.encoder_pair_flops / tp / flops,
         ],
     )
 
@@ -186,20 +220,22 @@ def duration_ns(st: StepTime, features: BatchFeatures | Sequence[int]) -> int:
 
     Args:
         st: the model.
-        features: (T, P, D, C, A, K, Q) in this order.
+        features: (T, P, D, C, A, K, Q, E, F, X, Y) in this order; the last four may be left out.
     """
-    T, P, D, C, A, K, Q = (float(x) for x in features)
+    T, P, D, C, A, K, Q, E, F, X, Y = (float(x) for x in BatchFeatures(*features))
     if T <= 0.0:
         return 0
     c = st.coef
     if st.kind == CONSTANT:
         ns = float(c[0])
     elif st.kind == AFFINE:
-        ns = float(c[0] + c[1] * P + c[2] * D + c[3] * C)
+        ns = float(c[0] + c[1] * P + c[2] * D + c[3] * C + c[4] * E)
     elif st.kind == ROOFLINE:
-        compute = float(c[1] * T + c[2] * (A + C) + c[3] * Q)
-        memory = float(c[4] + c[5] * (C + K) + c[6] * T)
+        compute = float(c[1] * T + c[2] * (A + C) + c[3] * Q + c[8] * Y)
+        memory = float(c[4] + c[5] * (C + K) + c[6] * T + c[9] * X)
         ns = max(compute, memory) + float(c[0])
+        if E > 0:
+            ns += max(float(c[10] * E + c[11] * F), float(c[7]))
     elif st.kind == TABLE:
         ns = _interpolate(st, T, C + K)
     else:

@@ -261,6 +261,8 @@ def whisper(r: Reader) -> ModelShape:
         cache_layers=tuple(layers),
         params=params,
         encoder_tokens=source,
+        # scores and their product with V, all heads together
+        encoder_pair_flops=4 * d * enc,
         notes=tuple(r.notes),
     )
 

@@ -124,6 +124,7 @@ class ModelShape:
         params: numbers of parameters.
         recurrent_dtype: type of recurrent states that the config asks for; None: as the convolution's.
         encoder_tokens: tokens of a full encoder input (Whisper: 1500); 0 for decoder-only models.
+        encoder_pair_flops: FLOPs of one query-key pair in all layers of the encoder.
         notes: what the numbers leave out.
     """
 
@@ -142,6 +143,7 @@ class ModelShape:
     params: Parameters
     recurrent_dtype: str | None = None
     encoder_tokens: int = 0
+    encoder_pair_flops: int = 0
     notes: tuple[str, ...] = ()
 
     @property

@@ -72,6 +72,9 @@ class Emitter:
         self.salt = salt_id(spec.cache_salt)
         if spec.cache_salt:
             shared.salts[str(self.salt)] = spec.cache_salt
+        self._encoder_lens = (
+            None if spec.encoder_len is None else self.lengths(spec.encoder_len, "encoder_len")
+        )
         self.emitted = 0
         self._segments = segment_base(name)
 
@@ -105,6 +108,10 @@ class Emitter:
         """The output length under the client's cap."""
         return output_len if self.max_tokens is None else min(output_len, self.max_tokens)
 
+    def encoder_len(self) -> int | None:
+        """The next length of an encoder input, None if the client has none."""
+        return None if self._encoder_lens is None else next(self._encoder_lens)
+
     def emit(
         self,
         seg_ids: Sequence[int],
@@ -117,6 +124,7 @@ class Emitter:
         think_ns: int = 0,
         session: int = -1,
         pooled: bool = False,
+        encoder_len: int | None = None,
     ) -> int:
         """Add one request now; returns its index.
 
@@ -128,6 +136,7 @@ class Emitter:
             think_ns: after the parent, or after the completion that releases it from the pool.
             session: its session, -1: none.
             pooled: it waits in the closed-loop pool.
+            encoder_len: of its encoder input; None: drawn, if the client has such.
         """
         waits = parent >= 0 or pooled
         index = self.shared.builder.add(
@@ -144,6 +153,7 @@ class Emitter:
             salt=self.salt,
             session=session,
             request_id=f"{self.name}-{self.emitted}" if self.shared.named else None,
+            encoder_tokens=self.encoder_len() if encoder_len is None else encoder_len,
         )
         self.emitted += 1
         if index >= MAX_REQUESTS:

@@ -218,8 +218,9 @@ def adaptive(
 
 
 def _check(traffic: Random, name: str) -> None:
-    if traffic.lengths is not None or traffic.cache_salt is not None:
-        raise WorkloadError(f"{name}: clients that react to the engine do not know lengths and cache_salt")
+    unknown = [key for key in ("lengths", "cache_salt", "encoder_len") if getattr(traffic, key) is not None]
+    if unknown:
+        raise WorkloadError(f"{name}: clients that react to the engine do not know {unknown[0]}")
 
 
 def _requests(traffic: Random, seed: int, name: str) -> Iterator[tuple[list[Piece], int, int]]:

@@ -21,6 +21,7 @@ def start(emitter: Emitter, spec: Sampling) -> None:
         """All n samples; returns the one with the longest output, which a closed loop waits for."""
         seg_ids, seg_lens = drop_empty([system, emitter.segment()], [system_len, next(prompt_lens)])
         longest, longest_len = -1, 0
+        encoder_len = emitter.encoder_len()
         for _ in range(spec.n):
             output_len = emitter.capped(next(output_lens))
             index = emitter.emit(
@@ -30,6 +31,7 @@ def start(emitter: Emitter, spec: Sampling) -> None:
                 out_seg=emitter.segment(),
                 parent=parent,
                 think_ns=think_ns,
+                encoder_len=encoder_len,
             )
             if output_len > longest_len:
                 longest, longest_len = index, output_len

@@ -78,7 +78,7 @@ def _send(shared: Shared, name: str, workload: Workload, start_ns: int) -> Proce
     env, builder = shared.env, shared.builder
     seg_id, out_seg = _renamed(workload, name, pool_start(builder.add_tokens(workload.tokens.tolist())))
     ids, starts, lens = seg_id.tolist(), workload.seg_start.tolist(), workload.seg_len.tolist()
-    ptr = workload.seg_ptr.tolist()
+    ptr, encoder = workload.seg_ptr.tolist(), workload.encoder_tokens
     indices: list[int] = []
     sessions: dict[int, int] = {}
     for i in range(len(workload)):
@@ -106,6 +106,7 @@ def _send(shared: Shared, name: str, workload: Workload, start_ns: int) -> Proce
                 salt=int(workload.salt[i]),
                 session=sessions.get(session, -1),
                 request_id=f"{name}-{i}",
+                encoder_tokens=None if encoder is None or encoder[i] < 0 else int(encoder[i]),
             )
         )
 

@@ -29,6 +29,12 @@ class Client(Model):
         "null: every request stops by length.",
         "tokens",
     )
+    encoder_len: PositiveLength | None = key(
+        None,
+        "Length of each request's encoder input, for models with cross attention; null: the longest that the"
+        " model takes, as Whisper always does.",
+        "tokens",
+    )
     vocab_size: VocabSize | None = key(
         None,
         "Token ids are below this; null: 128000. In a mixture: a key of the mixture, not of its clients.",
