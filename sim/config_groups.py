@@ -71,7 +71,7 @@ def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pr
 
 
 def _encoder(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Problem]:
-    """What cross attention excludes: vLLM turns it off for such models, or refuses it."""
+    """What cross attention excludes: vLLM turns it off for such models, or fails."""
     crossing = [(i, g) for i, g in enumerate(s.kv_cache_groups) if g.type == "cross_attention"]
     if not crossing:
         return
@@ -85,7 +85,7 @@ def _encoder(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Probl
             yield Problem(
                 (*prefix, key),
                 f"{key} with a cross_attention group: {reason}",
-                f"vLLM turns it off for them: use {key}: {str(value).lower()}",
+                f"vLLM leaves it off for them: use {key}: {str(value).lower()}",
             )
     tokens = s.encoder_tokens
     for i, group in crossing:

@@ -249,6 +249,7 @@ def _resolved_config(loaded: Loaded, s: EngineSettings) -> dict[str, Any]:
         "max_model_len",
         "enable_prefix_caching",
         "enable_chunked_prefill",
+        "long_prefill_token_threshold",
     ):
         engine[name] = getattr(s, name)
     engine["kv_cache_memory_bytes"] = None

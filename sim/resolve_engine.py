@@ -71,19 +71,20 @@ def _groups(
 
 
 def with_model_defaults(e: EngineConfig, model: ModelShape | None) -> EngineConfig:
-    """What vLLM turns off for a model unless the user says otherwise.
+    """What vLLM turns off for a model.
 
-    Prefix caching for models without attention and for encoder-decoder models, chunked prefill for the latter
-    (ModelConfig.is_prefix_caching_supported, is_chunked_prefill_supported).
+    Prefix caching for models without attention and for encoder-decoder models, unless the user says otherwise
+    (ModelConfig.is_prefix_caching_supported). Chunked prefill and the long-prefill threshold for the latter,
+    whatever the user says (SchedulerConfig.__post_init__).
     """
     crossing = any(g.type == "cross_attention" for g in e.groups() or ())
     crossing = crossing or (model is not None and model.is_encoder_decoder)
-    off: dict[str, bool] = {}
-    if crossing or (model is not None and model.is_attention_free):
-        off["enable_prefix_caching"] = False
+    off: dict[str, Any] = {}
     if crossing:
-        off["enable_chunked_prefill"] = False
-    off = {k: v for k, v in off.items() if k not in e.model_fields_set}
+        off |= {"enable_chunked_prefill": False, "long_prefill_token_threshold": 0}
+    free = model is not None and model.is_attention_free
+    if (crossing or free) and "enable_prefix_caching" not in e.model_fields_set:
+        off["enable_prefix_caching"] = False
     return e.model_copy(update=off) if off else e
 
 

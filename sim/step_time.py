@@ -170,7 +170,7 @@ def roofline(
     activations = model.layers * (8 * model.hidden + 4 * model.intermediate / tp) * model.dtype_bytes
     expert_bytes = QUANTIZED_BYTES[quantization] if quantization else model.dtype_bytes
     layer_bytes = 1 if fp8 else model.dtype_bytes
-    weights = (p.linear + p.kv_linear - projections) * layer_bytes
+    weights: float = (p.linear + p.kv_linear - projections) * layer_bytes
     weights += p.experts * expert_bytes + p.head * model.dtype_bytes
     allreduce, latency = 0.0, 0.0
     if tp > 1:

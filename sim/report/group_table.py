@@ -41,7 +41,7 @@ def kind_name(kind: str, window: int | None, chunk: int | None) -> str:
     """A type of attention in words.
 
     Args:
-        kind: "full", "sliding_window", "chunked_local" or "mamba".
+        kind: "full", "sliding_window", "chunked_local", "mamba" or "cross_attention".
         window: tokens of the window.
         chunk: tokens of the chunk.
     """

@@ -52,6 +52,8 @@ def lines(summary: Mapping[str, Any], pool_note: str = "") -> list[Row]:
     add(("", _field("wasted memory", _wasted(s["waste"]))))
     add(("", _field("prefix cache", _cache(s["prefix_cache"]))))
     add(("", _field("preemptions", _preemptions(s["preemptions"]))))
+    if "encoder" in s:
+        add(("", _field("encoder", _encoder(s["encoder"]))))
     add(("", _field("throughput", _throughput(s["throughput"]))))
     add(("", ""))
     add(("head", _columns("latency", "mean", "p50", "p90", "p99", "max")))
@@ -142,6 +144,13 @@ def _preemptions(p: Mapping[str, Any]) -> str:
         f"{count(p['preemptions'])} of {plural(p['requests_preempted'], 'request')},"
         f" {count(p['recomputed_tokens'])} tokens recomputed"
     )
+
+
+def _encoder(e: Mapping[str, Any]) -> str:
+    text = f"{count(e['tokens'])} tokens"
+    if e["refused"]:
+        text += f"; the next request found no room in a step's budget {plural(e['refused'], 'time')}"
+    return text
 
 
 def _throughput(t: Mapping[str, Any]) -> str:

@@ -23,6 +23,8 @@ MODELS: dict[str, StepTime] = {
     "constant": constant(1234.5),
     "affine": affine(1000.25, 3.5, 100.0, 0.125),
     "roofline": roofline(find_model("llama-3.1-8b"), find_gpu("h100")),  # type: ignore[arg-type]
+    "encoder": roofline(find_model("whisper-large-v3"), find_gpu("l4")),  # type: ignore[arg-type]
+    "affine with an encoder": affine(1000.25, 3.5, 100.0, 0.125, 7.75),
     "table": table([1, 10, 100], [0, 1000], np.array([[5, 50], [10, 100], [90, 900]], float)),
 }
 
@@ -30,9 +32,9 @@ CORE_MODELS = {name: CoreStepTime(**model._asdict()) for name, model in MODELS.i
 
 
 @entry
-def core_duration_ns(model, t, p, d, c, a, k, q):  # type: ignore[no-untyped-def]
+def core_duration_ns(model, t, p, d, c, a, k, q, e, f, x, y):  # type: ignore[no-untyped-def]
     """The core's helper, called from Python."""
-    return step_duration_ns(model, t, p, d, c, a, k, q)
+    return step_duration_ns(model, t, p, d, c, a, k, q, e, f, x, y)
 
 
 def test_simple_models() -> None:
@@ -67,6 +69,21 @@ def test_roofline_of_llama_8b_on_h100() -> None:
     assert prefill == pytest.approx(compute + 0.5, rel=1e-3)
 
 
+def test_roofline_of_whisper_on_an_l4() -> None:
+    """An encoder input waits for the multipliers, decodes for the keys and values of the encoder's output."""
+    r, m, g = MODELS["encoder"], find_model("whisper-large-v3"), find_gpu("l4")
+    assert m is not None
+    assert g is not None
+    decode = BatchFeatures(64, 0, 64, 64 * 100, 0, 0, 64, encoder_context=64 * 1500, cross_pairs=64 * 1500)
+    cross = 64 * 1500 * 32 * 2 * 1280 * 2 / (g.memory_bandwidth * 0.75) * 1e9
+    without = duration_ns(r, decode._replace(encoder_context=0, cross_pairs=0))
+    assert duration_ns(r, decode) - without == pytest.approx(cross, rel=1e-3)
+    with_input = duration_ns(r, decode._replace(encoder_tokens=1500, encoder_pairs=1500**2))
+    layers = 32 * (4 * 1280**2 + 2 * 1280 * 5120)
+    flops = 2 * (layers + 32 * 2 * 1280**2) * 1500 + 4 * 1280 * 32 * 1500**2
+    assert with_input - duration_ns(r, decode) == pytest.approx(flops / (g.bf16_flops * 0.5) * 1e9, rel=1e-3)
+
+
 def test_tensor_parallel_and_quantization() -> None:
     m, g = find_model("llama-3.1-70b"), find_gpu("h100")
     assert m is not None
@@ -90,6 +107,10 @@ def test_tensor_parallel_and_quantization() -> None:
         st.integers(0, 10**10),
         st.integers(0, 10**8),
         st.integers(0, 2_000),
+        st.integers(0, 20_000),
+        st.integers(0, 10**9),
+        st.integers(0, 10**6),
+        st.integers(0, 10**8),
     ),
 )
 def test_twin_equals_the_core(kind: str, features: tuple[int, ...]) -> None:

@@ -396,3 +396,20 @@ def test_runaway_traffic_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workloads.clients.base.MAX_REQUESTS", 100)
     with pytest.raises(WorkloadError, match="random: more than 100 requests; lower the rate or the duration"):
         make(kind="random", arrivals={"kind": "poisson", "rate": 1000}, duration="1d")
+
+
+def test_encoder_inputs_change_nothing_else() -> None:
+    """Inputs of requests that are samples of one prompt are the same; without the key there are none."""
+    for kind, section in KINDS.items():
+        plain = make(kind=kind, **section)
+        w = make(kind=kind, **section, encoder_len={"kind": "uniform", "low": 5, "high": 900})
+        assert plain.encoder_tokens is None
+        assert w.encoder_tokens is not None
+        assert w.encoder_tokens.min() >= 5
+        assert len(np.unique(w.encoder_tokens)) > 3
+        assert plain.content_hash() != w.content_hash()
+        assert plain.content_hash() == dataclasses.replace(w, encoder_tokens=None).content_hash()
+        if kind == "sampling":
+            for encoder, first in zip(w.encoder_tokens, w.seg_id[w.seg_ptr[:-1]], strict=True):
+                same = w.seg_id[w.seg_ptr[:-1]] == first
+                assert set(w.encoder_tokens[same].tolist()) == {encoder}

@@ -25,7 +25,8 @@ from workloads.requests import ARRAY_FIELDS, Workload
 
 
 def same(a: Workload, b: Workload) -> bool:
-    arrays = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ARRAY_FIELDS)
+    names = (*ARRAY_FIELDS, "encoder_tokens")
+    arrays = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
     rest = ("clock", "closed_loop", "vocab_size", "request_ids", "source")
     return arrays and all(getattr(a, name) == getattr(b, name) for name in rest)
 
@@ -36,6 +37,7 @@ def workloads(draw: st.DrawFn) -> Workload:
     n = draw(st.integers(1, 7))
     closed = draw(st.booleans())
     named = draw(st.booleans())
+    encoder = draw(st.booleans())
     builder = WorkloadBuilder(draw(st.integers(50, 2**31 - 1)), closed_loop=closed)
     small = st.integers(1, 30)
     for i in range(n):
@@ -68,6 +70,7 @@ def workloads(draw: st.DrawFn) -> Workload:
             salt=draw(st.integers(0, 2**62)),
             session=draw(st.integers(-1, 5)),
             request_id=f"{draw(st.text(max_size=4))}/{i}" if named else None,
+            encoder_tokens=draw(st.none() | st.integers(0, 2**31 - 1)) if encoder else None,
         )
     return builder.build({"kind": "test", "text": draw(st.text(max_size=5)), "seed": 1})
 

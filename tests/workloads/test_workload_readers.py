@@ -387,7 +387,7 @@ def test_logical(put: Write) -> None:
     rows = [
         logical(arrival_step=4, cache_salt="tenant-1", priority=-2),
         logical(request_id="b", arrival_step=2, cache_salt="tenant-1", output_token_ids=[9, 8, 7], extra=1),
-        logical(request_id="c", arrival_step=2, cache_salt=""),
+        logical(request_id="c", arrival_step=2, cache_salt="", encoder_tokens=30),
     ]
     w = read_trace(put("w.jsonl", rows))
     assert w.clock == "logical"
@@ -398,6 +398,8 @@ def test_logical(put: Write) -> None:
     assert w.max_tokens.tolist() == w.output_len.tolist() == [1, 3, 1]
     assert w.salt.tolist() == [salt_id("tenant-1"), salt_id("tenant-1"), 0]
     assert w.priority.tolist() == [-2, 0, 0]
+    assert w.encoder_tokens is not None
+    assert w.encoder_tokens.tolist() == [-1, -1, 30]
     assert w.vocab_size == 10
     assert w.source["cache_salts"] == {str(salt_id("tenant-1")): "tenant-1"}
     assert w.source["notes"] == ["1 lines have a key 'extra', which is ignored"]
@@ -412,7 +414,8 @@ def test_vllm_request_list(put: Write) -> None:
             "request_id": "x",
             "cache_salt": "s",
         },
-        {"prompt": [5, 6, 200_000], "output_tokens": 2, "arrival_s": 10, "request_id": "y", "priority": 3},
+        {"prompt": [5, 6, 200_000], "output_tokens": 2, "arrival_s": 10, "request_id": "y", "priority": 3}
+        | {"encoder_tokens": 1500},
         {
             "prompt": "some text",
             "prompt_len": 9,
@@ -430,6 +433,8 @@ def test_vllm_request_list(put: Write) -> None:
     assert w.output_tokens(2).tolist() == [1, 2]
     assert w.priority.tolist() == [3, 0, 0]
     assert w.salt.tolist() == [0, salt_id("s"), 0]
+    assert w.encoder_tokens is not None
+    assert w.encoder_tokens.tolist() == [1500, -1, -1]
     assert w.vocab_size == 200_001
 
 
