@@ -42,8 +42,6 @@ DEFINITIONS = {
     "evicted_unused_blocks": "cached blocks evicted before any hit since they were cached (pollution)",
     "admissions_refused": "times that the head of the waiting queue was not admitted for want of free blocks:"
     " for its whole known text, above the watermark, or for its next chunk",
-    "encoder": "of models with cross attention: tokens that went through the encoder, and times that the head"
-    " of the waiting queue found no room in a step's budget of encoder tokens",
     "busy": "simulated time in which a step executes / simulated time",
     "recomputed_tokens": "tokens computed again because their request had been preempted",
     "ttft_s": "first output token - arrival, of requests that arrived after the warm-up",
@@ -54,6 +52,12 @@ DEFINITIONS = {
     " output tokens",
     "worst_moment": "the row of steps.parquet with the fewest free blocks (the most waiting among those)",
     "most_waste": "the row of steps.parquet with the most wasted slots",
+}
+
+#: Of runs of models with cross attention.
+ENCODER_DEFINITIONS = {
+    "encoder": "of models with cross attention: tokens that went through the encoder, and times that the head"
+    " of the waiting queue found no room in a step's budget of encoder tokens",
 }
 
 Rows = Mapping[str, NDArray[Any]]
@@ -145,7 +149,7 @@ def summarize(
     out["most_waste"] = steps.most_waste()
     out["unservable"] = _named(requests, 5, engine.block_size)
     out["rejected"] = _named(requests, 4, engine.block_size)
-    out["definitions"] = DEFINITIONS
+    out["definitions"] = DEFINITIONS | (ENCODER_DEFINITIONS if engine.encoder_tokens else {})
     if resolved.fleet is not None:
         from sim.fleet.summary import add_fleet
 
