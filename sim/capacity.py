@@ -194,7 +194,10 @@ def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions
             "hybrid": int(layout.hybrid),
             "block_size": e.block_size,
             "scheduler_block_size": layout.block_size,
+            "hit_alignment": layout.hit_alignment,
+            "fine_grained": int(layout.fine_grained),
             "mamba_align": int(layout.mamba_align),
+            "export_alignment": layout.export_alignment,
             **_draft_params(e, layout),
             "encoder_tokens": e.encoder_tokens,
             "encoder_budget": e.encoder_budget,
@@ -237,6 +240,7 @@ def _groups(layout: GroupLayout) -> tuple[s.Record, s.Record]:
     groups.spec[:] = [g.spec for g in layout.groups]
     groups.admission_cap[:] = [g.admission_cap for g in layout.groups]
     groups.token_slots[:] = [g.token_slots for g in layout.groups]
+    groups.export_alignment[:] = [g.export_alignment for g in layout.groups]
     specs.tail_blocks[:] = [g.tail_blocks for g in layout.specs]
     return groups, specs
 
@@ -264,6 +268,7 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
         table=_zeros(np.dtype(np.uint64), table_words(n)),
         partial_keys=np.zeros(max(keys, 1), dtype=np.uint64),
         partial_table=np.zeros(2 * partial_capacity, dtype=np.uint64),
+        partial_links=np.zeros(2 * max(keys, 1), dtype=np.int32),
         free_bits=np.zeros(bitmap_words(n), dtype=np.uint64),
         events=np.zeros((event_rows, c.EVENT_COLUMNS), dtype=np.int64),
         followed=followed,
@@ -421,6 +426,9 @@ def allocate(
         order, sentinel = arrival_order(workload), capacity
     tables = _array(s.TABLE, (groups.size, slots))
     tables.last_state[:] = -1
+    states = _array(s.STATES, (1, 1) if layout.plain else (groups.size, slots))
+    states.shared[:] = -1
+    states.exported_at[:] = -1
     kv = s.KVCache(
         plain=layout.plain,
         params=params,
@@ -432,9 +440,11 @@ def allocate(
         requests=requests,
         tables=tables,
         table_blocks=np.zeros((groups.size, slots, table_width), dtype=np.int32),
+        states=states,
+        copies=np.zeros((states.size, 3), dtype=np.int32),
         slots=_array(s.SLOT, slots),
         hashes=np.zeros((slots, hash_units), dtype=np.uint64),
-        step_keys=np.zeros((8 + 2 * drafted) * groups.size * slots, dtype=np.uint64),
+        step_keys=np.zeros((12 + 2 * drafted) * groups.size * slots, dtype=np.uint64),
         encoder_tokens=_encoder_tokens(workload, engine, capacity, layout.plain),
         seg_ptr=seg_ptr,
         pieces=pieces,

@@ -54,12 +54,6 @@ def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pr
                 yield Problem(
                     (*place, key), f"{name}: {key} means nothing for a {group.type} group", "drop it"
                 )
-        if group.prefill_checkpoint_alignment is not None and s.enable_prefix_caching:
-            yield Problem(
-                (*place, "prefill_checkpoint_alignment"),
-                f"{name}: states exported from inside a chunk are not simulated",
-                "leave the key out: the chunk is cut there instead",
-            )
         mode = "align" if s.enable_prefix_caching else "none"
         if group.type == "mamba" and group.mamba_cache_mode not in (None, mode):
             state = "on" if s.enable_prefix_caching else "off"
@@ -141,20 +135,12 @@ def _block_sizes(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[P
             f"use a divisor of {math.gcd(*sizes)}",
         )
         return
-    smallest = unit or math.gcd(*sizes)
     for i, (group, size) in enumerate(zip(s.kv_cache_groups, sizes, strict=True)):
         if group.type == "chunked_local" and size != math.lcm(*sizes):
             yield Problem(
                 (*prefix, "kv_cache_groups", i, "type"),
                 f"kv_cache_groups[{i}]: chunked local attention beside groups of another block size",
                 f"give all groups one block size; found {sizes}",
-            )
-        if group.type == "mamba" and size > smallest:
-            yield Problem(
-                unit_place if unit else (*prefix, "kv_cache_groups", i),
-                f"kv_cache_groups[{i}]: hits inside a Mamba block (blocks of {size} tokens,"
-                f" hashes of {smallest}) are not simulated",
-                "give all groups one block size and leave prefix_match_unit out",
             )
 
 

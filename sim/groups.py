@@ -19,6 +19,8 @@ _ATTENTION = {
     "mamba": c.GROUP_MAMBA,
     "cross_attention": c.GROUP_CROSS,
 }
+#: Types of attention with keys of prefixes that end inside a block.
+_ENDS_INSIDE = (c.GROUP_FULL, c.GROUP_MAMBA)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Group:
         admission_cap: blocks that the full-sequence reserve counts at most, 0: no limit.
         spec: index into `GroupLayout.specs`.
         drops: its hits lose their last block, which a drafter wants computed.
+        export_alignment: tokens between the states that its kernel exports from inside a chunk, 0: none.
     """
 
     attention: int
@@ -40,6 +43,7 @@ class Group:
     admission_cap: int
     spec: int
     drops: bool = False
+    export_alignment: int = 0
 
     @property
     def token_slots(self) -> int:
@@ -83,14 +87,34 @@ class GroupLayout:
 
     @property
     def partial_width(self) -> int:
-        """Boundaries inside a full-attention block at which a prompt may end: further keys of the block."""
-        ratios = [g.block_size // self.hash_unit for g in self.groups if g.attention == c.GROUP_FULL]
+        """Boundaries inside a block of full attention or of states at which a prefix may end: keys of it."""
+        ratios = [g.block_size // self.hash_unit for g in self.groups if g.attention in _ENDS_INSIDE]
         return max([1, *ratios]) - 1 if self.hybrid else 0
 
     @property
     def slot_sizes(self) -> tuple[int, ...]:
         """Tokens of a block, by group; 0 where blocks hold states."""
         return tuple(g.block_size if g.token_slots else 0 for g in self.groups)
+
+    @property
+    def fine_grained(self) -> bool:
+        """Whether hits may end inside a block: there are states of several hash units, and no window or chunk
+        is (``partial_hash_hits_enabled``).
+        """
+        larger = [g for g in self.groups if g.block_size > self.hash_unit]
+        states = any(g.attention == c.GROUP_MAMBA for g in larger)
+        return self.hybrid and states and all(g.attention in _ENDS_INSIDE for g in larger)
+
+    @property
+    def hit_alignment(self) -> int:
+        """Every hit's length is a multiple of it, tokens."""
+        return self.hash_unit if self.fine_grained else self.block_size
+
+    @property
+    def export_alignment(self) -> int:
+        """Tokens between the states that chunks export where all Mamba kernels do so, else 0."""
+        of_states = [g.export_alignment for g in self.groups if g.attention == c.GROUP_MAMBA]
+        return of_states[0] if self.mamba_align and all(of_states) else 0
 
     @property
     def mixed(self) -> bool:
@@ -125,7 +149,10 @@ def layout_of(engine: EngineSettings) -> GroupLayout:
     found: list[tuple[KVCacheGroup, int]] = []
     for group in engine.kv_cache_groups:
         found.append((group, group.block_size or engine.block_size))
-    keys = [(g.type, size, g.sliding_window, g.attention_chunk_size) for g, size in found]
+    keys = [
+        (g.type, size, g.sliding_window, g.attention_chunk_size, g.prefill_checkpoint_alignment)
+        for g, size in found
+    ]
     different = sorted(dict.fromkeys(keys), key=lambda spec: spec[0] != "full")
     drops = _dropping_specs(engine, [different.index(spec) for spec in keys])
     groups = tuple(
@@ -136,6 +163,7 @@ def layout_of(engine: EngineSettings) -> GroupLayout:
             _cap(engine, g, size),
             different.index(spec),
             different.index(spec) in drops,
+            (g.prefill_checkpoint_alignment or 0) if engine.enable_prefix_caching else 0,
         )
         for (g, size), spec in zip(found, keys, strict=True)
     )

@@ -25,6 +25,7 @@ GROUP_FAMILIES = (
     "speculative",
     "cross_attention",
     "checkpoint",
+    "uneven",
     "any",
 )
 EXIT_DIFFERENT = 1

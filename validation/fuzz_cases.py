@@ -8,6 +8,7 @@ duplicates, limits of every kind, async scheduling with preemption, idle gaps.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -75,6 +76,7 @@ def _most_blocks(settings: EngineSettings, group: KVCacheGroup, tokens: int) -> 
     if group.type == "cross_attention" and group.encoder_tokens is not None:
         return -(-group.encoder_tokens // size)
     blocks = -(-tokens // size) + (drafts if group.type == "mamba" else 0)
+    copied = _hits_end_inside(settings, size)
     if group.type == "sliding_window" and group.sliding_window is not None:
         reach = min(group.sliding_window - 1 + in_flight, settings.max_model_len)
         return min(blocks, -(-reach // size) + 1)
@@ -83,9 +85,16 @@ def _most_blocks(settings: EngineSettings, group: KVCacheGroup, tokens: int) -> 
         return min(blocks, -(-reach // size))
     if group.type == "mamba" and settings.enable_prefix_caching:
         exported = group.prefill_checkpoint_alignment is not None
-        # States of the last steps, the next one, an exported one, a copy of a partial hit.
-        return min(blocks, 3 + drafts) + 2 + exported
-    return blocks
+        # States of the last steps, the next one, an exported one, copies of partial hits.
+        return min(blocks, 3 + drafts) + 2 + exported + copied
+    return blocks + (copied if group.type == "full" else 0)
+
+
+def _hits_end_inside(settings: EngineSettings, size: int) -> bool:
+    """Whether a hit may end inside a block of so many tokens, so that it is copied first."""
+    sizes = [group.block_size or settings.block_size for group in settings.kv_cache_groups]
+    unit = settings.prefix_match_unit or math.gcd(*sizes)
+    return size > unit and any(group.type == "mamba" for group in settings.kv_cache_groups)
 
 
 def fit_pool(settings: EngineSettings, requests: Sequence[LogicalRequest], slack: float) -> EngineSettings:

@@ -257,6 +257,30 @@ def _with_encoder_inputs(
     return tuple(replace(request, encoder_tokens=draw.one_of(*lengths)) for request in requests)
 
 
+def _uneven(draw: Draw, s: EngineSettings) -> EngineSettings:
+    """Mamba and full attention of unequal block sizes, so that hits may end inside the larger blocks."""
+    unit = draw.one_of(1, 2, 2, 4)
+    ratios = [1, draw.one_of(1, 2, 3, 4), draw.one_of(2, 2, 3, 4)]
+    sizes = [unit * ratios[int(i)] for i in draw.rng.permutation(len(ratios))]
+    count = draw.one_of(2, 2, 3)
+    states = draw.between(1, count - 1)
+    groups = tuple(
+        KVCacheGroup(
+            type="mamba" if i < states else "full",
+            block_size=size,
+            prefill_checkpoint_alignment=draw.one_of(None, None, 1) if i < states else None,
+        )
+        for i, size in enumerate(sizes[:count])
+    )
+    smallest = min(g.block_size or 0 for g in groups)
+    groups = tuple(replace(g, block_size=None) if g.block_size == smallest else g for g in groups)
+    s = replace(s, block_size=smallest, kv_cache_groups=_shuffled(draw, list(groups)))
+    if draw.chance(0.3):
+        divisor = math.gcd(*(g.block_size or smallest for g in groups))
+        s = replace(s, prefix_match_unit=draw.one_of(*(u for u in range(1, divisor + 1) if divisor % u == 0)))
+    return s
+
+
 _MAKERS: dict[str, Callable[[Draw, EngineSettings], EngineSettings]] = {
     "sliding_window": _sliding_window,
     "hybrid": _hybrid,
@@ -267,6 +291,7 @@ _MAKERS: dict[str, Callable[[Draw, EngineSettings], EngineSettings]] = {
     "speculative": _speculative,
     "cross_attention": _cross_attention,
     "checkpoint": _checkpoint,
+    "uneven": _uneven,
 }
 
 #: What `python -m validation fuzz --groups` takes, beside "full" and "any".

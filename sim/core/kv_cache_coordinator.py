@@ -6,9 +6,12 @@ full attention first.
 
 from __future__ import annotations
 
+import numpy as np
+
 from sim.core import codes as c
-from sim.core import kv_groups
+from sim.core import kv_groups, states
 from sim.core.cache_hit import find_in_spec, set_hits
+from sim.core.hits_inside import find_inside, note_shared_blocks
 from sim.core.jit import inner, leaf
 from sim.core.kv_tables import cdiv
 from sim.core.partial_tail import cache_partial_tail
@@ -27,7 +30,6 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
         drop = kv.specs.drops[0] != 0
         kv.specs.hit_tokens[0] = find_in_spec(kv, r, slot, 0, max_length, size, drop)
         return kv.specs.hit_tokens[0]
-    alignment = kv.params.scheduler_block_size
     for s in range(kv.params.num_specs):
         kv.specs.hit_tokens[s] = -1
         kv.specs.dropped[s] = 0
@@ -45,7 +47,10 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
             # a drafter's block is dropped once for each length that is tried
             drop = kv.specs.drops[s] > kv.specs.dropped[s]
             limit = _with_margin(kv, r, s, current) if drop else current
-            found = find_in_spec(kv, r, slot, s, limit, alignment, drop)
+            if kv.params.fine_grained:
+                found = find_inside(kv, r, slot, s, limit, drop)
+            else:
+                found = find_in_spec(kv, r, slot, s, limit, kv.params.hit_alignment, drop)
             if drop:
                 kv.specs.dropped[s] = 1
             elif found < current:
@@ -62,6 +67,8 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
     for s in range(kv.params.num_specs):
         if kv.specs.attention[s] == c.GROUP_FULL and (s == 0 or kv.params.trims_all_hits):
             set_hits(kv, slot, s, cdiv(length, kv.specs.block_size[s]), 0)
+    if kv.params.fine_grained:
+        note_shared_blocks(kv, slot, length)
     if kv.params.shared_prefix_boundary:
         kv.requests.shared_boundary[r] = longest if longest > length else 0
     return length
@@ -73,7 +80,8 @@ def _with_margin(kv: KVCache, r: int, s: int, length: int) -> int:
     if kv.specs.attention[s] == c.GROUP_MAMBA:
         return length
     unit = kv.hash_mult.size
-    return min(length + kv.specs.block_size[s], kv.requests.num_tokens[r] // unit * unit)
+    margin = unit if kv.params.fine_grained else np.int64(kv.specs.block_size[s])
+    return min(length + margin, kv.requests.num_tokens[r] // unit * unit)
 
 
 @leaf
@@ -81,7 +89,7 @@ def _num_cacheable_tokens(kv: KVCache, g: int, num_tokens: int) -> int:
     """Known tokens that a later hit could end in (``get_num_cacheable_tokens``), and the block behind them
     where a hit loses its last one.
     """
-    if kv.params.hybrid == 0 or kv.params.hybrid_aligned == 0:
+    if kv.params.hybrid == 0 or kv.params.hybrid_aligned == 0 or kv.params.fine_grained:
         return num_tokens
     aligned = num_tokens // kv.params.scheduler_block_size * kv.params.scheduler_block_size
     if kv.groups.drops[g] and aligned > 0:
@@ -94,9 +102,10 @@ def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
     """Offer what ``num_tokens`` known tokens fill to the prefix map, group by group."""
     for g in range(kv.params.num_groups):
         cacheable = _num_cacheable_tokens(kv, g, num_tokens)
+        before = np.int64(kv.tables.num_cached[g, slot])
         kv_groups.cache_blocks(kv, r, slot, g, cacheable)
         if kv.groups.attention[g] == c.GROUP_MAMBA:
-            kv_groups.renew_prompt_state(kv, r, slot, g, cacheable)
+            states.cache_special_state(kv, r, slot, g, before, cacheable)
         elif kv.groups.attention[g] == c.GROUP_FULL and kv.groups.hash_ratio[g] > 1:
             if kv.params.partial_tail_keys:
                 cache_partial_tail(kv, r, slot, g, cacheable)
@@ -111,6 +120,6 @@ def waits_for_state(kv: KVCache, slot: int) -> bool:
         hits = kv.tables.hits[g, slot]
         if kv.groups.attention[g] == c.GROUP_MAMBA and hits > 0:
             b = kv.table_blocks[g, slot, hits - 1]
-            if kv_groups.is_state_of_this_step(kv, kv.pool.blocks.block_hash[b]):
+            if states.is_state_of_this_step(kv, kv.pool.blocks.block_hash[b]):
                 return True
     return False

@@ -79,10 +79,8 @@ def _blocks_to_admit(kv: KVCache, r: int, slot: int, num_tokens: int, hit_tokens
     """Free blocks that slots for ``num_tokens`` take from a waiting request's point of view."""
     need = 0
     for g in range(kv.params.num_groups):
-        skipped = _skipped_hits(kv, g, hit_tokens)
-        hits = kv.tables.hits[g, slot]
-        need += kv_rules.num_new_blocks(kv, slot, g, num_tokens, hits, skipped, whole, True)
-        need += cache_hit.count_free_hits(kv, r, slot, g, skipped)
+        need += kv_rules.num_new_blocks(kv, r, slot, g, num_tokens, hit_tokens, whole, True)
+        need += cache_hit.count_free_hits(kv, r, slot, g, _skipped_hits(kv, g, hit_tokens))
     return need
 
 
@@ -121,10 +119,11 @@ def blocks_wanted(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_token
 @inner
 def blocks_wanted_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> int:
     """Free blocks that a running request asks for."""
-    target = min(kv.requests.num_computed[r] + num_new_tokens, kv.params.max_model_len)
+    computed = kv.requests.num_computed[r]
+    target = min(computed + num_new_tokens, kv.params.max_model_len)
     need = 0
     for g in range(kv.params.num_groups):
-        need += kv_rules.num_new_blocks(kv, slot, g, target, 0, 0, False, False)
+        need += kv_rules.num_new_blocks(kv, r, slot, g, target, computed, False, False)
     return need
 
 
@@ -142,7 +141,7 @@ def admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_tokens: int) 
 def _grow(kv: KVCache, r: int, slot: int, computed: int, num_new_tokens: int, fresh: bool) -> None:
     target = min(computed + num_new_tokens, kv.params.max_model_len)
     for g in range(kv.params.num_groups):
-        kv_rules.allocate_new_blocks(kv, slot, g, target, fresh)
+        kv_rules.allocate_new_blocks(kv, r, slot, g, target, computed, fresh)
     held = kv_tables.blocks_held(kv, slot)
     if held > kv.requests.peak_blocks[r]:
         kv.requests.peak_blocks[r] = held

@@ -9,13 +9,15 @@ import numpy as np
 from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes
 from sim.core.block_pool import NULL_BLOCK, cache_full_block
+from sim.core.copies import copy_shared_block
 from sim.core.cross_attention import allocate_encoder_blocks, num_encoder_blocks
 from sim.core.jit import inner, leaf
-from sim.core.kv_tables import NO_PARENT, append_nulls, cdiv, give_up, grow_table, move_block
-from sim.core.partial_tail import drop_partial_block
+from sim.core.kv_tables import NO_PARENT, cdiv, give_up, grow_table
+from sim.core.partial_tail import drop_keys
 from sim.core.residency import follow_chain
 from sim.core.retention import next_selected, selected
 from sim.core.state import KVCache
+from sim.core.states import allocate_states, note_state, num_new_states, retire_states
 
 _NO_HASH = np.uint64(0)
 
@@ -57,22 +59,9 @@ def remove_skipped_blocks(kv: KVCache, slot: int, g: int, processed: int) -> Non
         return
     end = min(skipped_blocks(kv, g, processed), kv.tables.length[g, slot])
     if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
-        _retire_states(kv, slot, g, end, processed)
+        retire_states(kv, slot, g, end, processed)
     elif end > 0:
         give_up(kv, slot, g, 0, end, False)
-
-
-@inner
-def _retire_states(kv: KVCache, slot: int, g: int, end: int, processed: int) -> None:
-    """Free the states that lie behind, and the one before the running state once it has been copied
-    (``MambaManager.remove_skipped_blocks``, mode "align").
-    """
-    if end > kv.tables.retired[g, slot]:
-        give_up(kv, slot, g, kv.tables.retired[g, slot], end, True)
-        kv.tables.retired[g, slot] = end
-    last = kv.tables.last_state[g, slot]
-    if 0 <= last < cdiv(processed, kv.groups.block_size[g]) - 1:
-        give_up(kv, slot, g, last, last + 1, True)
 
 
 @leaf
@@ -92,9 +81,9 @@ def _draft_states(kv: KVCache, g: int) -> int:
 
 @leaf
 def num_new_blocks(
-    kv: KVCache, slot: int, g: int, num_tokens: int, hits: int, skipped: int, whole: bool, fresh: bool
+    kv: KVCache, r: int, slot: int, g: int, num_tokens: int, computed: int, whole: bool, fresh: bool
 ) -> int:
-    """Blocks that slots for ``num_tokens`` tokens need beyond the hits and the table.
+    """Blocks that slots for ``num_tokens`` tokens, of which so many are computed, need beyond hits and table.
 
     ``whole``: the full-sequence reserve asks, and counts no more than the request can hold at once, and no
     lookahead. ``fresh``: the request is to be admitted. Below 0 where a Mamba request has more blocks than it
@@ -104,48 +93,34 @@ def num_new_blocks(
     if kv.groups.attention[g] == c.GROUP_CROSS:
         return num_encoder_blocks(kv, slot, g, fresh)
     if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
-        # between the states that are kept lie null blocks: one running state at a time, and those of drafts
-        states = kv.params.num_drafts
-        need = cdiv(num_tokens, size) + states - hits - kv.tables.length[g, slot]
-        return min(need, 1 + states if fresh else 1)
+        return num_new_states(kv, r, slot, g, num_tokens, computed, fresh)
     if whole:
         required = cdiv(num_tokens + _draft_states(kv, g) * size, size)
     else:
         required = cdiv(_with_lookahead(kv, g, num_tokens), size)
     if whole and kv.groups.admission_cap[g] > 0:
         required = min(required, kv.groups.admission_cap[g])
-    return max(required - max(skipped, hits + kv.tables.length[g, slot]), 0)
+    if not fresh:
+        return max(required - kv.tables.length[g, slot], 0)
+    # a block in which the hit ends is copied
+    copies = int(kv.states.shared[g, slot] >= 0)
+    return max(required - kv.tables.hits[g, slot], 0) + copies
 
 
 @inner
-def allocate_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int, fresh: bool) -> None:
+def allocate_new_blocks(
+    kv: KVCache, r: int, slot: int, g: int, num_tokens: int, computed: int, fresh: bool
+) -> None:
     """Append blocks until the table has slots for ``num_tokens`` and for what a drafter writes."""
     if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
-        _allocate_states(kv, slot, g, num_tokens, fresh)
-    elif kv.groups.attention[g] == c.GROUP_CROSS:
-        allocate_encoder_blocks(kv, slot, g, fresh)
-    else:
-        grow_table(kv, slot, g, cdiv(_with_lookahead(kv, g, num_tokens), kv.groups.block_size[g]))
-
-
-@inner
-def _allocate_states(kv: KVCache, slot: int, g: int, num_tokens: int, fresh: bool) -> None:
-    """A block for the state that the step ends with, those of the drafts behind it, nulls in front of it.
-
-    Blocks of drafts that the step leaves behind move to its end. A drafter itself has no states.
-    """
-    drafts = kv.params.num_drafts
-    state = cdiv(num_tokens, kv.groups.block_size[g]) - 1
-    n = np.int64(kv.tables.length[g, slot])
-    if state + 1 + drafts <= n:
+        allocate_states(kv, r, slot, g, num_tokens, computed, fresh)
         return
-    kv.tables.last_state[g, slot] = n - 1 if fresh else n - 1 - drafts
-    append_nulls(kv, slot, g, state)
-    if not fresh:
-        for i in range(n - drafts, n):
-            if i < state:
-                move_block(kv, slot, g, i)
-    grow_table(kv, slot, g, state + 1 + drafts)
+    if kv.groups.attention[g] == c.GROUP_CROSS:
+        allocate_encoder_blocks(kv, slot, g, fresh)
+        return
+    if kv.states.shared[g, slot] >= 0:
+        copy_shared_block(kv, slot, g)
+    grow_table(kv, slot, g, cdiv(_with_lookahead(kv, g, num_tokens), kv.groups.block_size[g]))
 
 
 @inner
@@ -156,10 +131,10 @@ def _cache_block(kv: KVCache, r: int, slot: int, g: int, i: int) -> None:
     h = kv.hashes[slot, (i + 1) * ratio - 1]
     if kv.pool.blocks.block_hash[b] != _NO_HASH:
         # a key of the prompt's partial tail, which grows into the full one
-        drop_partial_block(kv.pool, b)
+        drop_keys(kv.pool, b)
     cache_full_block(kv.pool, r, b, h, g)
     follow_chain(kv.pool, b, h, kv.hashes[slot, i * ratio - 1] if i > 0 else NO_PARENT)
-    if kv.groups.attention[g] == c.GROUP_MAMBA:
+    if kv.groups.attention[g] == c.GROUP_MAMBA and i != kv.states.exported_at[g, slot]:
         note_state(kv, kv.pool.blocks.block_hash[b])
 
 
@@ -185,63 +160,16 @@ def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> Non
     kv.tables.num_cached[g, slot] = full
 
 
-@inner
-def renew_prompt_state(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> None:
-    """While a request stands at the last boundary that a hit on its prompt can use, the state there counts as
-    cached in this step again (``MambaManager._cache_partial_tail_block``; no more in 0.33).
-    """
-    size = kv.groups.block_size[g]
-    if num_tokens == 0 or num_tokens != last_checkpoint(kv, kv.requests.prompt_len[r], size):
-        return
-    i = num_tokens // size - 1
-    if i >= kv.tables.length[g, slot] or kv.table_blocks[g, slot, i] == NULL_BLOCK:
-        return
-    b = kv.table_blocks[g, slot, i]
-    if kv.pool.blocks.block_hash[b] == _NO_HASH:
-        # a drafter of another group has moved the boundaries at which states are kept elsewhere
-        ensure_hashes(kv, r, slot, i + 1)
-        h = kv.hashes[slot, i]
-        cache_full_block(kv.pool, r, b, h, g)
-        follow_chain(kv.pool, b, h, kv.hashes[slot, i - 1] if i > 0 else NO_PARENT)
-    elif kv.params.renews_states == 0:
-        return
-    note_state(kv, kv.pool.blocks.block_hash[b])
-
-
 @leaf
-def last_checkpoint(kv: KVCache, num_tokens: int, size: int) -> int:
-    """The last state at which a request with the same ``num_tokens`` tokens can resume.
-
-    A token must be left to compute; where a hit loses its last block, that one leaves some anyway.
+def _changes_within_block(kv: KVCache, r: int, slot: int, g: int) -> bool:
+    """Whether a step within the last block may change something: states move with drafts, are to be copied or
+    were exported, and the key of a partial tail may come before its block is full.
     """
-    if kv.params.drops_checkpoint:
-        return max(num_tokens // size * size - size, 0)
-    return (num_tokens - 1) // size * size
-
-
-@leaf
-def note_state(kv: KVCache, key: np.uint64) -> None:
-    """Remember the key of a Mamba state that this step's forward pass has yet to write."""
-    n = kv.ctl.num_step_keys
-    kv.step_keys[n] = key
-    kv.ctl.num_step_keys = n + 1
-
-
-@inner
-def is_state_of_this_step(kv: KVCache, key: np.uint64) -> bool:
-    """Whether a state under the key was cached since the schedule() call began."""
-    for i in range(kv.ctl.num_step_keys):
-        if kv.step_keys[i] == key:
-            return True
-    return False
-
-
-@leaf
-def _changes_within_block(kv: KVCache, g: int) -> bool:
-    """Whether a step within the last block may change something: states move with drafts, and the key of a
-    partial tail may come before its block is full.
-    """
+    if kv.params.fine_grained and kv.requests.num_computed[r] < kv.requests.prompt_len[r]:
+        return True
     if kv.groups.attention[g] == c.GROUP_MAMBA:
+        if kv.states.shared[g, slot] >= 0 or kv.states.exported_at[g, slot] >= 0:
+            return True
         return kv.params.num_drafts > 0 or kv.params.eagle_groups > 0
     return kv.groups.drops[g] > 0 and kv.groups.hash_ratio[g] > 1
 
@@ -257,7 +185,7 @@ def quiet_tokens(kv: KVCache, r: int, slot: int) -> int:
         kind = kv.groups.attention[g]
         if kind == c.GROUP_CROSS:
             continue
-        if _changes_within_block(kv, g):
+        if _changes_within_block(kv, r, slot, g):
             return 0
         if length * size < kv.params.max_model_len:
             quiet = min(quiet, length * size - kv.params.lookahead)

@@ -41,10 +41,11 @@ def remove_left_behind(kv: KVCache, r: int, slot: int) -> None:
 
 @leaf
 def num_new_blocks(
-    kv: KVCache, slot: int, g: int, num_tokens: int, hits: int, skipped: int, whole: bool, fresh: bool
+    kv: KVCache, r: int, slot: int, g: int, num_tokens: int, computed: int, whole: bool, fresh: bool
 ) -> int:
     """Blocks that slots for ``num_tokens`` tokens need beyond the hits and the table."""
-    return max(cdiv(num_tokens, kv.groups.block_size[g]) - hits - kv.tables.length[g, slot], 0)
+    have = kv.tables.hits[g, slot] if fresh else kv.tables.length[g, slot]
+    return max(cdiv(num_tokens, kv.groups.block_size[g]) - have, 0)
 
 
 @inner
@@ -58,7 +59,9 @@ def adopt_hits(kv: KVCache, slot: int, g: int, skipped: int) -> None:
 
 
 @leaf
-def allocate_new_blocks(kv: KVCache, slot: int, g: int, num_tokens: int, fresh: bool) -> None:
+def allocate_new_blocks(
+    kv: KVCache, r: int, slot: int, g: int, num_tokens: int, computed: int, fresh: bool
+) -> None:
     """Append blocks until the table has slots for ``num_tokens``."""
     grow_table(kv, slot, g, cdiv(num_tokens, kv.groups.block_size[g]))
 

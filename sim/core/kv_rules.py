@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.core import kv_cache_coordinator, kv_groups, kv_plain, kv_tables, mamba_split
+from sim.core import copies, kv_cache_coordinator, kv_groups, kv_plain, kv_tables, mamba_split
 from sim.core.switch import Switch
 
 find_longest_cache_hit = Switch(kv_plain.find_longest_cache_hit, kv_cache_coordinator.find_longest_cache_hit)
@@ -15,3 +15,4 @@ allocate_new_blocks = Switch(kv_plain.allocate_new_blocks, kv_groups.allocate_ne
 adopt_hits = Switch(kv_plain.adopt_hits, kv_tables.adopt_hits)
 quiet_tokens = Switch(kv_plain.quiet_tokens, kv_groups.quiet_tokens)
 fit_chunk = Switch(kv_plain.fit_chunk, mamba_split.fit_chunk)
+release_copies = Switch(copies.no_copies, copies.release_copies)

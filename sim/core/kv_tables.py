@@ -91,6 +91,30 @@ def _take_from_table(kv: KVCache, slot: int, g: int, i: int) -> int:
     return b
 
 
+@leaf
+def _starts_run(kv: KVCache, slot: int, g: int, i: int) -> int:
+    """1 when the block at place i does not follow the one before it in the pool, 0 for a null block."""
+    b = kv.table_blocks[g, slot, i]
+    if i == 0 or b == NULL_BLOCK:
+        return int(b != NULL_BLOCK)
+    before = kv.table_blocks[g, slot, i - 1]
+    return int(before == NULL_BLOCK or before + 1 != b)
+
+
+@inner
+def replace_block(kv: KVCache, slot: int, g: int, i: int, b: int) -> None:
+    """Put block b into place i of the table; references are the caller's affair."""
+    end: int = min(i + 2, kv.tables.length[g, slot])
+    change = 0
+    for j in range(i, end):
+        change -= _starts_run(kv, slot, g, j)
+    kv.table_blocks[g, slot, i] = b
+    for j in range(i, end):
+        change += _starts_run(kv, slot, g, j)
+    kv.tables.runs[g, slot] += change
+    kv.count.table_runs += change
+
+
 @inner
 def move_block(kv: KVCache, slot: int, g: int, i: int) -> None:
     """Move the block at place i behind the table's end; a null block takes its place."""
@@ -128,6 +152,9 @@ def adopt_hits(kv: KVCache, slot: int, g: int, skipped: int) -> None:
     if hits > first:
         append_blocks(kv, slot, g, first, hits - first)
     kv.tables.num_cached[g, slot] = kv.tables.length[g, slot]
+    if kv.states.shared[g, slot] >= 0:
+        # the block in which the hit ends is not full
+        kv.tables.num_cached[g, slot] -= 1
 
 
 @leaf
@@ -169,3 +196,5 @@ def free_table(kv: KVCache, slot: int, g: int) -> None:
     if kv.groups.attention[g] == c.GROUP_MAMBA:
         kv.tables.last_state[g, slot] = -1
         kv.tables.retired[g, slot] = 0
+        kv.states.shared[g, slot] = -1
+        kv.states.exported_at[g, slot] = -1

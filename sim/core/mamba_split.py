@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 from sim.core.jit import inner, leaf
-from sim.core.kv_groups import last_checkpoint
 from sim.core.state import State
+from sim.core.states import is_exported, last_checkpoint
 
 
 @inner
@@ -14,7 +14,8 @@ def _mamba_block_aligned_split(st: State, r: int, start: int, num_new_tokens: in
     """Tokens of the chunk that starts at ``start`` and may have ``num_new_tokens``; 0 when none fit.
 
     A state is written where a chunk ends, so chunks end at block boundaries, at the last boundary that a hit
-    on this prompt can use, and where an earlier look-up found the prefix of another request to end.
+    on this prompt can use, and where an earlier look-up found the prefix of another request to end. Where the
+    kernel exports the state at that boundary on its way, nothing is cut for it.
     """
     rq = st.requests
     size = st.params.block_size
@@ -22,6 +23,11 @@ def _mamba_block_aligned_split(st: State, r: int, start: int, num_new_tokens: in
     if start >= prefill_end:
         return num_new_tokens
     end = start + num_new_tokens
+    unit = st.params.hit_alignment
+    position = last_checkpoint(st.kv, prefill_end, unit)
+    exported = end >= prefill_end and is_exported(
+        st.kv, start, end, position, st.params.export_alignment, size
+    )
     if end < prefill_end:
         limit = st.params.max_num_scheduled_tokens
         if st.params.long_prefill_token_threshold > 0:
@@ -31,13 +37,16 @@ def _mamba_block_aligned_split(st: State, r: int, start: int, num_new_tokens: in
         if aligned > start or size <= limit:
             end = aligned
     stop = end
-    if start % size != 0:
-        boundary = (start // size + 1) * size
-        if boundary < stop:
-            stop = boundary
-    last_state = last_checkpoint(st.kv, rq.num_tokens[r], size)
-    if start < last_state < stop:
-        stop = last_state
+    if not exported:
+        if start % size != 0:
+            stop = min(stop, (start // size + 1) * size)
+        last_state = last_checkpoint(st.kv, rq.num_tokens[r], size)
+        if start < last_state < stop:
+            stop = last_state
+        if st.params.fine_grained:
+            tail = last_checkpoint(st.kv, rq.prompt_len[r], unit)
+            if last_state < tail < rq.prompt_len[r] and start < tail < stop:
+                stop = tail
     junction = rq.shared_boundary[r]
     if start < junction < end:
         junction = start + (junction - start) // size * size

@@ -1,11 +1,12 @@
-"""Keys of prompts that end inside a block (see ``partial_tail``), beside the block's own.
+"""Keys of prefixes that end inside a block, beside those of whole blocks (see ``partial_tail``).
 
-Where a full-attention block holds several hash units, a request registers the last boundary that a hit on its
-prompt could use, if that lies inside a block, as a further key of the block. A block loses all its keys at
-once. No look-up asks for these keys while hits end at common multiples of the block sizes; they are counted.
+Where a block holds several hash units it may have a key for each boundary inside it: for the end of a prompt
+in a full-attention block, for a state that is not at the end of a block. A block loses all its keys at once.
+A look-up asks for them only where hits may end inside a block; they are counted always.
 
-Open addressing with linear probing and backward-shift deletion, like the prefix map; a place holds a key and
-the number of blocks that have it.
+The place of a key is block * width + boundary - 1. The table is open addressing with linear probing and
+backward-shift deletion, from a key to the first place that has it; the places of one key are a ring in order
+of insertion, as the blocks of one key are in the prefix map.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from sim.core.jit import inner
 from sim.core.state import Pool
 
 _ZERO = np.uint64(0)
-_ONE = np.uint64(1)
 
 
 @inner
-def _place(pool: Pool, key: np.uint64) -> int:
-    """Place of the key in the table, or the empty one where it belongs."""
+def _slot_of(pool: Pool, key: np.uint64) -> int:
+    """Entry of the key in the table, or the empty one where it belongs."""
     mask = pool.partial_table.size // 2 - 1
     i = np.int64(key & np.uint64(mask))
     while pool.partial_table[2 * i] != _ZERO and pool.partial_table[2 * i] != key:
@@ -33,12 +33,37 @@ def _place(pool: Pool, key: np.uint64) -> int:
 
 
 @inner
-def _forget(pool: Pool, key: np.uint64) -> None:
-    """One block less has the key."""
-    i = _place(pool, key)
-    pool.partial_table[2 * i + 1] -= _ONE
-    if pool.partial_table[2 * i + 1] != _ZERO:
+def find_partial_key(pool: Pool, key: np.uint64) -> int:
+    """First block of the key, -1 when there is none."""
+    i = _slot_of(pool, key)
+    if pool.partial_table[2 * i] == _ZERO:
+        return -1
+    return np.int64(pool.partial_table[2 * i + 1]) // pool.params.partial_width
+
+
+@inner
+def _link(pool: Pool, p: int, key: np.uint64) -> None:
+    """Write the key at place p, which is empty, as the last place of its key."""
+    pool.partial_keys[p] = key
+    i = _slot_of(pool, key)
+    if pool.partial_table[2 * i] == _ZERO:
+        pool.partial_table[2 * i] = key
+        pool.partial_table[2 * i + 1] = np.uint64(p)
+        pool.partial_links[2 * p] = p
+        pool.partial_links[2 * p + 1] = p
+        pool.meta.num_partial_keys += 1
         return
+    first = np.int64(pool.partial_table[2 * i + 1])
+    last = pool.partial_links[2 * first]
+    pool.partial_links[2 * p] = last
+    pool.partial_links[2 * p + 1] = first
+    pool.partial_links[2 * last + 1] = p
+    pool.partial_links[2 * first] = p
+
+
+@inner
+def _delete(pool: Pool, i: int) -> None:
+    """Empty an entry of the table and shift back those behind it that would otherwise be cut off."""
     mask = pool.partial_table.size // 2 - 1
     j = i
     while True:
@@ -56,11 +81,27 @@ def _forget(pool: Pool, key: np.uint64) -> None:
 
 
 @inner
+def _unlink(pool: Pool, p: int) -> None:
+    """Empty place p, which has a key."""
+    i = _slot_of(pool, pool.partial_keys[p])
+    pool.partial_keys[p] = _ZERO
+    before = pool.partial_links[2 * p]
+    behind = pool.partial_links[2 * p + 1]
+    if behind == p:
+        _delete(pool, i)
+        return
+    pool.partial_links[2 * before + 1] = behind
+    pool.partial_links[2 * behind] = before
+    if np.int64(pool.partial_table[2 * i + 1]) == p:
+        pool.partial_table[2 * i + 1] = np.uint64(behind)
+
+
+@inner
 def has_partial_key(pool: Pool, b: int, key: np.uint64) -> bool:
     """Whether the key is one of the block's further ones; so is the only key of a block that is not full."""
     width = pool.params.partial_width
-    for j in range(b * width, (b + 1) * width):
-        if pool.partial_keys[j] == key:
+    for p in range(b * width, (b + 1) * width):
+        if pool.partial_keys[p] == key:
             return True
     return False
 
@@ -69,19 +110,29 @@ def has_partial_key(pool: Pool, b: int, key: np.uint64) -> bool:
 def drop_partial_keys(pool: Pool, b: int) -> None:
     """Block b is evicted: take its further keys away."""
     width = pool.params.partial_width
-    for j in range(b * width, (b + 1) * width):
-        key = pool.partial_keys[j]
+    for p in range(b * width, (b + 1) * width):
+        key = pool.partial_keys[p]
         if key != _ZERO:
-            pool.partial_keys[j] = _ZERO
-            _forget(pool, key)
+            _unlink(pool, p)
             emit(pool, c.EV_BLOCK_REMOVED, -1, b, np.int64(key), 0)
+
+
+@inner
+def move_partial_keys(pool: Pool, source: int, target: int) -> None:
+    """Block target, which has none, takes the further keys of block source, as the last one of each."""
+    width = pool.params.partial_width
+    for j in range(width):
+        key = pool.partial_keys[source * width + j]
+        if key != _ZERO:
+            _unlink(pool, source * width + j)
+            _link(pool, target * width + j, key)
 
 
 @inner
 def clear_partial_keys(pool: Pool) -> None:
     """Forget all further keys."""
-    for i in range(pool.partial_keys.size):
-        pool.partial_keys[i] = _ZERO
+    for p in range(pool.partial_keys.size):
+        pool.partial_keys[p] = _ZERO
     for i in range(pool.partial_table.size):
         pool.partial_table[i] = _ZERO
     pool.meta.num_partial_keys = 0
@@ -92,14 +143,9 @@ def add_partial_key(
     pool: Pool, request: int, b: int, units: int, ratio: int, h: np.uint64, group: int
 ) -> None:
     """Give a block of ``ratio`` hash units one more key, for the first ``units`` units of a prompt."""
-    j = b * pool.params.partial_width + units % ratio - 1
-    if pool.partial_keys[j] != _ZERO:
+    p = b * pool.params.partial_width + units % ratio - 1
+    if pool.partial_keys[p] != _ZERO:
         return
     key = group_key(h, group)
-    pool.partial_keys[j] = key
-    place = _place(pool, key)
-    if pool.partial_table[2 * place] == _ZERO:
-        pool.partial_table[2 * place] = key
-        pool.meta.num_partial_keys += 1
-    pool.partial_table[2 * place + 1] += _ONE
+    _link(pool, p, key)
     emit(pool, c.EV_BLOCK_STORED, request, b, np.int64(key), group)

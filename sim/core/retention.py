@@ -16,7 +16,7 @@ Selection: TypeAlias = tuple[int, int, int, int, int, int]
 @leaf
 def _end_of_boundary(kv: KVCache, g: int, boundary: int) -> int:
     """Blocks before ``boundary`` tokens, rounded down to where a hit may end."""
-    alignment = kv.params.scheduler_block_size
+    alignment = kv.params.hit_alignment
     return boundary // alignment * alignment // kv.groups.block_size[g]
 
 
@@ -40,7 +40,7 @@ def selected(kv: KVCache, r: int, g: int) -> Selection:
         need = kv.specs.tail_blocks[kv.groups.spec[g]] + shift
     elif interval == c.RETAIN_DENSE:
         return 1, 1, 0, 0, 0, 0
-    segment = kv.params.scheduler_block_size if interval == c.RETAIN_DENSE else interval
+    segment = kv.params.hit_alignment if interval == c.RETAIN_DENSE else interval
     blocks = segment // kv.groups.block_size[g]
     if 0 < blocks <= need:
         return 1, 1, 0, 0, 0, 0
@@ -61,6 +61,16 @@ def selected(kv: KVCache, r: int, g: int) -> Selection:
     same = _end_of_boundary(kv, g, max((prompt - 1) // unit - 1, 0) * unit) + shift
     longer = _end_of_boundary(kv, g, max(prompt // unit - 1, 0) * unit) + shift
     return blocks, need, shift, same, longer, shared
+
+
+@leaf
+def keeps_multiple(kv: KVCache, g: int, num_tokens: int) -> bool:
+    """Whether the retention interval alone keeps a Mamba state after so many tokens."""
+    size = kv.groups.block_size[g]
+    interval = kv.params.retention
+    if num_tokens % size != 0 or interval == 0:
+        return False
+    return interval < 0 or interval <= size or num_tokens % interval == 0
 
 
 @leaf

@@ -12,7 +12,7 @@ from sim.core import kv_cache_manager as kv
 from sim.core.cross_attention import tokens_in_group
 from sim.core.events import emit
 from sim.core.jit import inner, leaf
-from sim.core.kv_rules import fit_chunk
+from sim.core.kv_rules import fit_chunk, release_copies
 from sim.core.kv_tables import blocks_held, hold_tokens
 from sim.core.lifecycle import request_ended
 from sim.core.request_queue import waiting_peek, waiting_push, waiting_remove
@@ -365,6 +365,7 @@ def schedule(st: State, batch: int) -> None:
     budget = _schedule_running(st, batch, budget, threshold)
     if st.ctl.num_preempted == 0:
         _schedule_waiting(st, batch, budget, threshold)
+    release_copies(st.kv)
     _after_schedule(st, batch)
     st.ctl.finished_pending = 0
 

@@ -41,7 +41,10 @@ PARAMS = _dtype(
         "hybrid": np.int64,  # several groups under prefix caching (HybridKVCacheCoordinator)
         "block_size": np.int64,  # the engine's own, tokens
         "scheduler_block_size": np.int64,  # least common multiple of the groups' block sizes
+        "hit_alignment": np.int64,  # every hit's length is a multiple of it, tokens
+        "fine_grained": np.int64,  # hits may end inside a block
         "mamba_align": np.int64,  # prefills are cut where a Mamba state is to be cached
+        "export_alignment": np.int64,  # tokens between states that all Mamba kernels export, 0: none
         "num_drafts": np.int64,  # draft tokens that a decode step verifies
         "lookahead": np.int64,  # slots beyond the scheduled tokens, which the drafter writes
         "encoder_tokens": np.int64,  # of a request that has no number of its own
@@ -71,7 +74,7 @@ PARAMS = _dtype(
         "retention": np.int64,  # RETAIN_*, or the retention interval in tokens
         "hybrid_aligned": np.int64,  # several groups: tokens are cached up to the common block size
         "shared_prefix_boundary": np.int64,  # several groups: retain at a prefix that only some groups hit
-        "partial_width": np.int64,  # further keys that a block can have, see ``partial_keys``
+        "partial_width": np.int64,  # keys inside a block that it can have, see ``partial_keys``
         "partial_tail_keys": np.int64,  # TAIL_*, groups of unequal block size: a key for a prompt's last part
         "hybrid_one_round": np.int64,  # full attention and one other spec: one look-up each is enough
         "takes_skipped_hits": np.int64,  # hits before what attention will read are taken with the others
@@ -129,6 +132,7 @@ CONTROL = _dtype(
         "alone_req": np.int64,  # request that was its own victim with nobody else running, or -1
         "alone_lost": np.int64,  # tokens that it had computed
         "num_step_keys": np.int64,  # entries of step_keys in use
+        "num_copies": np.int64,  # entries of copies in use; none between two phases
         "next_sample": np.int64,
         "log_len": np.int64,
         "num_events": np.int64,
@@ -175,7 +179,7 @@ POOL_META = _dtype(
     {
         "num_free": np.int64,  # length of the free queue
         "num_keys": np.int64,  # keys in the prefix map
-        "num_partial_keys": np.int64,  # different keys of prompts that end inside a block
+        "num_partial_keys": np.int64,  # different keys of prefixes that end inside a block
         "num_cached": np.int64,  # blocks that carry a hash
         "num_cached_free": np.int64,  # of these, free (evictable)
         "allocations": np.int64,  # cumulative
@@ -233,6 +237,7 @@ GROUP = _dtype(
         "window": np.int64,  # tokens of a sliding window or of an attention chunk
         "admission_cap": np.int64,  # blocks that one request can hold at once, 0: no limit
         "drops": np.int64,  # 1: hits lose their last block, which the drafter wants computed
+        "export_alignment": np.int64,  # Mamba: tokens between states that a chunk may export, 0: none
         "token_slots": np.int64,  # SLOTS_*
         "allocated": np.int64,  # gauge: blocks in the tables, null blocks not counted
         "held": np.int64,  # gauge: computed (or encoder) tokens that they hold, 0 for states
@@ -264,6 +269,15 @@ TABLE = _dtype(
         "first_hit": np.int32,  # the hits before this one are null blocks
         "last_state": np.int32,  # Mamba: place of the state before the running one, -1: none
         "retired": np.int32,  # Mamba: places before this one have been given up
+    }
+)
+
+#: What hits inside blocks and exported states add to a block table: group x slot.
+STATES = _dtype(
+    {
+        "shared": np.int32,  # place of a block that is copied before the request writes into it, -1: none
+        "exported": np.int32,  # tokens of the state that the last step exported from inside
+        "exported_at": np.int32,  # place of that state's block, -1: none
     }
 )
 
@@ -370,7 +384,8 @@ class Pool(Struct):
     reused: U8  # (N,) 1: hit at least once since it was cached
     table: U64  # prefix map, see prefix_map: buckets of eight words
     partial_keys: U64  # (N*partial_width or 1,) by place of the boundary in its block, 0: none
-    partial_table: U64  # (2*capacity,) [2*i] a key (0: empty), [2*i+1] the blocks that have it
+    partial_table: U64  # (2*capacity,) [2*i] a key (0: empty), [2*i+1] the first place that has it
+    partial_links: I32  # (2*N*partial_width or 2,) ring of the places with one key: before, behind
     free_bits: U64  # (N//64 + 4,) bit 64 + b: block b is free
     events: I64  # (rows, EVENT_COLUMNS): time, type, request, block, a, b
     followed: Record  # FOLLOWED[N], or [1] when blocks are not followed
@@ -394,9 +409,11 @@ class KVCache(Struct):
     requests: Record  # REQUEST[R+2]
     tables: Record  # TABLE[G, S]
     table_blocks: I32  # (G, S, B)
+    states: Record  # STATES[G, S], or [1, 1] for a plain engine
+    copies: I32  # (G*S, 3) group, block and copy of it that this step's batch makes
     slots: Record  # SLOT[S]
     hashes: U64  # (S, H)
-    step_keys: U64  # ((8 + 2*drafts)*G*S,) keys of the Mamba states cached since the last schedule() began
+    step_keys: U64  # ((12 + 2*drafts)*G*S,) keys of the Mamba states cached since the last schedule() began
     encoder_tokens: I32  # (R,) of each request, or (0,): all have params.encoder_tokens
     seg_ptr: I64  # (R+1,) pieces of a prompt
     pieces: Record  # PIECE[M]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -127,18 +126,29 @@ def inv_4(pool: Pool) -> Iterator[str]:
 
 
 def inv_29(pool: Pool) -> Iterator[str]:
-    """INV-29: further keys are those of cached blocks, each counted once for every block that has it."""
+    """INV-29: keys inside blocks are those of cached blocks; each leads to a ring of all its places."""
     width = int(pool.params.partial_width)
-    places = zip(pool.partial_table[0::2].tolist(), pool.partial_table[1::2].tolist(), strict=True)
-    table = {key: count for key, count in places if key}
-    keys: Counter[int] = Counter()
+    entries = zip(pool.partial_table[0::2].tolist(), pool.partial_table[1::2].tolist(), strict=True)
+    first = {key: place for key, place in entries if key}
+    before, behind = pool.partial_links[0::2].tolist(), pool.partial_links[1::2].tolist()
+    places: dict[int, list[int]] = {}
     for b in range(int(pool.params.num_blocks)):
-        own = [int(k) for k in pool.partial_keys[b * width : (b + 1) * width] if k]
-        keys.update(own)
+        own = [p for p in range(b * width, (b + 1) * width) if pool.partial_keys[p]]
+        for p in own:
+            places.setdefault(int(pool.partial_keys[p]), []).append(p)
         if own and not pool.blocks.block_hash[b]:
-            yield f"block {b} has further keys {own} and no key"
-    if table != keys or len(table) != pool.meta.num_partial_keys:
-        yield f"further keys {dict(keys)}, the table says {table}, counted are {pool.meta.num_partial_keys}"
+            yield f"block {b} has keys inside it, and no key"
+    if first.keys() != places.keys() or len(first) != pool.meta.num_partial_keys:
+        yield f"keys inside blocks {places}, the table says {first}, counted are {pool.meta.num_partial_keys}"
+        return
+    for key, place in first.items():
+        ring = [place]
+        while behind[ring[-1]] not in ring and len(ring) <= len(places[key]):
+            ring.append(behind[ring[-1]])
+        if sorted(ring) != places[key] or behind[ring[-1]] != place:
+            yield f"key {key:#x} stands in the places {places[key]}, its ring is {ring}"
+        if any(before[behind[p]] != p for p in ring):
+            yield f"the ring {ring} of key {key:#x} does not lead back"
 
 
 def inv_5(pool: Pool) -> Iterator[str]:

@@ -151,7 +151,7 @@ def inv_11(v: View) -> Iterator[str]:
     Counted are the blocks that its computed tokens of known identity fill, up to where a hit may end. A token
     that is known only since the last update (async scheduling, drafts) may count at the request's next
     schedule. In groups that cache selected blocks a counted one may also have no key. A block that is not
-    full may have the key of a prompt that ends in it.
+    full may have the key of a prompt that ends in it, and an exported state that of any beginning.
     """
     st, rq = v.st, v.st.requests
     for r in v.running:
@@ -159,7 +159,8 @@ def inv_11(v: View) -> Iterator[str]:
         computed = int(rq.num_computed[r])
         most = min(computed, int(rq.num_tokens[r])) if st.params.enable_caching else 0
         least = max(computed - int(rq.placeholders[r]) - int(st.params.num_drafts), 0) if most else 0
-        unit = int(st.params.scheduler_block_size) if st.params.hybrid and st.params.hybrid_aligned else 1
+        aligned = st.params.hybrid and st.params.hybrid_aligned and not st.params.fine_grained
+        unit = int(st.params.scheduler_block_size) if aligned else 1
         for g, (size, ratio) in enumerate(
             zip(st.kv.groups["block_size"].tolist(), st.kv.groups["hash_ratio"].tolist(), strict=True)
         ):
@@ -175,8 +176,17 @@ def inv_11(v: View) -> Iterator[str]:
                     continue
                 key = _group_key(int(st.kv.hashes[slot, (i + 1) * ratio - 1]), g) if i < counted else 0
                 found = int(st.kv.pool.blocks.block_hash[b])
-                if i >= counted and found in _further_keys(st, b):
-                    continue
+                further = _further_keys(st, b)
+                if further or (found and st.kv.groups.export_alignment[g]):
+                    hashed = int(st.kv.slots.num_hashed[slot])
+                    units = range(i * ratio + 1, min((i + 1) * ratio, hashed + 1))
+                    if st.kv.groups.export_alignment[g]:
+                        units = range(1, hashed + 1)
+                    own = {_group_key(int(st.kv.hashes[slot, u - 1]), g) for u in units}
+                    if not own.issuperset(further):
+                        yield f"request {r} block {i}: block {b} has keys {further} of another text"
+                    if found in own and (i >= counted or selected):
+                        continue
                 if found != key and not (selected and found == 0):
                     yield f"request {r} block {i}: block {b} does not carry key {key:#x}"
 
@@ -184,6 +194,50 @@ def inv_11(v: View) -> Iterator[str]:
 def _further_keys(st: State, b: int) -> list[int]:
     width = int(st.params.partial_width)
     return [int(key) for key in st.kv.pool.partial_keys[b * width : (b + 1) * width] if key]
+
+
+def inv_30(v: View) -> Iterator[str]:
+    """INV-30: a request holds no more blocks of a window or chunk than the admission cap reserves for it.
+
+    The cap does not count drafts.
+    """
+    drafts = int(v.st.params.num_drafts)
+    for r in v.running:
+        for g, (cap, size) in enumerate(v.st.kv.groups[["admission_cap", "block_size"]].tolist()):
+            held = sum(b > 0 for b in v.table(g, v.slot(r)))
+            if cap and held > cap + -(-3 * drafts // size):
+                yield f"request {r} holds {held} blocks in group {g}, at most {cap}"
+
+
+def inv_32(v: View) -> Iterator[str]:
+    """INV-32: between two phases no copy is to be made; a state to be copied is keyed, where its request is.
+
+    It is the state at the last boundary of the prompt that a hit can use, inside its block. An exported state
+    stands in the table until its request goes on.
+    """
+    st = v.st
+    if st.ctl.num_copies:
+        yield f"{st.ctl.num_copies} copies are to be made"
+    if st.kv.plain:
+        return
+    unit = int(st.kv.hash_mult.size)
+    for r in v.running:
+        slot, computed = v.slot(r), int(st.requests.num_computed[r])
+        for g, size in enumerate(st.kv.groups["block_size"].tolist()):
+            states, table = st.kv.states[g, slot], v.table(g, slot)
+            shared, exported_at = int(states.shared), int(states.exported_at)
+            kept = st.kv.groups.attention[g] == c.GROUP_MAMBA and st.params.enable_caching
+            if shared >= 0:
+                key = _group_key(int(st.kv.hashes[slot, computed // unit - 1]), g) if computed >= unit else 0
+                b = table[shared] if shared < len(table) else 0
+                if not kept or shared != computed // size or computed % size == 0:
+                    yield f"request {r} with {computed} tokens is to copy place {shared} of {table}"
+                elif not b or int(st.kv.pool.blocks.block_hash[b]) != key or computed % unit:
+                    yield f"request {r} is to copy block {b}, which does not stand for its {computed} tokens"
+            if exported_at >= 0:
+                known = kept and st.kv.groups.export_alignment[g] and exported_at < len(table)
+                if not known or not 0 < states.exported <= computed + 2 * st.params.num_drafts:
+                    yield f"request {r} with {computed} tokens exported {states.exported} at {exported_at}"
 
 
 def inv_14(v: View) -> Iterator[str]:
@@ -321,7 +375,7 @@ def inv_22(v: View) -> Iterator[str]:
         yield f"{hits} hits of {ctl.memo_marked} marked blocks are remembered"
         return
     first = {int(blocks.block_hash[b]): b for _, _, b in map_places(st.kv.pool)}
-    ratio = int(st.kv.groups.hash_ratio[0])
+    ratio = int(st.kv.specs.hash_ratio[0])
     allowed = set()
     for g in np.flatnonzero(st.kv.groups["spec"] == 0).tolist():
         remembered = st.kv.table_blocks[g, slot, : ctl.memo_marked].tolist()
@@ -349,4 +403,6 @@ TABLE_INVARIANTS: dict[str, Check] = {
     "INV-21": inv_21,
     "INV-22": inv_22,
     "INV-28": inv_28,
+    "INV-30": inv_30,
+    "INV-32": inv_32,
 }

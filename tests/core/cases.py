@@ -81,11 +81,36 @@ def with_groups(rng: random.Random, engine: EngineSettings) -> EngineSettings:
     retention = 0
     if any(g.type in ("sliding_window", "mamba") for g in groups):
         retention = rng.choice([0, None, 6 * size * rng.randint(1, 2)])
-    return replace(
+    engine = replace(
         engine,
         kv_cache_groups=groups,
         num_gpu_blocks=1 + (engine.num_gpu_blocks - 1) * len(groups),
         prefix_cache_retention_interval=retention,
+    )
+    return with_special_states(rng, engine) if rng.random() < 0.6 else engine
+
+
+def with_special_states(rng: random.Random, engine: EngineSettings) -> EngineSettings:
+    """The engine with states that are exported from inside chunks, and with hits that end inside a block."""
+    groups = engine.kv_cache_groups
+    if not any(g.type == "mamba" for g in groups):
+        return engine
+    ratio = rng.choice([1, 2, 3, 4]) if len(groups) > 1 else 1
+    if ratio > 1 and rng.random() < 0.7:
+        # windows and chunks need whole blocks: without them hits may end inside
+        groups = tuple(g if g.type == "mamba" else KVCacheGroup() for g in groups)
+    if rng.random() < 0.6:
+        exported = rng.choice([1, 1, engine.block_size])
+        groups = tuple(
+            replace(g, prefill_checkpoint_alignment=exported if g.type == "mamba" else None) for g in groups
+        )
+    size, interval = engine.block_size * ratio, engine.prefix_cache_retention_interval
+    return replace(
+        engine,
+        block_size=size,
+        prefix_match_unit=engine.block_size if ratio > 1 else None,
+        kv_cache_groups=groups,
+        prefix_cache_retention_interval=interval * ratio if interval else interval,
     )
 
 

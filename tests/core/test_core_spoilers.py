@@ -15,7 +15,7 @@ from sim.core.engine import run_until
 from sim.core.prefix_map import BUCKET
 from sim.core.state import State
 from sim.core.verify import INVARIANTS, verify
-from sim.engine_settings import EngineSettings
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.step_time import constant
 from tests.core.cases import FOREVER
 from workloads.builder import WorkloadBuilder
@@ -326,11 +326,13 @@ SPOILERS: dict[str, dict[str, Callable[[State], None]]] = {
         "count": gauge(lambda s: s.kv.pool.meta, "num_partial_keys"),
         "table": lambda s: s.kv.pool.partial_table.__setitem__(slice(0, 2), [7, 1]),
     },
+    "INV-30": {"cap": lambda s: s.kv.groups.admission_cap.__setitem__(0, 1)},
     "INV-31": {
         "budget": gauge(ctl, "encoder_budget"),
         "slots": gauge(ctl, "encoder_free", -1),
         "owner": add(lambda s: s.kv.slots.encoder_tokens, slot),
     },
+    "INV-32": {"copy": gauge(ctl, "num_copies")},
 }
 
 
@@ -339,6 +341,67 @@ def test_a_spoiled_state_is_noticed(name: str, what: str) -> None:
     state = busy_state("priority")
     SPOILERS[name][what](state)
     assert [line for line in verify(state, workload()) if line.startswith(f"{name}: ")]
+
+
+def state_with_states(exports: bool) -> State:
+    """An engine whose only running request has cached a state inside a block, or has exported one."""
+    builder = WorkloadBuilder(vocab_size=50, clock="time")
+    builder.add([1], [31], output_len=3, arrival=0, out_seg=3)
+    settings = EngineSettings(
+        block_size=8,
+        prefix_match_unit=2,
+        num_gpu_blocks=40,
+        max_num_seqs=2,
+        max_num_batched_tokens=32,
+        max_model_len=64,
+        kv_cache_groups=(
+            KVCacheGroup(),
+            KVCacheGroup("mamba", prefill_checkpoint_alignment=1 if exports else None),
+        ),
+    )
+    workload = builder.build()
+    state = allocate(settings, workload, constant(100), LogOptions())
+    places = state.kv.states.exported_at if exports else state.kv.states.shared
+    while not (places[1] >= 0).any():
+        assert run_until(state, FOREVER, 1) == c.X_MAX_STEPS
+    assert verify(state, workload) == []
+    return state
+
+
+def special(st: State) -> tuple[int, int]:
+    """Place of the running request in ``kv.states`` of the Mamba group."""
+    return 1, slot(st)
+
+
+def inside(st: State) -> int:
+    """A place that has a key inside a block."""
+    return int(np.flatnonzero(st.kv.pool.partial_keys)[0])
+
+
+def key_of_shared(st: State) -> None:
+    """Another key than that of the state which is to be copied."""
+    b = st.kv.table_blocks[1, slot(st), st.kv.states.shared[special(st)]]
+    st.kv.pool.blocks.block_hash[b] += np.uint64(1)
+
+
+SPECIAL: dict[str, tuple[bool, str, Callable[[State], object]]] = {
+    "place": (False, "INV-32", lambda s: s.kv.states.shared.__setitem__(special(s), 0)),
+    "key": (False, "INV-32", key_of_shared),
+    "of attention": (False, "INV-32", lambda s: s.kv.states.shared.__setitem__((0, slot(s)), 3)),
+    "exported place": (True, "INV-32", lambda s: s.kv.states.exported_at.__setitem__(special(s), 9)),
+    "exported tokens": (True, "INV-32", lambda s: s.kv.states.exported.__setitem__(special(s), 99)),
+    "ring": (False, "INV-29", add(lambda s: s.kv.pool.partial_links, lambda s: 2 * inside(s) + 1)),
+    "ring back": (False, "INV-29", add(lambda s: s.kv.pool.partial_links, lambda s: 2 * inside(s))),
+    "own text": (True, "INV-11", lambda s: s.kv.pool.partial_keys.__setitem__(inside(s), 9)),
+}
+
+
+@pytest.mark.parametrize("what", SPECIAL)
+def test_a_spoiled_state_of_states_is_noticed(what: str) -> None:
+    exports, name, spoil = SPECIAL[what]
+    state = state_with_states(exports)
+    spoil(state)
+    assert [line for line in verify(state) if line.startswith(f"{name}: ")]
 
 
 @pytest.mark.parametrize("field", ["wait_next", "wait_prev"])
@@ -351,8 +414,7 @@ def test_a_broken_list_of_waiting_requests_is_noticed(field: str) -> None:
 
 
 def test_every_invariant_is_numbered_documented_and_has_a_spoiler() -> None:
-    # INV-30 is the reference's alone
-    assert list(INVARIANTS) == [f"INV-{i}" for i in [*range(1, 30), 31]] == list(SPOILERS)
+    assert list(INVARIANTS) == [f"INV-{i}" for i in range(1, len(INVARIANTS) + 1)] == list(SPOILERS)
     doc = re.sub(r"\s+", " ", DOC.read_text())
     for name, check in INVARIANTS.items():
         sentence = (check.__doc__ or "").split("\n")[0]
