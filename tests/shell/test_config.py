@@ -184,17 +184,13 @@ def test_pool_check_is_that_of_vllm(write) -> None:
 def test_what_is_not_simulated_yet_is_refused(write) -> None:
     path = write(
         GOOD.replace(
-            "engine:\n",
-            "engine:\n  kv_cache_groups:\n"
-            "  - {type: full, block_size: 8}\n  - {type: mamba, block_size: 16}\n",
+            "engine:\n", "engine:\n  vllm: '0.25'\n  kv_cache_groups: [{type: full}, {type: mamba}]\n"
         )
     )
     found = problems(path)
-    assert found[0].startswith("a.yaml:6:5: kv_cache_groups[1]: hits inside a Mamba block")
-    with pytest.raises(InputError, match="hits inside a Mamba block"):
-        require_simulated(
-            EngineSettings(prefix_match_unit=8, kv_cache_groups=(KVCacheGroup("full"), KVCacheGroup("mamba")))
-        )
+    assert found[0].startswith("a.yaml:4:9: Mamba groups under the rules of vLLM 0.25 are not simulated")
+    with pytest.raises(InputError, match=r"Mamba groups under the rules of vLLM 0\.25"):
+        require_simulated(EngineSettings(vllm="0.25", kv_cache_groups=(KVCacheGroup("mamba"),)))
 
 
 @pytest.mark.parametrize(
