@@ -368,7 +368,8 @@ def compare_runs(folders: Sequence[str], pictures: bool) -> tuple[Document, dict
     names = ", ".join(dict.fromkeys(str(r.summary["name"]) for r in runs))
     document = Document(
         "compare",
-        f"{' against '.join(g.letter for g in reversed(groups))}: {names}",
+        f"{', '.join(g.letter for g in groups[1:-1])}{' and ' if len(groups) > 2 else ''}{groups[-1].letter}"
+        f" against {base.letter}: {names}",
         sides,
         tuple(sections),
         definitions,

@@ -60,6 +60,10 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 
+#: Curves that are left out of the page where they are zero throughout.
+_ONLY_IF_ANY = ("waiting", "preemptions")
+
+
 def _grid(sides: Sides) -> NDArray[np.float64]:
     end = max(r.end_ns for _, runs in sides for r in runs)
     return np.linspace(0.0, float(max(end, 1)), _POINTS)
@@ -131,6 +135,8 @@ def overlay_charts(sides: Sides) -> list[Chart]:
             figure = svg.new_figure()
             ax = figure.add_axes((0.115, 0.185, 0.865, 0.67))
             data = _draw(ax, sides, i, grid)
+            if key in _ONLY_IF_ANY and not any(v for name, _ in sides for v in data[name]):
+                continue
             legend(ax, columns=6)
             says = _says(sides, data, is_share, key in CUMULATIVE)
             markup = svg.inline_svg(figure, f"compare_{key}", f"{title}. {plain_text(says)}")
