@@ -8,6 +8,7 @@ goes on).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -136,14 +137,20 @@ def _instants(events: Mapping[str, I64], names: Sequence[str]) -> Iterator[dict[
 
 
 def counter_events(steps: Mapping[str, I64]) -> Iterator[dict[str, object]]:
-    """Counters of the pool over the rows of a step log; those whose columns it lacks are left out."""
+    """Counters of the pool over the rows of a step log; those whose columns it lacks are left out, and rows
+    in which one is not known (NaN).
+    """
     known = {counter: kinds for counter, kinds in _COUNTERS.items() if set(kinds.values()) <= set(steps)}
     columns = {name: steps[name] for kinds in known.values() for name in kinds.values()}
     if "cached_free_blocks" in columns:
         # the three kinds of blocks are stacked: each block in one of them
-        columns["num_free_blocks"] = np.maximum(steps["num_free_blocks"] - steps["cached_free_blocks"], 0)
+        columns["cached_free_blocks"] = np.minimum(steps["cached_free_blocks"], steps["num_free_blocks"])
+        columns["num_free_blocks"] = steps["num_free_blocks"] - columns["cached_free_blocks"]
     values = {name: column.tolist() for name, column in columns.items()}
     for i, time in enumerate(steps["time_ns"].tolist()):
         for counter, kinds in known.items():
-            args = {kind: values[name][i] for kind, name in kinds.items()}
+            found = {kind: values[name][i] for kind, name in kinds.items()}
+            if any(math.isnan(v) for v in found.values()):
+                continue
+            args = {kind: int(v) for kind, v in found.items()}
             yield {"ph": "C", "name": counter, "pid": _POOL, "tid": 0, "ts": _us(time), "args": args}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from sim.option_types import FiniteRange
+
 _FORMATS = ("parquet", "csv", "prometheus", "metrics", "chrome-trace")
 _ENDINGS = {
     "prometheus": ".om",
@@ -47,9 +49,23 @@ def _start(text: str | None) -> float | None:
     metavar="DATE",
     help="prometheus: real time at which the run begins; default 1970, of a recording when it was made.",
 )
+@click.option(
+    "--residency-sample",
+    "sample",
+    type=FiniteRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Share of the allocations whose residency is measured; vLLM's --kv-cache-metrics-sample has 0.01.",
+)
 @click.option("--replica", type=click.IntRange(0), metavar="N", help="Of a fleet: which one, from 0.")
 def export(
-    run: str, style: str, out: str | None, points: int, start: str | None, replica: int | None
+    run: str,
+    style: str,
+    out: str | None,
+    points: int,
+    start: str | None,
+    sample: float,
+    replica: int | None,
 ) -> None:
     """Write RUN in the format of another tool.
 
@@ -73,7 +89,7 @@ def export(
     own = "" if replica is None else f"-replica-{replica}"
     beside = folder.with_name(folder.resolve().name + own + _ENDINGS[style])
     target = beside if out is None else Path(out)
-    made = _files(folder, style, points, _start(start), replica)
+    made = _files(folder, style, points, _start(start), sample, replica)
     if isinstance(made, bytes):
         if out == "-":
             click.echo(made, nl=False)
@@ -91,20 +107,22 @@ def export(
 
 
 def _files(
-    run: Path, style: str, points: int, start_s: float | None, replica: int | None
+    run: Path, style: str, points: int, start_s: float | None, sample: float, replica: int | None
 ) -> bytes | dict[str, bytes]:
     """What is to be written: one file, or several by name."""
     from sim.analysis.openmetrics import last_scrape
     from sim.analysis.recording_file import is_recording
+    from sim.errors import InputError
 
     if is_recording(run):
         from sim.analysis import recording_export as r
-        from sim.errors import InputError
-
         if replica is not None:
             raise InputError("a recording is that of one engine", "--replica", hint="leave it out")
         from sim.analysis.recording import load
 
+        if sample < 1:
+            hint = "leave it out: every allocation in the recording is measured"
+            raise InputError("a recording is not simulated again", "--residency-sample", hint=hint)
         recorded = load(run)
         if style == "metrics":
             return last_scrape(r.export_prometheus(recorded, 1, start_s).decode()).encode()
@@ -116,9 +134,9 @@ def _files(
     from sim.analysis import export as e
 
     if style == "metrics":
-        return last_scrape(e.export_prometheus(run, 1, start_s or 0.0, replica).decode()).encode()
+        return last_scrape(e.export_prometheus(run, 1, start_s or 0.0, sample, replica).decode()).encode()
     if style == "prometheus":
-        return e.export_prometheus(run, points, start_s or 0.0, replica)
+        return e.export_prometheus(run, points, start_s or 0.0, sample, replica)
     if style == "chrome-trace":
         return e.export_chrome_trace(run, replica=replica)
-    return e.export_tables(run, style, replica=replica)
+    return e.export_tables(run, style, residency_sample=sample, replica=replica)

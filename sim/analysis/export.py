@@ -103,15 +103,19 @@ def export_tables(
     folder: str | Path,
     style: str,
     progress: Callable[..., None] | None = None,
+    residency_sample: float = 1.0,
     replica: int | None = None,
 ) -> dict[str, bytes]:
-    """The files of the formats "parquet" and "csv": name -> content; `replica` of a fleet.
+    """The files of the formats "parquet" and "csv": name -> content.
+
+    `residency_sample` as of ``track``; `replica` of a fleet.
 
     Raises:
         InputError: as ``track``.
     """
+    tracked = track(folder, residency_sample=residency_sample, progress=progress, replica=replica)
     files = {}
-    for name, (columns, known) in tables(track(folder, progress=progress, replica=replica)).items():
+    for name, (columns, known) in tables(tracked).items():
         meta = {"table": name, "run": Path(folder).name}
         if replica is not None:
             meta["replica"] = str(replica)
@@ -120,13 +124,20 @@ def export_tables(
     return files
 
 
-def export_prometheus(folder: str | Path, points: int, start_s: float, replica: int | None = None) -> bytes:
-    """OpenMetrics text, see ``openmetrics``; `replica` of a fleet.
+def export_prometheus(
+    folder: str | Path,
+    points: int,
+    start_s: float,
+    residency_sample: float = 1.0,
+    replica: int | None = None,
+) -> bytes:
+    """OpenMetrics text, see ``openmetrics``; `residency_sample` as of ``Rerun``, `replica` of a fleet.
 
     Raises:
         InputError: as ``Rerun``.
     """
-    return "".join(openmetrics(Rerun(folder, replica=replica), points, start_s)).encode()
+    rerun = Rerun(folder, residency_sample=residency_sample, replica=replica)
+    return "".join(openmetrics(rerun, points, start_s)).encode()
 
 
 def export_chrome_trace(

@@ -248,9 +248,4 @@ def _events(recorded: Recorded) -> Iterator[dict[str, object]]:
                 yield {"ph": "i", "s": "t", "name": "preempted", **at, "args": {"request": name}}
     steps = recorded.steps
     known = {k: v for k, v in steps.items() if k not in STATE_COLUMNS or recorded.num_states}
-    yield from counter_events({k: _plain(v) for k, v in known.items()})
-
-
-def _plain(column: NDArray[Any]) -> NDArray[Any]:
-    """Counts as whole numbers; what is not known yet counts as none."""
-    return np.nan_to_num(column).astype(np.int64) if column.dtype.kind == "f" else column
+    yield from counter_events(known)

@@ -251,3 +251,27 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_residency_is_sampled_as_a_server_samples_it(run_folder: Path) -> None:
+    whole, part = (
+        values(
+            parse(export_prometheus(run_folder, 1, 0.0, share).decode())[1],
+            "vllm:kv_block_lifetime_seconds_count",
+        )
+        for share in (1.0, 0.25)
+    )
+    assert 0.15 < part[-1] / whole[-1] < 0.35
+    with_option = CliRunner().invoke(
+        main, ["export", str(run_folder), "--format", "metrics", "--residency-sample", "0.25", "--out", "-"]
+    )
+    assert (
+        f'vllm:kv_block_lifetime_seconds_count{{model_name="small",engine="0"}} {part[-1]:.0f}'
+        in with_option.stdout
+    )
+    recording = "validation/recordings/live-cpu-chat.jsonl.gz"
+    refused = CliRunner().invoke(
+        main, ["export", recording, "--format", "metrics", "--residency-sample", "0.1"]
+    )
+    assert refused.exit_code == 2
+    assert "a recording is not simulated again" in refused.stderr
