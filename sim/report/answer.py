@@ -21,7 +21,7 @@ from sim.report.document import (
     as_share,
     as_size,
 )
-from sim.report.folder import RunFolder
+from sim.report.folder import RunFolder, read_rows
 from sim.report.sentences import PRESSURE, cache_hits, fragmentation, headline, peak
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ _NONE = Value(None, "-")
 _REFUSALS = ("full-sequence reserve", "watermark", "pool")
 
 
-def time_weights(run: RunFolder) -> np.ndarray:
-    """float64: nanoseconds after the warm-up for which each row of steps stands."""
-    times = run.steps["time_ns"]
+def time_weights(run: RunFolder, times: np.ndarray | None = None) -> np.ndarray:
+    """float64: nanoseconds after the warm-up for which each row stands; `times` are those of steps."""
+    times = run.steps["time_ns"] if times is None else times
     if len(times) == 0:
         return np.zeros(0)
     edges = np.clip(np.append(times, max(run.end_ns, int(times[-1]))), run.warmup_ns, None)
@@ -41,9 +41,21 @@ def time_weights(run: RunFolder) -> np.ndarray:
 
 
 def pressure_seconds(run: RunFolder) -> float:
-    """Simulated seconds after the warm-up in which more than 95 % of the blocks were used."""
-    usage = run.steps["used_blocks"] / run.summary["engine"]["usable_blocks"]
-    return float(time_weights(run)[usage > PRESSURE].sum()) / 1e9
+    """Simulated seconds after the warm-up in which more than 95 % of the blocks were used.
+
+    Of a fleet the mean over its replicas: one that is full is not helped by another that is not.
+    """
+    fleet = run.summary.get("fleet")
+    if fleet is None:
+        usage = run.steps["used_blocks"] / run.summary["engine"]["usable_blocks"]
+        return float(time_weights(run)[usage > PRESSURE].sum()) / 1e9
+    rows = read_rows(run.path / "replica_steps.parquet")
+    full = rows["used_blocks"] / fleet["usable_blocks_per_replica"] > PRESSURE
+    total = 0.0
+    for replica in range(fleet["replicas"]):
+        own = rows["replica"] == replica
+        total += float(time_weights(run, rows["time_ns"][own])[full[own]].sum())
+    return total / fleet["replicas"] / 1e9
 
 
 def _part(whole: float, part: float) -> float:

@@ -61,7 +61,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "full_time": (
         "Time under pressure",
         "Simulated time in which more than 95 % of the usable blocks were used, from the rows of"
-        " steps.parquet.",
+        " steps.parquet; of a fleet the mean over its replicas.",
     ),
     "ttft": (
         "Time to first token",

@@ -131,17 +131,17 @@ def _heat_maps(fleet: Any, rows: Rows) -> list[Part]:
             show(float(means[most])),
             f"), least in replica {least} (",
             show(float(means[least])),
-            "); bright is ",
-            show(1.0 if kind == "share" else float(grid.max(initial=0))),
-            ".",
+            ").",
         )
+        bright = show(1.0 if kind == "share" else float(grid.max(initial=0)))
         with svg.drawing():
             figure = svg.new_figure(2.6)
             ax = figure.add_axes((0.085, 0.185, 0.895, 0.79))
             heat(ax, grid, end, kind)
             markup = svg.inline_svg(figure, key, f"{title}. {plain_text(says)}")
         data = {"replica_mean": [float(m) for m in means]}
-        charts.append(Chart(key, title, says, markup, data, term=term))
+        look = f"Bright is {bright.text}."
+        charts.append(Chart(key, title, says, markup, data, term=term, look=look))
     return charts
 
 

@@ -54,7 +54,7 @@ def fragmentation(s: Mapping[str, Any]) -> Inline:
     pieces: list[Piece] = [
         "the free blocks lie in ",
         as_count(s["free_runs"]["mean"], "runs"),
-        " runs on average: external fragmentation ",
+        " runs on average" + (" in a replica" if "fleet" in s else "") + ": external fragmentation ",
         as_share(s["external_fragmentation"]["mean"]),
         ". Paged attention does not mind",
     ]
