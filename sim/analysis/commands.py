@@ -116,10 +116,10 @@ def _files(
 
     if is_recording(run):
         from sim.analysis import recording_export as r
-        if replica is not None:
-            raise InputError("a recording is that of one engine", "--replica", hint="leave it out")
         from sim.analysis.recording import load
 
+        if replica is not None:
+            raise InputError("a recording is that of one engine", "--replica", hint="leave it out")
         if sample < 1:
             hint = "leave it out: every allocation in the recording is measured"
             raise InputError("a recording is not simulated again", "--residency-sample", hint=hint)
