@@ -41,12 +41,17 @@ FOLDERS = sorted(p.name for p in (RECORDED / "releases").iterdir())
 
 @pytest.mark.parametrize("release", FOLDERS)
 def test_recordings_show_the_release(release: str) -> None:
-    """Each switch in which the release differs is turned: some recording is then not reproduced."""
+    """Each switch in which the release differs is turned: some recording is then not reproduced.
+
+    A release that is no profile of its own has recordings of groups alone.
+    """
     shown: set[str] = set()
     for recorded in recordings_of(release, RECORDED):
         assert recorded.case.settings.vllm == release
         shown |= shown_switches(recorded.case, recorded.log())
-    assert set(changed_switches(release)) <= shown
+    assert shown
+    if release in PROFILES:
+        assert set(changed_switches(release)) <= shown
 
 
 @pytest.mark.parametrize("release", [r for r in releases() if r not in PROFILES])
@@ -81,7 +86,7 @@ def test_releases_whose_rules_for_states_or_drafts_are_not_known_are_refused() -
 
 
 def test_there_are_recordings_of_the_profiles() -> None:
-    assert set(FOLDERS) == set(PROFILES) - {"0.32"}
+    assert set(FOLDERS) == set(PROFILES) - {"0.32"} | {"0.23"}
     assert set(VERSIONS) == set(releases())
     size = sum(f.stat().st_size for f in (RECORDED / "releases").rglob("*") if f.is_file())
     assert size < 600_000
