@@ -6,10 +6,7 @@ long context for every slot, say) cost memory only where a run really goes.
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +20,8 @@ from sim.core.residency import HISTORY
 from sim.engine_settings import EngineSettings
 from sim.errors import InputError
 from sim.groups import GroupLayout, layout_of
+from sim.record_arrays import aligned_zeros, record, record_array
+from sim.request_records import SharedRequests, arrival_order, prompt_pieces, request_records
 from sim.step_time import StepTime
 from workloads.requests import Workload
 
@@ -66,35 +65,6 @@ class LogOptions:
         if self.events:
             return c.LOG_ALL
         return c.LOG_REQUESTS if self.request_events else c.LOG_NOTHING
-
-
-_CACHE_LINE = 64
-
-
-def _zeros(dtype: np.dtype[Any], shape: int | tuple[int, ...]) -> np.ndarray:
-    """Zeros that begin with a cache line."""
-    size = math.prod(shape) if isinstance(shape, tuple) else shape
-    raw = np.zeros(size * dtype.itemsize + _CACHE_LINE, dtype=np.uint8)
-    start = -raw.ctypes.data % _CACHE_LINE
-    return raw[start : start + size * dtype.itemsize].view(dtype).reshape(shape)
-
-
-@functools.cache
-def _as_record(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype that numpy would make of it, at some cost, for every view as a record array."""
-    return np.dtype((np.record, dtype))
-
-
-def _array(dtype: np.dtype[Any], shape: int | tuple[int, ...]) -> s.Record:
-    return _zeros(_as_record(dtype), shape).view(np.recarray)
-
-
-def _record(dtype: np.dtype[Any], values: dict[str, int]) -> s.Record:
-    """One record; the fields that are not named are 0."""
-    record = _array(dtype, 1)[0]
-    for name, value in values.items():
-        setattr(record, name, value)
-    return record
 
 
 def _rules(e: EngineSettings) -> dict[str, int]:
@@ -151,7 +121,7 @@ def _drafts(w: Workload, capacity: int, plain: bool) -> tuple[s.Record, np.ndarr
     """
     given = w.accepted_drafts
     numbers = [0] if given is None else [0, *(k for own in given for k in own)]
-    records = _array(s.DRAFTS, 1 if plain else capacity)
+    records = record_array(s.DRAFTS, 1 if plain else capacity)
     if not plain and given is not None:
         lengths = np.array([len(own) for own in given], dtype=np.int64)
         records.pattern_len[: len(w)] = lengths
@@ -185,7 +155,7 @@ def check_encoder_inputs(e: EngineSettings, longest: int) -> None:
 
 def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions) -> s.Record:
     logical = w.clock == "logical"
-    return _record(
+    return record(
         s.PARAMS,
         {
             "num_blocks": e.num_gpu_blocks,
@@ -229,8 +199,8 @@ def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions
 
 def _groups(layout: GroupLayout) -> tuple[s.Record, s.Record]:
     """The records of the groups and of their specs."""
-    groups = _array(s.GROUP, len(layout.groups))
-    specs = _array(s.SPEC, len(layout.specs))
+    groups = record_array(s.GROUP, len(layout.groups))
+    specs = record_array(s.SPEC, len(layout.specs))
     for records, sources in ((groups, layout.groups), (specs, layout.specs)):
         records.attention[:] = [g.attention for g in sources]
         records.block_size[:] = [g.block_size for g in sources]
@@ -249,23 +219,23 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
     n = int(params.num_blocks)
     keys = n * int(params.partial_width)
     partial_capacity = 1 << (2 * keys).bit_length()
-    blocks = _array(s.BLOCK, n + 2)
+    blocks = record_array(s.BLOCK, n + 2)
     event_rows = 1
     if params.log_events:
         per_phase = (
             (4 * n * (1 + params.partial_width) if params.log_events == c.LOG_ALL else 0) + 8 * slots + 64
         )
         event_rows = max(_EVENT_ROWS, 2 * per_phase)
-    followed = _array(s.FOLLOWED, n if params.follow_blocks else 1)
+    followed = record_array(s.FOLLOWED, n if params.follow_blocks else 1)
     followed["birth"] = -1
     return s.Pool(
         params=params,
         ctl=ctl,
-        meta=_record(s.POOL_META, {}),
-        runs=_record(s.FREE_RUNS, {}),
+        meta=record(s.POOL_META, {}),
+        runs=record(s.FREE_RUNS, {}),
         blocks=blocks,
         reused=np.zeros(n, dtype=np.uint8),
-        table=_zeros(np.dtype(np.uint64), table_words(n)),
+        table=aligned_zeros(np.dtype(np.uint64), table_words(n)),
         partial_keys=np.zeros(max(keys, 1), dtype=np.uint64),
         partial_table=np.zeros(2 * partial_capacity, dtype=np.uint64),
         partial_links=np.zeros(2 * max(keys, 1), dtype=np.int32),
@@ -273,105 +243,28 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
         events=np.zeros((event_rows, c.EVENT_COLUMNS), dtype=np.int64),
         followed=followed,
         access_times=np.zeros((followed.size, HISTORY), dtype=np.int64),
-        residency=_array(s.DURATIONS, 3),
+        residency=record_array(s.DURATIONS, 3),
         residency_fine=np.zeros((3, c.TW_BINS), dtype=np.int64),
         residency_buckets=np.zeros((3, len(RESIDENCY_BOUNDS_NS) + 1), dtype=np.int64),
         residency_bounds=np.array(RESIDENCY_BOUNDS_NS, dtype=np.int64),
     )
 
 
-def _children(requests: s.Record, parent: np.ndarray) -> None:
-    """Link the children of each request in order of index."""
-    first_child, next_sibling = requests["first_child"], requests["next_sibling"]
-    first_child[:] = -1
-    next_sibling[:] = -1
-    child = np.flatnonzero(parent >= 0)
-    child = child[np.argsort(parent[child], kind="stable")]
-    of = parent[child]
-    same = of[1:] == of[:-1]
-    next_sibling[child[:-1][same]] = child[1:][same]
-    # written backwards: what stays is the first child of each
-    first_child[of[::-1]] = child[::-1]
-
-
-def request_records(e: EngineSettings, w: Workload, capacity: int, queues: int = 1) -> s.Record:
-    """The workload's requests, room for ``capacity`` in all, and the sentinels of so many waiting queues."""
-    n = len(w)
-    rq = _array(s.REQUEST, capacity + 2 * queues)
-    for name in ("arrival", "order_time", "status", "slot", "batch_pos", "heap_pos", "parent"):
-        rq[name] = -1
-    for name in ("first_scheduled", "first_token", "finish"):
-        rq[name] = -1
-    for name in (
-        "arrival",
-        "prompt_len",
-        "output_len",
-        "max_tokens",
-        "priority",
-        "salt",
-        "out_seg",
-        "think_ns",
-    ):
-        rq[name][:n] = getattr(w, name)
-    rq.parent[:n] = w.parent
-    if e.policy == "priority":
-        names = [w.request_id(i) if i < n else f"r{i}" for i in range(capacity)]
-        rq["id_rank"][sorted(range(capacity), key=names.__getitem__)] = np.arange(capacity)
-    if w.clock == "logical":
-        rq.order_time[:n] = np.arange(n) if e.arrival_time == "seq" else w.arrival
-    _children(rq, w.parent)
-    return rq
-
-
-@dataclass(frozen=True)
-class SharedRequests:
-    """Requests that several engines serve together; arrivals and releases are somebody else's.
-
-    Attributes:
-        requests: REQUEST[capacity + 2 * engines], of `request_records`.
-        seg_ptr, pieces: their prompts.
-        position: of the engine among them, which gives it its sentinels.
-    """
-
-    requests: s.Record
-    seg_ptr: np.ndarray
-    pieces: s.Record
-    position: int
-
-
-def prompt_pieces(w: Workload, capacity: int, num_pieces: int) -> tuple[np.ndarray, s.Record]:
-    """The pieces of the prompts: int64[capacity + 1] offsets and PIECE[num_pieces], with room for more."""
-    seg_ptr = np.full(capacity + 1, w.seg_ptr[-1] if len(w) else 0, dtype=np.int64)
-    seg_ptr[: w.seg_ptr.size] = w.seg_ptr
-    pieces = _array(s.PIECE, num_pieces)
-    m = w.seg_id.size
-    pieces.seg[:m] = w.seg_id
-    pieces.start[:m] = w.seg_start
-    pieces.length[:m] = w.seg_len
-    return seg_ptr, pieces
-
-
-def arrival_order(w: Workload) -> np.ndarray:
-    """int32: the requests whose arrival is known, by (arrival, index)."""
-    known = np.flatnonzero(w.arrival >= 0)
-    return known[np.argsort(w.arrival[known], kind="stable")].astype(np.int32)
-
-
 def _queues(order: np.ndarray, capacity: int, slots: int, sentinel: int) -> s.Queues:
     return s.Queues(
-        lists=_array(s.LISTS, slots),
+        lists=record_array(s.LISTS, slots),
         wait_heap=np.zeros(sentinel, dtype=np.int32),
         order=order,
         arrival_heap=np.zeros(capacity, dtype=np.int32),
         ended_watched=np.zeros(capacity, dtype=np.int32),
-        entries=_array(s.BATCH_ENTRY, (3, slots)),
-        batches=_array(s.BATCH, 3),
+        entries=record_array(s.BATCH_ENTRY, (3, slots)),
+        batches=record_array(s.BATCH, 3),
     )
 
 
 def _logs(log: LogOptions) -> s.Logs:
     rows = _LOG_ROWS if log.every_step else min(_LOG_ROWS, _SAMPLED_ROWS)
-    weighted = _array(s.WEIGHTED, len(c.TW_METRICS))
+    weighted = record_array(s.WEIGHTED, len(c.TW_METRICS))
     weighted["peak"] = -1.0
     weighted["peak_at"] = -1
     return s.Logs(
@@ -414,8 +307,8 @@ def allocate(
     table_width = max(1, -(-longest // smallest), -(-engine.encoder_tokens // smallest)) + drafted
     hash_units = max(1, -(-longest // layout.hash_unit))
     own = 0 if shared else len(workload)
-    ctl = _record(s.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns})
-    count = _record(s.COUNTERS, {})
+    ctl = record(s.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns})
+    count = record(s.COUNTERS, {})
     if shared:
         params.closed_loop = 0
         requests, seg_ptr, pieces = shared.requests, shared.seg_ptr, shared.pieces
@@ -424,9 +317,9 @@ def allocate(
         requests = request_records(engine, workload, capacity)
         seg_ptr, pieces = prompt_pieces(workload, capacity, max(1, workload.seg_id.size + extra_pieces))
         order, sentinel = arrival_order(workload), capacity
-    tables = _array(s.TABLE, (groups.size, slots))
+    tables = record_array(s.TABLE, (groups.size, slots))
     tables.last_state[:] = -1
-    states = _array(s.STATES, (1, 1) if layout.plain else (groups.size, slots))
+    states = record_array(s.STATES, (1, 1) if layout.plain else (groups.size, slots))
     states.shared[:] = -1
     states.exported_at[:] = -1
     kv = s.KVCache(
@@ -442,7 +335,7 @@ def allocate(
         table_blocks=np.zeros((groups.size, slots, table_width), dtype=np.int32),
         states=states,
         copies=np.zeros((states.size, 3), dtype=np.int32),
-        slots=_array(s.SLOT, slots),
+        slots=record_array(s.SLOT, slots),
         hashes=np.zeros((slots, hash_units), dtype=np.uint64),
         step_keys=np.zeros((12 + 2 * drafted) * groups.size * slots, dtype=np.uint64),
         encoder_tokens=_encoder_tokens(workload, engine, capacity, layout.plain),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from validation.steplog import COLUMNS, Columns, empty_log
+from validation.steplog import COLUMNS, PREFIX_COLUMNS, Columns, empty_log
 from validation.vllm_release import waiting_requests
 
 
@@ -121,12 +121,7 @@ class SchedulerRecorder:
             "running_ids_crc": zlib.crc32("\n".join(r.request_id for r in s.running).encode()),
             "waiting_ids_crc": zlib.crc32("\n".join(r.request_id for r in waiting).encode()),
             "computed_crc": _crc_int32([r.num_computed_tokens for r in s.running]),
-            "prefix_requests": counts[0],
-            "prefix_queries": counts[1],
-            "prefix_hits": counts[2],
-            "preempted_requests": counts[3],
-            "preempted_queries": counts[4],
-            "preempted_hits": counts[5],
+            **dict(zip(PREFIX_COLUMNS, counts, strict=True)),
         }
 
     def _pool_state(self) -> dict[str, Any]:

@@ -179,8 +179,9 @@ def survey(
     Exit code 0: no difference; 1: differences; 2: a release is not at hand.
     """
     from validation.fuzz_groups import random_group_case
-    from validation.survey import open_sides, parse_switches, render, to_json
+    from validation.survey import render, to_json
     from validation.survey import survey as run_survey
+    from validation.survey_sides import open_sides, parse_switches
 
     family = _known_family(family)
     changed = parse_switches(switches)

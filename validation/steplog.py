@@ -64,6 +64,16 @@ COLUMNS: dict[str, str] = {
     "sched_crc": "uint32",
 }
 
+#: The counters of vLLM's PrefixCacheStats, in its order.
+PREFIX_COLUMNS = (
+    "prefix_requests",
+    "prefix_queries",
+    "prefix_hits",
+    "preempted_requests",
+    "preempted_queries",
+    "preempted_hits",
+)
+
 #: Includes the null block's reference count, which vLLM does not maintain: recorded, never compared.
 NOT_COMPARED = frozenset({"refcnt_crc"})
 

@@ -10,16 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.capacity import (
-    LogOptions,
-    SharedRequests,
-    allocate,
-    arrival_order,
-    prompt_pieces,
-    request_records,
-)
-from sim.capacity import _array as record_array
-from sim.capacity import _record as record
+from sim.capacity import LogOptions, allocate
 from sim.core import fleet_state as fs
 from sim.core.block_hash import hash_multipliers
 from sim.core.lifecycle import NEVER
@@ -35,6 +26,8 @@ from sim.fleet.config import (
     Router,
     SessionAffinity,
 )
+from sim.record_arrays import record, record_array
+from sim.request_records import SharedRequests, arrival_order, prompt_pieces, request_records
 from sim.step_time import StepTime
 from workloads.requests import Workload
 

@@ -12,38 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from sim.capacity import LogOptions, SharedRequests, allocate, check_encoder_inputs
+from sim.capacity import LogOptions, allocate, check_encoder_inputs
 from sim.core import codes as c
 from sim.core.state import PIECE, REQUEST, State
 from sim.core.window import admit_loaded, shift_window
 from sim.engine_settings import EngineSettings
 from sim.errors import InputError
+from sim.request_records import FROM_WORKLOAD, SharedRequests, make_blank
 from sim.simulate import Columns, request_columns
 from sim.step_time import StepTime
 from workloads.requests import ARRAY_FIELDS, Workload
 from workloads.spool import CHUNK, NEVER, Spool
-
-_FILLED: tuple[str, ...] = (
-    "arrival",
-    "prompt_len",
-    "output_len",
-    "max_tokens",
-    "priority",
-    "salt",
-    "out_seg",
-    "think_ns",
-)
-_MINUS_ONE: tuple[str, ...] = (
-    "order_time",
-    "status",
-    "slot",
-    "batch_pos",
-    "heap_pos",
-    "first_scheduled",
-    "first_token",
-    "finish",
-)
-_MINUS_ONE += ("first_child", "next_sibling")
 
 
 def check_streamable(engine: EngineSettings, spool: Spool) -> None:
@@ -122,8 +101,9 @@ class Window:
         self._next_chunk += 1
         st, rq, first, n = self.state, self._requests, self.size, len(chunk)
         rows = slice(first, first + n)
-        rq[rows] = _blank(n)
-        for name in _FILLED:
+        rq[rows] = np.zeros(n, dtype=REQUEST)
+        make_blank(rq[rows])
+        for name in FROM_WORKLOAD:
             rq[name][rows] = chunk.columns[name]
         if self._spool.has_encoder_inputs:
             own = chunk.columns["encoder_tokens"]
@@ -196,11 +176,3 @@ class Window:
         rank = np.empty(self.size, dtype=np.int32)
         rank[np.argsort(names, kind="stable")] = np.arange(self.size, dtype=np.int32)
         self._requests["id_rank"][: self.size] = rank
-
-
-def _blank(n: int) -> np.ndarray:
-    """Records of a request that has yet to come."""
-    blank = np.zeros(n, dtype=REQUEST)
-    for name in _MINUS_ONE:
-        blank[name] = -1
-    return blank

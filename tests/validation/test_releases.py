@@ -31,7 +31,8 @@ from validation.release_check import (
     recordings_of,
     shown_switches,
 )
-from validation.survey import adapt, not_surveyed, open_sides, parse_switches, survey
+from validation.survey import not_surveyed, survey
+from validation.survey_sides import adapt, open_sides, parse_switches
 from validation.vllm_release import known_fields, minor_of, samples
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import numpy as np
 from sim.analysis.recording_file import RecordedState, Recording, read, state_of, states
 from sim.errors import InputError
 from validation.live_state import free_runs
-from validation.steplog import COLUMNS, Columns
+from validation.steplog import COLUMNS, PREFIX_COLUMNS, Columns
 
 __all__ = ["Recording", "curves", "read", "states", "step_log", "step_row"]
 
@@ -27,14 +27,6 @@ _ROW_COLUMNS = (
     "preempted",
     "finished",
 )
-_PREFIX_COLUMNS = (
-    "prefix_requests",
-    "prefix_queries",
-    "prefix_hits",
-    "preempted_requests",
-    "preempted_queries",
-    "preempted_hits",
-)
 
 
 def step_row(recording: Recording, row: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +34,7 @@ def step_row(recording: Recording, row: dict[str, Any]) -> dict[str, Any]:
     known = {name: row[name] for name in _ROW_COLUMNS}
     known["used_blocks"] = recording.usable_blocks - row["num_free_blocks"]
     if row["prefix"] is not None:
-        known |= dict(zip(_PREFIX_COLUMNS, row["prefix"], strict=True))
+        known |= dict(zip(PREFIX_COLUMNS, row["prefix"], strict=True))
     state = state_of(row)
     if state is not None:
         known |= _state_columns(recording, state)
