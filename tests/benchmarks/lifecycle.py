@@ -43,7 +43,7 @@ def live_and_die(kv: KVCache, first: int, requests: int, seed: int) -> int:
         kv.pieces.seg[r] = segment
         slot = kvm.acquire_slot(kv, r)
         hits += find_longest_cache_hit(kv, r, slot, _TOKENS - 1)
-        allocate_new_blocks(kv, slot, 0, _TOKENS, True)
+        allocate_new_blocks(kv, r, slot, 0, _TOKENS, 0, True)
         kvm.cache_blocks(kv, r, slot, _TOKENS)
     return hits
 
