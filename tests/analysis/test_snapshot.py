@@ -72,7 +72,9 @@ def test_sums_are_the_columns_of_the_step_log(clock: str, seed: int) -> None:
         assert s.wasted_slots_once == s.wasted_slots
         curves = curves_of({name: np.array([value]) for name, value in row.items()}, s.block_sizes)
         contiguity = np.nan if s.table_contiguity is None else s.table_contiguity
-        assert curves["table_contiguity"][0] == pytest.approx(contiguity, nan_ok=True)
+        if (np.diff(s.tables.ptr) > 0).all():
+            # a row does not say which tables are empty: those of requests without an encoder input
+            assert curves["table_contiguity"][0] == pytest.approx(contiguity, nan_ok=True)
         if len(set(s.block_sizes)) == 1 and s.block_sizes[0]:
             assert s.token_usage == pytest.approx(curves["token_usage"][0])
         else:
