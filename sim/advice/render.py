@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import textwrap
 from typing import Any
@@ -69,7 +70,7 @@ def text(
 
 def _wrap(line: str, indent: str, bullet: str = "") -> list[str]:
     lines = textwrap.wrap(
-        line.replace(" %", "\xa0%").replace(" -> ", "\xa0->\xa0"),
+        re.sub(r"(\d) (?=[a-zA-Z%]+ ?->|%)", "\\1\xa0", line).replace(" -> ", "\xa0->\xa0"),
         WIDTH,
         initial_indent=indent + bullet,
         subsequent_indent=indent + " " * len(bullet),

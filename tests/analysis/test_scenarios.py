@@ -140,6 +140,39 @@ def test_a_hot_prompt_among_one_shot_prompts_does_not_pollute() -> None:
     assert cache.evicted == cache.evicted_unused == 32 - cache.cached_at_end
 
 
+def test_what_was_hit_before_it_was_evicted_did_not_pollute() -> None:
+    # the first prompt is asked for twice, then twenty others drive its two full blocks out
+    b = builder()
+    for i in range(22):
+        b.add([max(i, 1)], [33], output_len=1, arrival=i * 10 * STEP)
+    cache = FragmentationTracker(simulation(engine(num_gpu_blocks=11), b.build())).run().cache
+    assert cache.hits == 32
+    assert cache.evicted == 42 - cache.cached_at_end
+    assert cache.evicted_unused == cache.evicted - 2
+    assert cache.pollution == cache.evicted_unused / cache.evicted
+
+
+def test_a_gap_of_two_requests_is_nobodys_alone() -> None:
+    # blocks of four requests in order; the outer two end at once
+    b = builder()
+    for i in range(4):
+        b.add([i], [8], output_len=1 if i in (0, 3) else 6, arrival=0)
+    s = snapshot(simulation(engine(num_gpu_blocks=5), b.build()), STEP + 1)
+    assert [(x.request, x.boundaries, x.sole, x.share) for x in splitters_of(s)] == [
+        (1, 1, 0, 1.0),
+        (2, 1, 0, 1.0),
+    ]
+    assert [x.free_blocks_split for x in splitters_of(s)] == [0, 0]
+    (first, second) = causes_of(s, "external_fragmentation")
+    assert (first.request_id, first.share, first.sole, first.of_what) == (
+        "r1",
+        1.0,
+        0,
+        "gaps between free runs",
+    )
+    assert second.request_id == "r2"
+
+
 def test_a_contiguous_allocator_would_refuse_two_blocks_in_a_comb() -> None:
     b = builder()
     for i in range(8):
