@@ -34,7 +34,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "table_contiguity": (
         "Table contiguity",
         "Adjacent pairs in running requests' block tables whose ids are consecutive / all such pairs, over"
-        " the rows of steps.parquet after the warm-up: pairs that one transfer descriptor could cover.",
+        " the rows of steps.parquet after the warm-up: pairs that one transfer descriptor could cover."
+        " With several groups a table without blocks takes a pair away, which the rows do not tell.",
     ),
     "first_lookup_hit_rate": (
         "Hit rate at first lookup",
