@@ -196,7 +196,7 @@ def _record_failure(st: State, r: int, slot: int, n: int, hit_tokens: int, outco
         st.count.fail_reserve += 1
     elif outcome == kv.FAIL_WATERMARK:
         st.count.fail_watermark += 1
-    else:
+    elif outcome == kv.FAIL_POOL:
         st.count.fail_pool += 1
     if st.params.log_events:
         wanted = kv.blocks_wanted(st.kv, r, slot, n, hit_tokens)
