@@ -89,7 +89,7 @@ _PLAIN = (
         "hit blocks that nobody references count as taken from the free queue",
         "they count as free",
         _MANAGER,
-        "        need += cache_hit.count_free_hits(kv, r, slot, g, skipped)\n",
+        "        need += cache_hit.count_free_hits(kv, r, slot, g, _skipped_hits(kv, g, hit_tokens))\n",
         "",
     ),
     Fault(

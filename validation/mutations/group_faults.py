@@ -12,6 +12,7 @@ _RETENTION = "sim/core/retention.py"
 _DRAFTS = "sim/core/drafts.py"
 _SPLIT = "sim/core/mamba_split.py"
 _TAIL = "sim/core/partial_tail.py"
+_STATES = "sim/core/states.py"
 
 GROUP_FAULTS = (
     Fault(
@@ -55,8 +56,8 @@ GROUP_FAULTS = (
         "null blocks are places of a table: no block is allocated for them",
         "an allocation counts blocks for them again",
         _GROUPS,
-        "max(required - max(skipped, hits + kv.tables.length[g, slot]), 0)",
-        "max(required - max(skipped, hits + kv.tables.length[g, slot]), 0) + kv.tables.nulls[g, slot]",
+        "return max(required - kv.tables.length[g, slot], 0)\n",
+        "return max(required - kv.tables.length[g, slot], 0) + kv.tables.nulls[g, slot]\n",
         recording="groups/speculative_50",
     ),
     Fault(
@@ -173,8 +174,8 @@ GROUP_FAULTS = (
         "draft_states_stay",
         "a Mamba request's blocks of drafts move to the end of its table",
         "they stay",
-        _GROUPS,
-        "            if i < state:\n",
+        _STATES,
+        "            if i < first:\n",
         "            if i < 0:\n",
         recording="groups/speculative_41",
     ),
