@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.config_groups import check_groups
 from sim.config_yaml import Problem
-from sim.engine_settings import EngineSettings
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError, raise_all
 from sim.profiles import (
     CROSS_RELEASES,
@@ -14,6 +14,8 @@ from sim.profiles import (
     MAMBA_RELEASES,
     releases,
 )
+from sim.sizing.plan import largest_that
+from sim.sizing.specs import LayerSpec
 
 
 def check_settings(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
@@ -101,22 +103,50 @@ def require_simulated(s: EngineSettings) -> None:
     raise_all([InputError(p.message, hint=p.hint) for p in check_simulated(s)])
 
 
-def blocks_of_longest_request(s: EngineSettings) -> int:
-    """Blocks wanted at start-up: those of one request of max_model_len and, since 0.29, the null block."""
-    return -(-s.max_model_len // s.block_size) + (1 if s.rules.null_in_check == "on" else 0)
+def blocks_of_longest_request(s: EngineSettings, length: int) -> int:
+    """Blocks wanted at start-up: those of a request of `length` tokens in all groups and, since 0.29, the
+    null block.
+    """
+    in_flight = s.max_num_batched_tokens
+    if s.async_scheduling and s.rules.admission_cap == "in_flight":
+        in_flight *= 2
+    null = 1 if s.rules.null_in_check == "on" else 0
+    return null + sum(
+        _spec(s, group).blocks_per_request(length, in_flight, s.max_num_batched_tokens)
+        for group in s.kv_cache_groups
+    )
+
+
+def _spec(s: EngineSettings, group: KVCacheGroup) -> LayerSpec:
+    return LayerSpec(
+        kind=group.type,
+        block_size=group.block_size or s.block_size,
+        sliding_window=group.sliding_window,
+        attention_chunk_size=group.attention_chunk_size,
+        mamba_cache_mode="align" if s.enable_prefix_caching else "none",
+        speculative_blocks=s.num_speculative_tokens,
+        checkpoint_blocks=1 if group.prefill_checkpoint_alignment else 0,
+    )
 
 
 def check_pool(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
-    """The start-up check of vLLM >= 0.29: a request of max_model_len must fit beside the null block."""
-    need = blocks_of_longest_request(s)
+    """The start-up check of vLLM: a request of max_model_len must fit, since 0.29 beside the null block."""
+    need = blocks_of_longest_request(s, s.max_model_len)
     if s.num_gpu_blocks >= need:
         return []
-    fits = max(0, (s.num_gpu_blocks - 1) * s.block_size)
+    fits = largest_that(lambda n: blocks_of_longest_request(s, n) <= s.num_gpu_blocks, s.max_model_len)
+    groups = len(s.kv_cache_groups)
+    blocks = f"{need} blocks"
+    if groups > 1:
+        blocks += f" in {groups} groups"
+    elif s.kv_cache_groups[0].type == "full":
+        blocks += f" of {s.kv_cache_groups[0].block_size or s.block_size}"
+    with_null = ", the null block included" if s.rules.null_in_check == "on" else ""
     return [
         Problem(
             (*prefix, "num_gpu_blocks"),
             f"a pool of {s.num_gpu_blocks} blocks is smaller than one request of max_model_len"
-            f" ({s.max_model_len} tokens need {need} blocks of {s.block_size}, the null block included)",
+            f" ({s.max_model_len} tokens need {blocks}{with_null})",
             f"raise num_gpu_blocks to {need}, or lower max_model_len to {fits}"
             if fits
             else f"raise num_gpu_blocks to at least {need}",

@@ -255,12 +255,10 @@ def _missing(model: ModelShape | None, gpu: Gpu | None, problems: list[Problem])
 
 def pool_problems(e: EngineConfig, settings: EngineSettings, pool: PoolSize) -> list[Problem]:
     """vLLM's start-up check: a request of max_model_len must fit beside the null block."""
-    if e.num_gpu_blocks != "auto" or pool.plan is None:
-        return (
-            check_pool(settings, ("engine",))
-            if pool.plan is None or len(pool.plan.groups) < 2
-            else _check(pool)
-        )
+    if pool.plan is None or e.groups() is not None:
+        return check_pool(settings, ("engine",))
+    if e.num_gpu_blocks != "auto":
+        return _check(pool)
     return _check(pool, "kv_cache_memory_bytes" if pool.how == "kv_cache_memory_bytes" else "max_model_len")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from sim.analysis.tracker import Tracked
 
 _NONE = Value(None, "-")
+#: Terms that mean nothing where blocks hold states.
+_OF_SLOTS = ("wasted_memory", "internal_fragmentation")
 _REFUSALS = ("full-sequence reserve", "watermark", "pool")
 
 
@@ -58,6 +61,11 @@ def pressure_seconds(run: RunFolder) -> float:
     return total / fleet["replicas"] / 1e9
 
 
+def of_states(s: Mapping[str, Any]) -> bool:
+    """Whether the pool of this summary holds states alone, which leave no slot empty."""
+    return s["engine"]["pool_tokens"] is None
+
+
 def _part(whole: float, part: float) -> float:
     return part / whole if whole else 0.0
 
@@ -82,18 +90,20 @@ def _memory(run: RunFolder) -> Inline:
         wasted: Value = as_size(waste["mean_wasted_bytes"])
     else:
         wasted = as_plural(round(waste["mean_wasted_slots"] or 0), "slot")
-    pieces += [
-        "Of what requests hold, ",
-        as_share(inside["mean"]),
-        " is wasted (",
-        wasted,
-        "), mostly in last blocks that are not full",
-    ]
-    slots = e["usable_blocks"] * e["block_size"]
+    if of_states(s):
+        pieces.append("Each block holds one state of a request, whatever its length")
+    else:
+        pieces += [
+            "Of what requests hold, ",
+            as_share(inside["mean"]),
+            " is wasted (",
+            wasted,
+            "), mostly in last blocks that are not full",
+        ]
     evictable = float(np.average(run.steps["cached_free_blocks"], weights=_weights(run)))
     pieces += [
         "; ",
-        as_share(_part(slots, evictable * e["block_size"])),
+        as_share(_part(e["usable_blocks"], evictable)),
         " of the pool is free but keeps cached content.",
     ]
     return tuple(pieces)
@@ -282,6 +292,8 @@ def _cards(run: RunFolder) -> Cards:
             "throughput",
         ),
     ]
+    if of_states(s):
+        cards = [card for card in cards if card.term not in _OF_SLOTS]
     return Cards(tuple(cards))
 
 
@@ -309,7 +321,7 @@ def answer(run: RunFolder, tracked: Tracked | None = None) -> list[Part]:
     full = _part(s["simulated_s"] - s["warmup_s"], pressure_seconds(run))
     return [
         *_warnings(run),
-        Paragraph(headline(s, full, starved, waits), "lead"),
+        Paragraph(headline(s, full, starved, waits, of_states(s)), "lead"),
         Items(findings, labelled=True),
         _cards(run),
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.report import curves, style
-from sim.report.answer import answer
+from sim.report.answer import answer, of_states
 from sim.report.curve_specs import fragmentation_curves, hit_rate_curve, load_curve, preemption_curve
 from sim.report.curves import CurveSpec, Marked
 from sim.report.definitions import DEFINITIONS, used_definitions
@@ -28,7 +28,7 @@ from sim.report.moments import Moment, external, find_moments, moments_table
 from sim.report.pool_parts import pool_charts
 from sim.report.request_tables import waste_histogram, worst_requests
 from sim.report.series import windows
-from sim.report.units import count, plural, rules_name, seconds, size
+from sim.report.units import plural, pool_text, rules_name, seconds
 
 if TYPE_CHECKING:
     from sim.analysis.layout import LayoutReport
@@ -95,13 +95,15 @@ def build_report(run: RunFolder, analysis: Analysis | None = None) -> Document:
 def _subtitle(run: RunFolder) -> str:
     s = run.summary
     e = s["engine"]
-    pool = f"{count(e['usable_blocks'])} blocks of {e['block_size']} tokens"
-    if e["pool_bytes"] is not None:
-        pool += f" ({size(e['pool_bytes'])})"
     gpu = e["gpu"] and (f"{e['gpus']} x {e['gpu']}" if e["gpus"] > 1 else e["gpu"])
     where = " on ".join(x for x in (e["model"], gpu) if x)
     requests = plural(s["requests"]["arrived"], "request")
-    parts = (pool, where, rules_name(e), f"{requests} in {seconds(s['simulated_s'])} of simulated time")
+    parts = (
+        pool_text(e),
+        where,
+        rules_name(e),
+        f"{requests} in {seconds(s['simulated_s'])} of simulated time",
+    )
     description = run.config.get("description")
     return (f"{description}. " if description else "") + ", ".join(x for x in parts if x)
 
@@ -155,6 +157,8 @@ def _over_time(run: RunFolder, moments: Sequence[Moment]) -> list[Part]:
             unit="blocks",
         ),
     ]
+    if of_states(s):
+        specs = [x for x in specs if x.key != "internal_fragmentation"]
     specs = [x for x in specs if x.key not in _ONLY_IF_ANY or steps[_ONLY_IF_ANY[x.key]][-1] > 0]
     grown = np.flatnonzero(np.diff(steps["preemptions"], prepend=0) > 0)
     marks = [Marked(m.time_ns, m.label) for m in moments]
@@ -174,7 +178,7 @@ def _pool(run: RunFolder, a: Analysis, moments: Sequence[Moment]) -> list[Part]:
 def _requests(run: RunFolder, a: Analysis) -> list[Part]:
     names = a.tracked.request_ids if a.tracked else ()
     parts: list[Part] = []
-    histogram = waste_histogram(run)
+    histogram = None if of_states(run.summary) else waste_histogram(run)
     if histogram is not None:
         parts.append(histogram)
     return [*parts, *worst_requests(run, lambda i: names[i] if i < len(names) else f"r{i}")]

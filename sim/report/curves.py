@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from sim.report import style, svg
 from sim.report.document import Chart, Inline, Paragraph, plain_text
-from sim.report.series import Rows, Series, time_unit, windows
+from sim.report.series import Rows, Series, spread, time_unit, windows
 from sim.report.units import seconds, thousands
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DATA_POINTS = 200
+#: Room that the number of a marked moment takes, of the width of the axes.
+_MARK_WIDTH = 0.028
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,13 @@ def _frame(
     end = max(float(steps["time_ns"][-1]) / scale, 1e-9)
     ax.set_xlim(0, end)
     ax.set_xlabel(f"{clock} ({unit})", labelpad=2)
-    for mark in marks:
+    for mark, place in zip(marks, spread([m.time_ns / scale / end for m in marks], _MARK_WIDTH), strict=True):
         x = mark.time_ns / scale
         ax.axvline(x, color=style.BLACK, linewidth=0.8, linestyle=(0, (3, 3)), zorder=3)
         ax.annotate(
             mark.label,
-            (x, 1.0),
-            xycoords=("data", "axes fraction"),
+            (place, 1.0),
+            xycoords="axes fraction",
             xytext=(0, 2),
             textcoords="offset points",
             ha="center",

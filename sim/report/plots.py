@@ -1,4 +1,4 @@
-"""The plots of a run: an overview over time, and the latency distributions.
+"""The plots of a run: an overview over time, and the latency distributions of `sim.report.latency_plot`.
 
 matplotlib is imported here and nowhere else in the run path; figures are made without pyplot, so nothing
 global is touched.
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.report import style
-from sim.report.series import MAX_POINTS
+from sim.report.latency_plot import heading, latency
 from sim.report.step_curves import Formulas, RowsInMemory, StepCurves, StepRows, step_curves
-from sim.report.units import GIB, count, plural, seconds, share, size, span, thousands
+from sim.report.units import count, share, size, thousands
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +132,7 @@ def overview(summary: Mapping[str, Any], steps: StepRows) -> Figure | None:
     _per_second(ax, s)
     ax.set_xlabel(f"simulated time ({s.unit})")
     ax.set_xlim(0, s.x_edges[-1] if s.x_edges[-1] > 0 else 1)
-    _heading(figure, summary)
+    heading(figure, summary)
     figure.align_ylabels(list(axes))
     return figure
 
@@ -236,79 +236,6 @@ def _per_second(ax: Axes, s: StepCurves) -> None:
     _title(ax, "Preemptions, and cached blocks evicted, in each 1/60 of the run", note)
 
 
-def latency(summary: Mapping[str, Any], requests: Rows, warmup_ns: int) -> Figure | None:
-    """Cumulative distributions of the time to the first token, per output token and of the whole request."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
-
-    from sim.summary import latencies
-
-    data = latencies(requests, requests["arrival_ns"] >= warmup_ns)
-    panels = (
-        ("ttft_s", "Time to the first token", style.BLUE),
-        ("tpot_s", "Time per output token", style.GREEN),
-        ("e2e_s", "Whole request", style.RED),
-    )
-    if all(len(data[name]) == 0 for name, _, _ in panels):
-        return None
-    figure = Figure(figsize=(8.2, 3.5))
-    axes = figure.subplots(1, 3, sharey=True)
-    figure.subplots_adjust(left=0.075, right=0.985, top=0.74, bottom=0.1, wspace=0.1)
-    for ax, (name, title, color) in zip(axes, panels, strict=True):
-        values = np.sort(data[name])
-        ax.set_title(title, color="black")
-        if len(values) == 0:
-            ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center", color=style.GREY)
-            continue
-        floor = max(float(values[-1]) * 1e-6, 1e-6)
-        share_of = np.arange(1, len(values) + 1) / len(values)
-        keep = np.unique(np.linspace(0, len(values) - 1, MAX_POINTS).astype(np.intp))
-        x = np.maximum(values, floor)
-        ax.step(np.append(x[0], x[keep]), np.append(0, share_of[keep]), where="post", color=color, lw=1.6)
-        if x[-1] / x[0] > 8:
-            ax.set_xscale("log")
-            ax.xaxis.set_minor_formatter(NullFormatter())
-            decades = np.log10(x[-1] / x[0])
-            ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 1.6 else (1.0, 3.0), numticks=7))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
-        q = summary["latency"][name]
-        for key, mark in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
-            value = max(q[key], floor)
-            ax.plot([value], [mark], "o", ms=3.6, color=color, clip_on=False, zorder=5)
-            right = _place(x[0], x[-1], value, ax.get_xscale() == "log") < 0.45
-            ax.annotate(
-                f"{key} {span(q[key])}",
-                (value, mark),
-                xytext=(6, -5) if right else (-6, -3 if mark < 0.95 else -1),
-                textcoords="offset points",
-                ha="left" if right else "right",
-                fontsize=8,
-                color="black",
-            )
-        ax.margins(x=0.06)
-        ax.set_ylim(0, 1.03)
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    axes[0].set_ylabel("of requests")
-    _heading(figure, summary, y=0.955)
-    return figure
-
-
-def _place(low: float, high: float, value: float, log: bool) -> float:
-    """Where a value lies between the ends of its axis, from 0 to 1."""
-    if high <= low:
-        return 0.0
-    if log:
-        low, high, value = (float(np.log(v)) for v in (low, high, value))
-    return (value - low) / (high - low)
-
-
-def _short(v: float) -> str:
-    for scale, unit in ((1e-6, "us"), (1e-3, "ms"), (1.0, "s")):
-        if v < 1000 * scale * 0.9995 or unit == "s":
-            return f"{v / scale:.3g} {unit}"
-    return ""
-
-
 def _title(ax: Axes, title: str, note: str) -> None:
     """A bold title and, behind it, a note in grey."""
     ax.set_title(title, pad=4)
@@ -332,17 +259,3 @@ def _legend(ax: Axes) -> None:
 def _from_zero(ax: Axes) -> None:
     high = ax.get_ylim()[1]
     ax.set_ylim(0, high if high > 0 else 1)
-
-
-def _heading(figure: Figure, summary: Mapping[str, Any], y: float = 0.978) -> None:
-    e = summary["engine"]
-    height = figure.get_figheight()
-    figure.text(0.02, y, summary["name"], fontsize=13, fontweight="bold", va="center")
-    pool = f"{count(e['usable_blocks'])} blocks of {e['block_size']} tokens"
-    if e["pool_bytes"] is not None:
-        pool += f" ({e['pool_bytes'] / GIB:.1f} GiB)"
-    where = " on ".join(x for x in (e["model"], e["gpu"] and f"{e['gpus']} x {e['gpu']}") if x)
-    requests = plural(summary["requests"]["arrived"], "request")
-    parts = (pool, where, f"vLLM {e['vllm']}", f"{requests} in {seconds(summary['simulated_s'])}")
-    text = ", ".join(x for x in parts if x)
-    figure.text(0.02, y - 0.25 / height, text, fontsize=8.5, color="#444444", va="center")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.report.series import spread, time_unit
+
 if TYPE_CHECKING:
     from sim.core.state import State
 
@@ -22,6 +24,8 @@ LETTERS = ".oX#"
 #: RGB of each state; free is the page itself.
 COLORS = ((255, 255, 255), (0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00), (0x00, 0x72, 0xB2))
 MAX_ROWS, COLUMNS = 512, 300
+#: Room that the number of a marked moment takes, of the width of the map.
+_MARK_WIDTH = 0.03
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -176,8 +180,6 @@ def heat_map(film: Film, marks: Sequence[tuple[int, str]], end_ns: int, says: st
     """
     from markupsafe import escape
 
-    from sim.report.series import time_unit
-
     scale, unit = time_unit(float(end_ns))
     image = data_uri(png_bytes(blend(film.share)))
     rows = [
@@ -190,8 +192,11 @@ def heat_map(film: Film, marks: Sequence[tuple[int, str]], end_ns: int, says: st
         f'<span style="left:{100 * t * scale / max(end_ns, 1):.2f}%">{t:g} {unit}</span>'
         for t in nice_ticks(end_ns / scale)
     )
-    lines = "".join(
-        f'<i style="left:{100 * t / max(end_ns, 1):.2f}%"><b>{escape(label)}</b></i>' for t, label in marks
+    lines = "".join(f'<i style="left:{100 * t / max(end_ns, 1):.2f}%"></i>' for t, _ in marks)
+    places = spread([t / max(end_ns, 1) for t, _ in marks], _MARK_WIDTH)
+    lines += "".join(
+        f'<b style="left:{100 * x:.2f}%">{escape(label)}</b>'
+        for x, (_, label) in zip(places, marks, strict=True)
     )
     swatches = "".join(
         f'<li><span class="swatch" style="background:rgb({r},{g},{b})"></span>{name}</li>'
@@ -223,8 +228,10 @@ def letter_map(
     np.add.at(blocks, (row[:, None], column[None, :]), film.share * size[:, None, None])
     label = len(f"{int(film.first_block[-1]):,}")
     top = [" "] * width
-    for time, text in marks:
-        top[min(width - 1, time * width // max(end_ns, 1))] = text[0]
+    for place, (_, text) in zip(
+        spread([t * width // max(end_ns, 1) for t, _ in marks], 1, width - 1), marks, strict=True
+    ):
+        top[int(place)] = text[0]
     lines = [" " * (label + 1) + "".join(top).rstrip()] if marks else []
     first = film.first_block[np.searchsorted(row, np.arange(len(blocks)))]
     for begin, cells in zip(first.tolist(), majority(blocks.reshape(-1, 4)).reshape(-1, width), strict=True):

@@ -12,7 +12,9 @@ from sim.report.document import Inline, Piece, as_count, as_plural, as_seconds, 
 PRESSURE, SHORT, LITTLE_WASTE = 0.95, 0.05, 0.02
 
 
-def headline(s: Mapping[str, Any], under_pressure: float, starved: float, waits: Inline) -> Inline:
+def headline(
+    s: Mapping[str, Any], under_pressure: float, starved: float, waits: Inline, of_states: bool = False
+) -> Inline:
     """Whether memory ran short, and whether it is waste that makes it so.
 
     Args:
@@ -20,11 +22,14 @@ def headline(s: Mapping[str, Any], under_pressure: float, starved: float, waits:
         under_pressure: share of the time in which more than `PRESSURE` of the blocks were used.
         starved: share of the steps, or of the time, in which a request waited for blocks.
         waits: says that.
+        of_states: the pool holds nothing but states.
     """
     inside = s["internal_fragmentation"]
     pieces = _short_or_not(s, under_pressure, starved, waits)
     if inside is None:
         return (*pieces, "What of it is wasted is not recorded.")
+    if of_states:
+        return (*pieces, "Nothing of what requests hold is wasted: a block is filled by one state.")
     if inside["mean"] < LITTLE_WASTE:
         return (*pieces, "Little of what requests hold is wasted: ", as_share(inside["mean"]), ".")
     return (*pieces, as_share(inside["mean"]), " of what requests hold is wasted.")

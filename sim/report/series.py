@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,21 @@ def time_axis(ns: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
     """Times in the unit that fits their span."""
     scale, unit = time_unit(float(ns[-1]) if len(ns) else 0.0)
     return ns / scale, unit
+
+
+def spread(places: Sequence[float], least: float, end: float = 1.0) -> list[float]:
+    """Where labels go that want these places, in ascending order, so that neighbours are `least` apart.
+
+    A label moves no further than it must; none lies beyond `end` unless they do not fit at all.
+    """
+    out: list[float] = []
+    for place in places:
+        out.append(max(place, out[-1] + least) if out else place)
+    limit = end
+    for i in reversed(range(len(out))):
+        out[i] = max(min(out[i], limit), i * least)
+        limit = out[i] - least
+    return out
 
 
 def stretches(n: int, max_points: int = MAX_POINTS) -> NDArray[np.intp] | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from sim.report.units import count, plural, rules_name, seconds, share, size, span
+from sim.report.units import count, plural, pool_text, rules_name, seconds, share, size, span
 
 WIDTH = 80
 _LABEL = 20
@@ -75,14 +75,11 @@ def lines(summary: Mapping[str, Any], pool_note: str = "") -> list[Row]:
 
 
 def _engine(e: Mapping[str, Any], note: str) -> str:
-    text = f"{count(e['usable_blocks'])} blocks of {e['block_size']} tokens"
-    if e["pool_bytes"] is not None:
-        text += f" ({size(e['pool_bytes'])}{note and ', ' + note})"
     where = e["model"] or ""
     if e["gpu"]:
         gpus = f"{e['gpus']} x {e['gpu']}" if e["gpus"] > 1 else e["gpu"]
         where = f"{where} on {gpus}" if where else gpus
-    return ", ".join(x for x in (text, where, rules_name(e)) if x)
+    return ", ".join(x for x in (pool_text(e, note), where, rules_name(e)) if x)
 
 
 def _columns(label: str, *cells: str) -> str:

@@ -81,6 +81,21 @@ def clock_time(unix_ns: int, date: bool = True) -> str:
     return f"{day}{when:%H:%M:%S}.{milliseconds:03d}" + (" UTC" if date else "")
 
 
+def pool_text(engine: Mapping[str, Any], note: str = "") -> str:
+    """`12,472 blocks of 16 tokens (24.4 GiB, estimated)`; `engine` is a summary's section.
+
+    Where no group has token slots (`pool_tokens` is None) a block is a state of a request.
+    """
+    blocks = count(engine["usable_blocks"])
+    if engine["pool_tokens"] is None:
+        text = f"{blocks} blocks, each for one state"
+    else:
+        text = f"{blocks} blocks of {engine['block_size']} tokens"
+    if engine["pool_bytes"] is not None:
+        text += f" ({size(engine['pool_bytes'])}{note and ', ' + note})"
+    return text
+
+
 def rules_name(engine: Mapping[str, Any]) -> str:
     """`vLLM 0.25`, with the switches that differ from that release; `engine` is a summary's section."""
     changed = ", ".join(f"{name}={value}" for name, value in (engine.get("switches") or {}).items())

@@ -97,7 +97,7 @@ def test_what_cross_attention_excludes(changes: dict[str, Any], message: str) ->
 def test_groups_of_ones_own_turn_caching_and_chunks_off(tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
     config.write_text(
-        "engine:\n  num_gpu_blocks: 300\n  enable_chunked_prefill: true\n  long_prefill_token_threshold: 50\n"
+        "engine:\n  num_gpu_blocks: 600\n  enable_chunked_prefill: true\n  long_prefill_token_threshold: 50\n"
         "  max_num_batched_tokens: 4096\n"
         "  kv_cache_groups:\n    - {type: full}\n    - {type: cross_attention, encoder_tokens: 100}\n"
         "step_time: {kind: affine, overhead: 1ms, encoder_token: 10us}\n"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim.report import style
-from sim.report.units import seconds
 from validation.replay.compare import LATENCIES, Curves
 from validation.replay.recording import Table
 
@@ -78,8 +77,9 @@ def _over_time(c: Curves) -> Figure:
 def _latency(requests: Mapping[str, Table]) -> Figure:
     """Cumulative distributions, one panel a latency."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+    from matplotlib.ticker import PercentFormatter
 
+    from sim.report.duration_axis import set_duration_axis
     from sim.summary import latencies
 
     figure = Figure(figsize=(4.6, 2.5))
@@ -100,10 +100,8 @@ def _latency(requests: Mapping[str, Table]) -> Figure:
                 x = np.maximum(values, 1e-6)
                 low, high = min(low, float(x[0])), max(high, float(x[-1]))
                 ax.step(x, share, where="post", color=color, ls=dashes, lw=width)
-        if high > 8 * low:
-            ax.set_xscale("log")
-            ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: seconds(v).replace(" ", "")))
+        if high > 0:
+            set_duration_axis(ax, low, high, room=3)
         ax.tick_params(axis="x", labelsize=7)
         ax.set_title(short)
         ax.set_ylim(0, 1.03)
