@@ -59,6 +59,8 @@ def _explain(error: ValidationError, model: type[BaseModel], data: Any, prefix: 
     for item in error.errors(include_url=False):
         path, keys, tag_key = _locate(model, data, item["loc"])
         problem = _problem(item, prefix + path, keys, tag_key)
+        if item["type"] == "extra_forbidden":
+            problem = problem._replace(hint=_elsewhere(model, path) or problem.hint)
         by_path.setdefault(problem.path, []).append(problem)
     out: list[Problem] = []
     for path, found in by_path.items():
@@ -76,6 +78,19 @@ def _explain(error: ValidationError, model: type[BaseModel], data: Any, prefix: 
         message = " or ".join(dict.fromkeys(short)) + (got.group(0) if got else "")
         out.append(Problem(path, message, next((p.hint for p in found if p.hint), None)))
     return out
+
+
+def _elsewhere(model: type[BaseModel], path: KeyPath) -> str | None:
+    """A hint for a key that is known in another section, or at the top."""
+    name = str(path[-1])
+    if len(path) > 1 and name in model.model_fields:
+        return f"'{name}' is a key of its own at the top, not of '{dotted(path[:-1])}'"
+    for section, field in model.model_fields.items():
+        inner = field.annotation
+        known = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
+        if section != path[0] and name in known:
+            return f"did you mean '{section}.{name}'?"
+    return None
 
 
 def _problem(item: Mapping[str, Any], path: KeyPath, keys: Sequence[str], tag_key: str | None) -> Problem:

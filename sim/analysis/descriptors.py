@@ -235,7 +235,7 @@ _ROWS = (
 
 
 def _who(request: int | str) -> str:
-    return f"request {request}" if isinstance(request, int) else request
+    return f"r{request}" if isinstance(request, int) else request
 
 
 def text(name: str, costs: Mapping[str, Any], group_names: Sequence[str] = (), seen: str = "") -> str:
@@ -255,10 +255,13 @@ def text(name: str, costs: Mapping[str, Any], group_names: Sequence[str] = (), s
     if not n:
         return "\n".join(out) + "\n"
     totals = costs["totals"]
-    out.append(
-        f"  {share(costs['mergeable'])} of adjacent block pairs can be merged"
-        f" ({share(costs['descending'])} are adjacent in descending order)"
-    )
+    if costs["mergeable"] is None:
+        out.append("  no table has two blocks: there is nothing to merge")
+    else:
+        out.append(
+            f"  {share(costs['mergeable'])} of adjacent block pairs can be merged"
+            f" ({share(costs['descending'])} are adjacent in descending order)"
+        )
     sent = "" if costs["bytes"] is None else f" for {size(costs['bytes'])}"
     line = f"  {count(totals['descriptors'])} descriptors{sent} ({count(totals['descriptors_unmerged'])}"
     one = len(costs["groups"]) == 1

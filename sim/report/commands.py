@@ -243,4 +243,4 @@ def _compare_profiles(
         else:
             folder = Path(keep)
         runs = run_profiles(configs[0], names, overrides, seeds, folder, _say(False))
-        return compare_runs(runs, pictures=out is not None)
+        return compare_runs(runs, pictures=out is not None, within=folder if keep is None else None)

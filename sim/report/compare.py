@@ -1,11 +1,10 @@
-"""Runs side by side: groups of equal configs, differences with intervals, overlaid curves."""
+"""Runs side by side: differences with intervals, overlaid curves."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 from sim.errors import InputError
 from sim.profiles import SWITCHES
@@ -25,108 +24,13 @@ from sim.report.document import (
     Value,
     plain_text,
 )
-from sim.report.folder import RunFolder
 from sim.report.metrics import METRICS, Metric
 from sim.report.recorded_run import read_any
 from sim.report.render import html_text, json_text, markdown_text
+from sim.report.run_groups import Group, group_runs, paired_by_seed
 from sim.report.units import plural, seconds
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BAND = "A line is the mean over a side's seeds, its band reaches from the least to the most."
-#: Keys of a config that say nothing about what is simulated.
-_NOT_COMPARED = ("name", "description", "seed", "output", "baseline")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs of one config: a letter, a name, the runs in order of seed."""
-
-    letter: str
-    name: str
-    runs: tuple[RunFolder, ...]
-    config: Mapping[str, Any]
-
-    @property
-    def recorded(self) -> bool:
-        """Whether these are recordings of a live vLLM."""
-        return self.runs[0].summary["seed"] is None
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Of the runs; empty for a recording."""
-        return tuple(int(r.summary["seed"]) for r in self.runs if r.summary["seed"] is not None)
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Keys with dots -> plain values; lists are values."""
-    out: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            out |= flatten(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
-
-
-def _config(run: RunFolder) -> dict[str, Any]:
-    kept = {k: v for k, v in run.config.items() if k not in _NOT_COMPARED}
-    return flatten(kept)
-
-
-def group_runs(runs: Sequence[RunFolder]) -> tuple[list[Group], list[str]]:
-    """Groups in the order of their first run, and what has to be said about the grouping."""
-    notes = []
-    found: dict[str, list[RunFolder]] = {}
-    for run in runs:
-        found.setdefault(json.dumps(_config(run), sort_keys=True), []).append(run)
-    if len(found) == 1 and len(runs) > 1:
-        notes.append(
-            "All runs have the same config, so each run is a side of its own: the differences are what"
-            " another seed makes, or none."
-        )
-        sides = [[r] for r in runs]
-    else:
-        sides = []
-        for members in found.values():
-            unique: dict[str, RunFolder] = {}
-            for r in members:
-                unique.setdefault(str(r.summary["content_id"]), r)
-            if len(unique) < len(members):
-                notes.append("Runs with the same content id count once.")
-            sides.append(sorted(unique.values(), key=lambda r: int(r.summary["seed"] or 0)))
-    if len(sides) > len(_LETTERS):
-        raise InputError(f"{len(sides)} configs are too many to compare", hint="at most 26")
-    configs = [_config(members[0]) for members in sides]
-    return [
-        Group(_LETTERS[i], _name(members, configs[i], configs), tuple(members), configs[i])
-        for i, members in enumerate(sides)
-    ], notes
-
-
-def _says_else(config: Mapping[str, Any], key: str, value: Any) -> bool:
-    """Whether a config has another value; a recording's does not speak of keys that it lacks."""
-    if key not in config and not any(k.startswith("workload.") for k in config):
-        return False
-    return bool(config.get(key) != value)
-
-
-def _name(
-    runs: Sequence[RunFolder], config: Mapping[str, Any], all_configs: Sequence[Mapping[str, Any]]
-) -> str:
-    """The run's name, the first keys that set it apart, and the number of seeds."""
-    # a recording has no workload section, and not every key of the engine's
-    keys = [k for k in config if any(_says_else(c, k, config[k]) for c in all_configs)]
-    shown = [f"{k.rpartition('.')[2]} {json.dumps(config[k])}" for k in keys[:2]]
-    seeds = plural(len(runs), "seed") if len(runs) > 1 else f"seed {runs[0].summary['seed']}"
-    if runs[0].summary["seed"] is None:
-        seeds = "recorded" if len(runs) == 1 else plural(len(runs), "recording")
-    return ", ".join([str(runs[0].summary["name"]), *shown, seeds])
-
-
-def _paired(a: Group, b: Group) -> bool:
-    """Whether the runs meet the same workloads: equal seeds and equal workload sections."""
-    same = [{k: v for k, v in g.config.items() if k.startswith("workload.")} for g in (a, b)]
-    return len(a.runs) == len(a.seeds) > 1 and a.seeds == b.seeds and same[0] == same[1]
 
 
 def _values(group: Group, metric: Metric) -> list[float] | None:
@@ -172,7 +76,7 @@ def _relative(d: float, a: float) -> Value:
 
 
 def _against(base: Group, other: Group) -> tuple[Table, list[tuple[Metric, Difference, float]]]:
-    paired = _paired(base, other)
+    paired = paired_by_seed(base, other)
     rows, found = [], []
     for metric in METRICS:
         a, b = _values(base, metric), _values(other, metric)
@@ -192,22 +96,29 @@ def _against(base: Group, other: Group) -> tuple[Table, list[tuple[Metric, Diffe
                 _verdict(metric, d),
             ]
         rows.append(tuple(cells))
-    columns = (
+    columns = [
         Column("metric", words=True),
         Column(base.letter),
         Column(other.letter),
         Column(f"{other.letter} - {base.letter}"),
         Column("relative"),
-        Column("95 % interval", "interval", words=True),
-        Column("verdict", "verdict", words=True),
-    )
-    return Table(f"difference_{other.letter}", columns, tuple(rows)), found
+    ]
+    confidence = [Column("95 % interval", "interval", words=True), Column("verdict", "verdict", words=True)]
+    if any(d.clear is not None for _, d, _ in found):
+        columns += confidence
+    else:
+        rows = [row[: len(columns)] for row in rows]
+    return Table(f"difference_{other.letter}", tuple(columns), tuple(rows)), found
 
 
 def _headline(base: Group, other: Group, found: Sequence[tuple[Metric, Difference, float]]) -> Inline:
     """The differences that matter most, in words."""
     pieces: list[Piece] = [f"{other.letter} against {base.letter}: "]
-    changed = [f for f in found if f[1].mean != 0 and f[1].clear is not False and f[0].headline]
+    changed = [
+        (metric, d, a)
+        for metric, d, a in found
+        if metric.headline and d.clear is not False and metric.show(a) != metric.show(a + d.mean)
+    ]
     if not changed:
         if not any(metric.headline for metric, _, _ in found):
             pieces.append("they have no key number in common.")
@@ -257,7 +168,7 @@ def _confidence_note(groups: Sequence[Group]) -> str:
         )
     how = [
         f"{base.letter} {len(base.runs)} and {g.letter} {len(g.runs)} runs,"
-        f" {'paired by seed' if _paired(base, g) else 'not paired'}"
+        f" {'paired by seed' if paired_by_seed(base, g) else 'not paired'}"
         for g in groups[1:]
     ]
     return (
@@ -304,11 +215,11 @@ def _rules_table(groups: Sequence[Group]) -> list[Part]:
     return [Table("rules", columns, tuple(rows))]
 
 
-def _runs_table(groups: Sequence[Group]) -> Table:
+def _runs_table(groups: Sequence[Group], within: Path | None) -> Table:
     rows = tuple(
         (
             g.letter,
-            str(r.path),
+            str(r.path.relative_to(within) if within else r.path),
             Value(r.summary["seed"], "-" if r.summary["seed"] is None else str(r.summary["seed"])),
             r.summary["exit_reason"],
             Value(r.summary["simulated_s"], seconds(r.summary["simulated_s"]), "s"),
@@ -328,8 +239,15 @@ def _runs_table(groups: Sequence[Group]) -> Table:
     return Table("runs", columns, rows)
 
 
-def compare_runs(folders: Sequence[str], pictures: bool) -> tuple[Document, dict[str, bytes]]:
+def compare_runs(
+    folders: Sequence[str], pictures: bool, within: Path | None = None
+) -> tuple[Document, dict[str, bytes]]:
     """The comparison, and the files of `--out` (empty without `pictures`).
+
+    Args:
+        folders: of the runs, or files of recordings.
+        pictures: whether there are curves.
+        within: a folder that holds all of them and will be gone: they are named by their place in it.
 
     Raises:
         InputError: fewer than two, or one that is no run folder and no recording.
@@ -360,10 +278,11 @@ def compare_runs(folders: Sequence[str], pictures: bool) -> tuple[Document, dict
         Section("rules", "What differs in vLLM's rules", tuple(_rules_table(groups))),
         Section("metrics", "Metrics", tuple(tables)),
         Section("curves", "Over time", tuple(charts)),
-        Section("runs", "Runs", (_runs_table(groups),)),
+        Section("runs", "Runs", (_runs_table(groups, within),)),
     ]
     sections = [s for s in sections if s.parts]
-    definitions = {m.label: (m.label, m.meaning) for m in METRICS}
+    shown = {row[0] for table in tables if isinstance(table, Table) for row in table.rows}
+    definitions = {m.label: (m.label, m.meaning) for m in METRICS if m.label in shown}
     definitions |= used_definitions(sections, DEFINITIONS)
     names = ", ".join(dict.fromkeys(str(r.summary["name"]) for r in runs))
     document = Document(

@@ -19,7 +19,8 @@ _FILM_SECONDS = 30.0
 _PLAIN_WIDTH, _PLAIN_ROWS = 80, 32
 #: Lines beside the picture: title, scale, legend, numbers, the prompt after it.
 _OTHER_LINES = 8
-_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+#: The other screen, without a cursor; lines that are too long are cut there.
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def _watch(source: Source, options: LayoutOptions, stream: TextIO) -> None:
             scene = source.scene(now)
             frame = _text(scene, options, stream)
             resized, size = size != shutil.get_terminal_size(), shutil.get_terminal_size()
-            body = frame.rstrip("\n").replace("\n", "\x1b[K\n")
+            # one line more than the screen has would scroll it
+            body = "\x1b[K\n".join(frame.rstrip("\n").split("\n")[: size.lines])
             stream.write(("\x1b[2J" if resized else "") + f"\x1b[H{body}\x1b[K\x1b[J")
             stream.flush()
             if now >= end:

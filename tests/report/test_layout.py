@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -195,14 +198,17 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
     assert "this is not a run folder" in result.stderr
 
 
-def play(run: Path, *arguments: str, stop: bool) -> tuple[bytes, int]:
-    """Output and exit code of a film in a terminal; `stop`: Ctrl-C after the first frames."""
+def play(run: Path, *arguments: str, stop: bool, lines: int = 24, columns: int = 80) -> tuple[bytes, int]:
+    """Output and exit code of a film in a terminal of this size; `stop`: Ctrl-C after the first frames."""
     command = [sys.executable, "-m", "sim", "layout", str(run), "--watch", *arguments]
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(ROOT)
-        os.environ.update(TERM="xterm-256color", COLORTERM="truecolor")
-        os.execv(sys.executable, command)
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        # readline puts LINES and COLUMNS into the process's own environment, where os.environ does not see them
+        variables = {k: v for k, v in os.environ.items() if k not in ("LINES", "COLUMNS")}
+        variables |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+        os.execve(sys.executable, command, variables)
     out, stopped, deadline = b"", False, time.monotonic() + 120
     while time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.1)[0]:
@@ -229,11 +235,19 @@ def test_a_film_gives_the_terminal_back(small_run: Path, stop: bool) -> None:
     speed = ("--speed", "0.5") if stop else ("--speed", "50", "--fps", "20")
     out, code = play(small_run, *speed, stop=stop)
     assert code == 0, out
-    assert out.startswith(b"\x1b[?1049h\x1b[?25l")
-    left = out.rindex(b"\x1b[?25h\x1b[?1049l")
+    assert out.startswith(b"\x1b[?1049h\x1b[?25l\x1b[?7l")
+    left = out.rindex(b"\x1b[?7h\x1b[?25h\x1b[?1049l")
     # the last frame stays on the screen, after the terminal is as it was
     assert b"pool at" in out[left:]
     assert b"\x1b[?1049h" not in out[left:]
     assert b"Traceback" not in out
     if not stop:
         assert f"pool at {read_run(small_run).end_ns / 1e9:.1f} s".encode() in out[left:]
+
+
+@pytest.mark.slow
+def test_a_film_stays_within_a_small_terminal(small_run: Path) -> None:
+    out, code = play(small_run, "--speed", "50", "--fps", "20", stop=False, lines=5, columns=30)
+    assert code == 0, out
+    frames = out[: out.rindex(b"\x1b[?7h")].split(b"\x1b[H")[1:]
+    assert {frame.count(b"\n") for frame in frames} == {4}
