@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sim.cli import main
-from sim.report.run_groups import flatten
 from sim.report.confidence import difference, spread, t_quantile
 from sim.report.metrics import METRICS
+from sim.report.run_groups import flatten
 
 # with two degrees of freedom, P(|T| < t) = t / sqrt(2 + t^2)
 T_2 = 0.95 * math.sqrt(2 / (1 - 0.95**2))

@@ -205,7 +205,7 @@ def play(run: Path, *arguments: str, stop: bool, lines: int = 24, columns: int =
     if child == 0:
         os.chdir(ROOT)
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        # readline puts LINES and COLUMNS into the process's own environment, where os.environ does not see them
+        # readline sets LINES and COLUMNS for child processes, where os.environ does not see them
         variables = {k: v for k, v in os.environ.items() if k not in ("LINES", "COLUMNS")}
         variables |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
         os.execve(sys.executable, command, variables)
