@@ -13,6 +13,9 @@ from validation.logical import LogicalRequest
 from validation.steplog import Recording
 from validation.vllm_release import waiting_requests
 
+#: Rows without any scheduled request after which the steps are all empty.
+_LAST_ROWS = 50
+
 
 class EngineLoop(ABC):
     """Runs a workload on something that has a real vLLM scheduler, and records that scheduler.
@@ -75,13 +78,18 @@ class EngineLoop(ABC):
         """Why nothing can ever happen again, or None. Asked when no arrivals are left."""
         scheduler, log = self.scheduler, self.recorder.log
         waiting = waiting_requests(scheduler)
-        if not waiting or any(batch.total_num_scheduled_tokens for batch in self.batches_in_flight()):
+        if any(batch.total_num_scheduled_tokens for batch in self.batches_in_flight()):
             return None
-        head = waiting[0]
+        left = [*waiting, *scheduler.running]
+        if not left:
+            return None
+        head = left[0]
         pool = f"pool of {self.settings.num_gpu_blocks} blocks"
         what = f"request {head.request_id!r} ({head.num_tokens} tokens, {pool})"
         if not scheduler.running and log["num_scheduled_reqs"][-1] == 0 and not log["preempted"][-1]:
             return f"{what} at the head of the queue is never admitted; {len(waiting)} requests wait for ever"
+        if out_of_patience and not any(log["num_scheduled_reqs"][-_LAST_ROWS:]):
+            return f"{what}: nobody is ever given a token"
         if out_of_patience:
             return f"{what} is admitted and preempted for ever without yielding a token"
         return None

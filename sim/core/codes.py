@@ -104,6 +104,13 @@ LOG_NOTHING = 0
 LOG_ALL = 1
 LOG_REQUESTS = 2  # what happens to requests, not to blocks
 
+# When a run gets nowhere
+ALONE_ROUNDS = 8  # times that a request alone outgrows the pool and comes no further
+PATIENCE = (
+    1000  # schedule calls that preempt and bring no token, beside those that the requests' tokens explain
+)
+
+
 # ---- event types (column 1 of the event log); those from EV_ADMITTED on are about requests ----
 EV_BLOCK_STORED = 0
 EV_BLOCK_REMOVED = 1

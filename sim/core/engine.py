@@ -11,16 +11,16 @@ between phases.
 
 from __future__ import annotations
 
+import numpy as np
+
 from sim.core import codes as c
-from sim.core import encoder_cache
-from sim.core import kv_cache_manager as kv
 from sim.core.block_pool import init_pool
-from sim.core.events import emit, event_headroom
+from sim.core.events import event_headroom
 from sim.core.jit import entry, inner, leaf
-from sim.core.kv_tables import hold_tokens
 from sim.core.lifecycle import (
     NEVER,
     arrival_heap_push,
+    drop_running,
     drop_waiting,
     ingest_arrivals,
     next_arrival,
@@ -77,60 +77,107 @@ def _move_clock(st: State, time: int) -> bool:
     return True
 
 
+@leaf
+def _idles(st: State) -> bool:
+    """Whether every batch in flight is empty."""
+    for i in range(st.ctl.num_in_flight):
+        if st.queues.batches.entries[(st.ctl.ring_head + i) % _RING] > 0:
+            return False
+    return True
+
+
+@inner
+def _give_up(st: State, r: int) -> None:
+    """r keeps the engine from ever doing anything else: vLLM would repeat its last steps without end.
+
+    On the real clock r is dropped as unservable and the run goes on; on the logical clock the engine stays as
+    it is, as vLLM's does, and is noted as stuck.
+    """
+    if st.params.clock == c.CLOCK_LOGICAL:
+        st.ctl.stuck = 1
+    elif st.requests.status[r] == c.S_RUNNING:
+        drop_running(st, r, c.S_UNSERVABLE, st.ctl.now)
+    else:
+        drop_waiting(st, r, c.S_UNSERVABLE, st.ctl.now)
+
+
 @inner
 def _note_stuck(st: State, batch: int, flushed: bool) -> None:
-    """Detect that the head of the queue can never be admitted.
+    """Detect that the head of the queue can never be admitted, or a running request never be continued.
 
-    With nothing running, nothing in flight and every block free, an empty schedule call is final: vLLM would
-    repeat it for ever. On the real clock the request is dropped as unservable and the run goes on; on the
-    logical clock the engine stays as it is, as vLLM's does.
+    With nothing in flight an empty schedule call that preempts nobody is final. The head of the queue has
+    its chance when nothing runs and every block is free.
     """
-    if st.queues.batches.entries[batch] > 0 or st.ctl.num_running > 0 or flushed:
+    if st.queues.batches.entries[batch] > 0 or flushed or st.ctl.num_preempted > 0:
         return
-    if st.ctl.num_waiting == 0 or st.ctl.num_preempted > 0:
-        return
-    if st.kv.pool.meta.num_free != st.params.num_blocks - 1:
-        return
-    if st.params.clock == c.CLOCK_TIME:
-        drop_waiting(st, waiting_peek(st), c.S_UNSERVABLE, st.ctl.now)
-    else:
-        st.ctl.stuck = 1
+    if st.ctl.num_running > 0:
+        if _idles(st):
+            _give_up(st, st.queues.lists.running[0])
+    elif st.ctl.num_waiting > 0 and st.kv.pool.meta.num_free == st.params.num_blocks - 1:
+        _give_up(st, waiting_peek(st))
 
 
 @leaf
 def _comes_no_further(st: State, r: int) -> bool:
-    """Whether r, alone, was its own victim before with as many tokens computed.
+    """Whether r, alone, was its own victim time and again, with no more tokens known or computed.
 
-    In a group that gives blocks up it may come further when it resumes behind a hit. Such a group's admission
-    cap lets in what outgrows the pool, where chunks are no multiples of blocks.
+    In a group that gives blocks up it may come further when it resumes behind a hit, with drafts when a step
+    has none; not always the next time, since an asynchronous engine's steps differ by turns.
     """
-    again = st.ctl.alone_req == r and st.requests.lost[r] <= st.ctl.alone_lost
-    st.ctl.alone_req = r
-    st.ctl.alone_lost = st.requests.lost[r]
-    return again
+    known, lost = np.int64(st.requests.num_tokens[r]), np.int64(st.requests.lost[r])
+    if st.ctl.alone_req != r or known > st.ctl.alone_tokens or lost > st.ctl.alone_lost:
+        st.ctl.alone_req = r
+        st.ctl.alone_tokens = known
+        st.ctl.alone_lost = lost
+        st.ctl.alone_rounds = 0
+        st.ctl.fruitless = 0
+        return False
+    st.ctl.alone_rounds += 1
+    return st.ctl.alone_rounds >= c.ALONE_ROUNDS
 
 
 @inner
 def _note_hopeless(st: State) -> None:
-    """Without the full-sequence reserve a request that outgrows the pool preempts itself over and over.
+    """A request that outgrows the pool preempts itself over and over: it is alone and was its own victim.
 
-    It is alone and was its own victim: on the real clock it is dropped as unservable, on the logical clock,
-    where vLLM is followed, the engine is noted as stuck.
+    The admission caps of groups that give blocks up let such a request in, and so does an engine without the
+    full-sequence reserve. In full attention it needs as many blocks again, so that once is enough.
     """
-    if (st.kv.plain and st.params.reserve_full_isl) or st.ctl.num_preempted == 0:
+    if st.kv.plain and st.params.reserve_full_isl:
         return
     if st.ctl.num_running > 0 or st.kv.pool.meta.num_free != st.params.num_blocks - 1:
         return
     r = st.queues.lists.preempted[st.ctl.num_preempted - 1]
-    if st.params.num_drafts > 0 and st.requests.lost[r] >= st.requests.num_tokens[r] - 1:
-        # a step without drafts may get it further
+    if st.requests.lost[r] >= st.requests.num_tokens[r]:
+        # the batch in flight brings it a token, which may be its last
         return
     if not st.kv.plain and not _comes_no_further(st, r):
         return
-    if st.params.clock == c.CLOCK_TIME:
-        drop_waiting(st, r, c.S_UNSERVABLE, st.ctl.now)
-    elif waiting_peek(st) == r:
-        st.ctl.stuck = 1
+    if st.params.clock == c.CLOCK_TIME or waiting_peek(st) == r:
+        _give_up(st, r)
+
+
+@inner
+def _note_fruitless(st: State) -> None:
+    """Requests of equal priority and arrival time preempt each other in turn, so that nobody gets a token.
+
+    Among others the most urgent one is preempted when it is alone, if ever; until it samples it computes a
+    token in two schedule calls at the least. More calls that preempted than all can have tokens are too many.
+    """
+    if st.count.sampled_tokens != st.ctl.sampled_before:
+        st.ctl.sampled_before = st.count.sampled_tokens
+        st.ctl.fruitless = 0
+        return
+    st.ctl.fruitless += 1
+    if st.ctl.fruitless % c.PATIENCE != 0:
+        return
+    known = 0
+    for r in range(st.ctl.num_requests):
+        if c.S_WAITING <= st.requests.status[r] <= c.S_PREEMPTED:
+            known += np.int64(st.requests.num_tokens[r])
+    if st.ctl.fruitless >= c.PATIENCE + 2 * known:
+        st.ctl.fruitless = 0
+        _give_up(st, st.queues.lists.preempted[st.ctl.num_preempted - 1])
 
 
 @inner
@@ -150,7 +197,9 @@ def _schedule_phase(st: State) -> bool:
     st.queues.batches.done[batch] = st.ctl.last_done
     st.ctl.num_in_flight = length + 1
     _note_stuck(st, batch, flushed)
-    _note_hopeless(st)
+    if st.ctl.num_preempted > 0:
+        _note_fruitless(st)
+        _note_hopeless(st)
     waits = st.queues.batches.entries[batch] > 0
     if st.params.queue_empty_batch:  # >= 0.23
         waits = waits or has_requests(st)
@@ -301,6 +350,7 @@ def abort_request(st: State, r: int) -> bool:
     already, or waits for another one's end.
     """
     advance_time_weighted(st, st.ctl.now)
+    st.ctl.stuck = 0
     status = st.requests.status[r]
     if status == c.S_NOT_ARRIVED and st.requests.arrival[r] >= 0:
         request_ended(st, r, c.S_ABORTED, st.ctl.now)
@@ -311,19 +361,8 @@ def abort_request(st: State, r: int) -> bool:
         return True
     if status != c.S_RUNNING:
         return False
-    kept = 0
-    for i in range(st.ctl.num_running):
-        other = st.queues.lists.running[i]
-        if other != r:
-            st.queues.lists.running[kept] = other
-            kept += 1
-    st.ctl.num_running = kept
-    hold_tokens(st.kv, -st.requests.num_computed[r])
-    encoder_cache.give_back(st, r)
-    kv.free(st.kv, r)
-    emit(st.kv.pool, c.EV_FINISHED, r, -1, c.S_ABORTED, st.requests.num_tokens[r])
+    drop_running(st, r, c.S_ABORTED, st.ctl.now)
     st.ctl.finished_pending += 1
-    request_ended(st, r, c.S_ABORTED, st.ctl.now)
     return True
 
 

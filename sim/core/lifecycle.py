@@ -7,6 +7,7 @@ from sim.core import encoder_cache
 from sim.core import kv_cache_manager as kv
 from sim.core.events import emit
 from sim.core.jit import inner, leaf
+from sim.core.kv_tables import hold_tokens
 from sim.core.request_queue import waiting_push, waiting_remove
 from sim.core.state import State
 
@@ -101,6 +102,8 @@ def request_ended(st: State, r: int, status: int, now: int) -> None:
     st.requests.status[r] = status
     st.requests.finish[r] = now
     st.ctl.num_ended += 1
+    if st.ctl.alone_req == r:
+        st.ctl.alone_req = -1
     if st.requests.watched[r]:
         n = st.ctl.num_ended_watched
         st.queues.ended_watched[n] = r
@@ -150,5 +153,22 @@ def drop_waiting(st: State, r: int, status: int, now: int) -> None:
     kv.free(st.kv, r)
     if st.ctl.head_req == r:
         st.ctl.head_req = -1
+    emit(st.kv.pool, c.EV_FINISHED, r, -1, status, st.requests.num_tokens[r])
+    request_ended(st, r, status, now)
+
+
+@inner
+def drop_running(st: State, r: int, status: int, now: int) -> None:
+    """Take a running request out for good (``finish_requests`` of a running one)."""
+    kept = 0
+    for i in range(st.ctl.num_running):
+        other = st.queues.lists.running[i]
+        if other != r:
+            st.queues.lists.running[kept] = other
+            kept += 1
+    st.ctl.num_running = kept
+    hold_tokens(st.kv, -st.requests.num_computed[r])
+    encoder_cache.give_back(st, r)
+    kv.free(st.kv, r)
     emit(st.kv.pool, c.EV_FINISHED, r, -1, status, st.requests.num_tokens[r])
     request_ended(st, r, status, now)

@@ -130,7 +130,11 @@ CONTROL = _dtype(
         "num_ended_watched": np.int64,  # watched ones among them that the caller has not seen yet
         "num_free_slots": np.int64,  # height of the stack of free slots
         "alone_req": np.int64,  # request that was its own victim with nobody else running, or -1
-        "alone_lost": np.int64,  # tokens that it had computed
+        "alone_tokens": np.int64,  # the tokens known of it when it came furthest
+        "alone_lost": np.int64,  # and those that it had computed
+        "alone_rounds": np.int64,  # times that it came back and got no further
+        "fruitless": np.int64,  # schedule() calls that preempted, without one token sampled since
+        "sampled_before": np.int64,  # tokens sampled up to the first of them
         "num_step_keys": np.int64,  # entries of step_keys in use
         "num_copies": np.int64,  # entries of copies in use; none between two phases
         "next_sample": np.int64,

@@ -81,6 +81,8 @@ def shift_window(st: State, k: int, size: int, pieces: int, capacity: int) -> No
             st.queues.entries.req[batch, i] = max(st.queues.entries.req[batch, i] - k, 0)
     if st.ctl.head_req >= 0:
         st.ctl.head_req -= k
+    if st.ctl.alone_req >= 0:
+        st.ctl.alone_req -= k
     if st.ctl.memo_req >= k:
         if st.ctl.memo_req < capacity:
             st.ctl.memo_req -= k

@@ -16,6 +16,7 @@ from sim.reference.metrics import KVCacheMetricsCollector
 from sim.reference.request import Request
 from sim.reference.scheduler_output import SchedulerOutput
 from sim.reference.settings import Settings
+from sim.reference.standstill import Standstill
 
 BATCH_QUEUE_SIZE = 2
 """Batches that async scheduling keeps under way."""
@@ -41,15 +42,10 @@ Observer = Callable[["Engine", Phase, int, SchedulerOutput, list[str]], None]
 since the call before (finished in this one, or aborted in between)."""
 
 
-def _matters(batch: SchedulerOutput) -> bool:
-    return batch.total_num_scheduled_tokens > 0 or bool(batch.preempted)
-
-
 class EngineStuck(RuntimeError):
-    """Requests wait and none can ever be served.
+    """Requests are left, no other will come, and the engine would repeat its last steps for ever.
 
-    Either nothing runs and the head of the queue is never admitted, or (without the full-sequence reserve) a
-    request that outgrows the pool is admitted and preempted for ever.
+    See `Standstill` for the reasons.
     """
 
 
@@ -96,10 +92,7 @@ class Engine:
             self._hasher = BlockHasher(unit, settings.hash_lookahead)
         lines = list(workload)
         self._pending = self._arrivals(lines)
-        self._sampled = False
-        self._steps_without_token = 0
-        # Prefill takes a step a token at the worst, and a preempted prefill starts over.
-        self._patience = 1000 + sum(len(x["prompt_token_ids"]) + len(x["output_token_ids"]) for x in lines)
+        self._standstill = Standstill(settings, self.scheduler)
 
     def run(self, max_steps: int | None = None) -> None:
         """Step until everything is done, or ``max_steps`` times.
@@ -114,50 +107,46 @@ class Engine:
             self._admit_arrivals()
             while self._aborts and self._aborts[0][0] <= self.step_index:
                 self._aborted += self.scheduler.finish_requests(self._aborts.popleft()[1])
-            self._sampled = False
-            worked = self.step()
-            self._steps_without_token = 0 if self._sampled else self._steps_without_token + 1
-            self._refuse_to_hang(worked)
+                self._standstill.reason = None
+            if self._standstill.reason and not self._pending and not self._aborts:
+                raise EngineStuck(self._standstill.reason)
+            self.step()
             self.step_index += 1
             done += 1
 
-    def step(self) -> bool:
-        """One pass of the loop; True when tokens were scheduled or processed or a request was preempted."""
-        return self._step_with_batch_queue() if self.settings.async_scheduling else self._step()
+    def step(self) -> None:
+        """One pass of the loop."""
+        if self.settings.async_scheduling:
+            self._step_with_batch_queue()
+        elif self._has_step():
+            batch = self._schedule()
+            self._update(self.step_index, batch)
 
-    def _step(self) -> bool:
-        if not self._has_step():
-            return False
-        batch = self._schedule()
-        self._update(self.step_index, batch)
-        return _matters(batch)
-
-    def _step_with_batch_queue(self) -> bool:
+    def _step_with_batch_queue(self) -> None:
         # Filling the queue goes before waiting for a result; the oldest batch is processed when the queue is
         # full or there is nothing to add.
-        worked = False
         if self._has_step():
             batch = self._schedule()
-            worked = _matters(batch)
             self.batch_queue.append((self.step_index, batch))
             waits = batch.total_num_scheduled_tokens > 0
             if self.settings.rules.empty_batch == "queued":  # 0.23 and later
                 waits = waits or self.scheduler.has_requests()
             if len(self.batch_queue) < BATCH_QUEUE_SIZE and waits:
-                return worked
+                return
         elif not self.batch_queue:
-            return False
+            return
         step, batch = self.batch_queue.popleft()
         self._update(step, batch)
-        return worked or batch.total_num_scheduled_tokens > 0
 
     def _schedule(self) -> SchedulerOutput:
+        flushed = bool(self.scheduler.finished_req_ids)
         batch = self.scheduler.schedule()
+        in_flight = any(b.total_num_scheduled_tokens for _, b in self.batch_queue)
+        self._standstill.note(batch, in_flight, flushed)
         self._report("scheduled", self.step_index, batch, [])
         return batch
 
     def _update(self, step: int, batch: SchedulerOutput) -> None:
-        self._sampled = self._sampled or bool(batch.sampling)
         self._report("updated", step, batch, self.scheduler.update_from_output(batch))
         if not self.settings.async_scheduling:
             self.scheduler.update_draft_tokens(batch)
@@ -178,22 +167,10 @@ class Engine:
     def _goes_on(self) -> bool:
         return bool(self._pending) or bool(self.batch_queue) or self.scheduler.has_unfinished_requests()
 
-    def _refuse_to_hang(self, worked: bool) -> None:
-        if self._pending or self._aborts or not len(self.scheduler.waiting):
-            return
-        head = self.scheduler.waiting.peek_request()
-        what = (
-            f"request {head.request_id!r} with {head.num_tokens} tokens, in a pool of "
-            f"{self.settings.num_gpu_blocks - 1} usable blocks of {self.settings.block_size},"
-        )
-        if not (worked or self.scheduler.running or any(b.num_scheduled_tokens for _, b in self.batch_queue)):
-            raise EngineStuck(f"{what} can never be admitted")
-        if self._steps_without_token > self._patience:
-            raise EngineStuck(f"{what} is preempted again and again: no token in {self._patience} steps")
-
     def _admit_arrivals(self) -> None:
         while self._pending and self._pending[0][0] <= self.step_index:
             request = self._pending.popleft()[1]
+            self._standstill.reason = None
             if request.num_prompt_tokens >= self.settings.max_model_len:
                 self.rejected.append(request.request_id)
             else:

@@ -48,6 +48,7 @@ class Request:
         drop_stale_output: stale output is thrown away instead of delivered.
         shared_prefix_boundary: length of a prefix that some KV-cache group had cached beyond the hit when
             the request was last looked up; 0 if there was none. States and windows there are worth keeping.
+        num_lost_tokens: tokens that were computed when it was last preempted.
         num_draft_tokens: tokens that a drafter proposed to verify with the next step.
         is_prefill_chunk: the last scheduled step did not reach the request's last known token.
     """
@@ -85,6 +86,7 @@ class Request:
         self.num_stale_output_tokens = 0
         self.drop_stale_output = False
         self.shared_prefix_boundary = 0
+        self.num_lost_tokens = 0
         self.num_draft_tokens = 0
         self.is_prefill_chunk = False
         self.num_preemptions = 0

@@ -294,6 +294,7 @@ class Scheduler:
         self.kv_cache_manager.free(request)
         self.encoder_cache.give_back(request)
         request.status = RequestStatus.PREEMPTED
+        request.num_lost_tokens = request.num_computed_tokens
         request.num_computed_tokens = 0
         keeps_dropping = request.drop_stale_output and request.num_stale_output_tokens > 0
         request.drop_stale_output = drop_stale_output or keeps_dropping

@@ -149,16 +149,21 @@ def test_what_cannot_be_served_is_reported_and_the_run_goes_on() -> None:
     assert result.totals["finished"] == 2
 
 
-@pytest.mark.parametrize(("engine", "generated"), [(SYNC, 11), (ASYNC, 10)])
-def test_a_request_that_outgrows_the_pool_is_given_up(engine: EngineSettings, generated: int) -> None:
-    """Without the full-sequence reserve it is admitted, and preempts itself when the 40 slots are full.
-
-    The asynchronous engine finds out while the last token is still in flight, and does not wait for it.
-    """
+@pytest.mark.parametrize("engine", [SYNC, ASYNC])
+def test_a_request_that_outgrows_the_pool_is_given_up(engine: EngineSettings) -> None:
+    """Without the full-sequence reserve it is admitted, and preempts itself when the 40 slots are full."""
     small = replace(engine, num_gpu_blocks=11, scheduler_reserve_full_isl=False)
     result = run([{"prompt": 30, "output": 100, "arrival": 0}, {"output": 3, "arrival": 50}], small)
     assert result.requests["status"].tolist() == [5, 3]
-    assert result.requests["output_tokens"][0] == generated
+    assert result.requests["output_tokens"][0] == 11
+
+
+def test_a_last_token_in_flight_ends_a_request_that_outgrew_the_pool() -> None:
+    """Its end token comes with the 41st; the step behind it finds no block and preempts it."""
+    small = replace(ASYNC, num_gpu_blocks=11, scheduler_reserve_full_isl=False)
+    result = run([{"prompt": 30, "output": 11, "max_tokens": 100, "arrival": 0}], small)
+    assert result.requests["status"].tolist() == [3]
+    assert result.requests["preemptions"].tolist() == [1]
 
 
 def test_a_request_ends_at_the_length_limit_of_the_model() -> None:

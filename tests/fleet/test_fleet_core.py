@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sim import capacity
@@ -108,6 +108,7 @@ def assert_equal_fleets(a: FleetResult, b: FleetResult) -> None:
 
 
 @given(seed=SEEDS)
+@example(seed=138)
 @settings(max_examples=20)
 def test_a_fleet_that_is_stopped_and_read_goes_on_unchanged(seed: int) -> None:
     case, fleet = draw_fleet(seed, events=True, every_step=seed % 2 == 0)

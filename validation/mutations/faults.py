@@ -18,6 +18,7 @@ _SCHEDULER = "sim/core/scheduler.py"
 _QUEUE = "sim/core/request_queue.py"
 _MAP = "sim/core/prefix_map.py"
 _HASH = "sim/core/block_hash.py"
+_ENGINE = "sim/core/engine.py"
 
 _PLAIN = (
     Fault(
@@ -203,6 +204,14 @@ _PLAIN = (
         _POOL,
         "pool.ctl.memo_hits = min(pool.ctl.memo_hits, pool.blocks.mark[b] - 1)",
         "pool.ctl.memo_hits += 0",
+    ),
+    Fault(
+        "last_token_in_flight",
+        "a token in flight may be the last one of a request that outgrew the pool",
+        "such a request is given up at once",
+        _ENGINE,
+        "if st.requests.lost[r] >= st.requests.num_tokens[r]:",
+        "if st.requests.lost[r] < 0:",
     ),
 )
 

@@ -206,4 +206,13 @@ GROUP_FAULTS = (
         "            rejected += 0\n",
         recording="groups/speculative_33",
     ),
+    Fault(
+        "given_up_early",
+        "a request that outgrows the pool, alone, may come further after it came no further once",
+        "it is given up then",
+        "sim/core/codes.py",
+        "ALONE_ROUNDS = 8 ",
+        "ALONE_ROUNDS = 1 ",
+        recording="groups/checkpoint_outgrown",
+    ),
 )
