@@ -270,15 +270,30 @@ class EngineConfig(SharedKeys):
     async_scheduling: bool = key(
         True,
         "Schedule step k+1 while step k executes (vLLM's batch queue of two); vLLM's default since 0.14:"
-        ' with `vllm: "0.13"` it is false.',
+        ' with `vllm: "0.13"`, and with drafts of n-grams, it is false.',
     )
 
     def draft_problems(self, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
-        """A drafter without an acceptance rate, or the other way round."""
+        """A drafter without an acceptance rate, or the other way round; one that async scheduling lacks."""
+        if (
+            self.speculative_method == "ngram"
+            and "async_scheduling" in self.model_fields_set
+            and self.async_scheduling
+        ):
+            return [
+                Problem(
+                    (*prefix, "async_scheduling"),
+                    "async_scheduling with drafts of n-grams: vLLM refuses this",
+                    "leave async_scheduling out: it is off for them",
+                )
+            ]
         if (self.num_speculative_tokens > 0) == (self.draft_acceptance is not None):
             return []
         if self.num_speculative_tokens:
-            hint = "add draft_acceptance: 0.8, say; it depends on drafter, model and text: no default"
+            hint = (
+                "add engine.draft_acceptance: 0.8, say (--set engine.draft_acceptance=0.8); it depends on"
+                " drafter, model and text: no default"
+            )
             return [Problem((*prefix, "num_speculative_tokens"), "drafts need draft_acceptance", hint)]
         message = f"draft_acceptance {self.draft_acceptance} without drafts"
         return [
@@ -289,7 +304,8 @@ class EngineConfig(SharedKeys):
         """As in the shared keys, and vLLM's own default of `async_scheduling` and of the memory share."""
         rules = self.rules()
         defaults: dict[str, Any] = {
-            "async_scheduling": rules.async_default == "on",
+            # VllmConfig turns it off for drafts of n-grams
+            "async_scheduling": rules.async_default == "on" and self.speculative_method != "ngram",
             "gpu_memory_utilization": float(rules.memory_utilization),
         }
         mine = {name: value for name, value in defaults.items() if name not in self.model_fields_set}

@@ -85,11 +85,14 @@ def raise_all(problems: Sequence[InputError]) -> None:
         raise InputErrors(sorted(problems, key=lambda p: (p.file or "", p.line or 0, p.column or 0)))
 
 
-def did_you_mean(wrong: object, known: Iterable[str]) -> str | None:
-    """A hint naming the known word nearest to `wrong`, or None if nothing is near."""
+def did_you_mean(wrong: object, known: Iterable[str], near_from: float = 0.6) -> str | None:
+    """A hint naming the known word nearest to `wrong`; None if none is near (`near_from` of 1 is equal)."""
     words = [str(k) for k in known]
-    near = difflib.get_close_matches(str(wrong), words, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(wrong), words, n=1, cutoff=near_from)
     if not near:
         lower = {w.lower(): w for w in words}
-        near = [lower[w] for w in difflib.get_close_matches(str(wrong).lower(), list(lower), n=1, cutoff=0.6)]
+        near = [
+            lower[w]
+            for w in difflib.get_close_matches(str(wrong).lower(), list(lower), n=1, cutoff=near_from)
+        ]
     return f"did you mean '{near[0]}'?" if near else None

@@ -11,8 +11,9 @@ from typing import Any
 from sim.config_yaml import Document, Place
 from sim.errors import InputError, did_you_mean, raise_all
 from sim.models import known_name, model_names
+from sim.serve_args.drafts import draft_keys
 from sim.serve_args.parse import WHERE, Given, parse_file, parse_line
-from sim.serve_args.table import ENGINE, MEMORY, REFUSED, Refusal, ignored
+from sim.serve_args.table import ENGINE, MEMORY, REFUSED, SPECULATIVE, Refusal, ignored
 
 #: Traffic where no config gives a workload.
 DEFAULT_WORKLOAD: dict[str, Any] = {
@@ -32,8 +33,9 @@ DEFAULT_WORKLOAD_NOTE = (
     "no config gives a workload: a chat of 1 session a second for 5 minutes stands in (see docs/vllm-args.md)"
 )
 
-#: Keys of `engine:` that no option of vLLM sets and that a config keeps: which release's rules apply.
-KEPT = ("vllm", "switches")
+#: Keys of `engine:` that no option of vLLM sets and that a config keeps: which release's rules apply, and how
+#: often drafts are right.
+KEPT = ("vllm", "switches", "draft_acceptance")
 
 _KV_DTYPES = ("auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
 _DTYPES = {"half": "float16", "float": "float32"}
@@ -101,7 +103,7 @@ def apply(document: Document, given: list[Given], notes: list[str], problems: li
     """Replace the document's model and `engine:` section by what vLLM's options say.
 
     Options that are not given have vLLM's defaults, as on its command line: what `engine:` said before is
-    dropped, but for the release whose rules apply. `model:` stays if no model is named. Options that are
+    dropped, but for `KEPT`. `model:` stays if no model is named. Options that are
     refused and values of the wrong form are added to `problems`.
     """
     last = {g.name: g for g in given}
@@ -112,9 +114,16 @@ def apply(document: Document, given: list[Given], notes: list[str], problems: li
         dropped = ", ".join(f"engine.{k}" for k in before if k not in kept)
         notes.append(f"replaced by vLLM's options: {dropped} of {document.file}")
     document.data["engine"] = kept
+    drafts = draft_keys(last, "--num-gpu-blocks-override" in last, problems)
+    for key, (value, g) in drafts.items():
+        _put(document, ("engine", key), value, g.place)
+    if not drafts:
+        kept.pop("draft_acceptance", None)
     passed: dict[str, list[str]] = {}
     for name, g in last.items():
         if name == "--model" and "--hf-config-path" in last:
+            continue
+        if name in SPECULATIVE:
             continue
         if name in ENGINE:
             _set(document, g, problems, notes, exact)

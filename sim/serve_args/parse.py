@@ -23,6 +23,8 @@ from sim.errors import InputError, did_you_mean
 from sim.serve_args.table import options, spellings
 
 WHERE = "--vllm-args"
+#: An image of vLLM's server: vllm/vllm-openai:latest.
+_IMAGE = re.compile(r"(^|/)vllm-openai[\w.-]*([:@]\S+)?$")
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,15 @@ def parse_line(text: str, problems: list[InputError]) -> list[Given]:
 
 
 def _command(words: list[str]) -> list[str]:
-    """The words after `vllm serve`, `python -m vllm.entrypoints...` and assignments of variables before"
-    " them."""
+    """The words after `vllm serve`, `python -m vllm.entrypoints...` or an image of vLLM's that `docker run`
+    starts, and after assignments of variables before them.
+    """
     rest = list(words)
     while rest and re.fullmatch(r"[A-Za-z_]\w*=.*", rest[0], re.S):
         rest.pop(0)
+    image = next((i for i, word in enumerate(rest) if _IMAGE.search(word)), None)
+    if rest and Path(rest[0]).name in ("docker", "podman") and image is not None:
+        rest = rest[image + 1 :]
     if rest and Path(rest[0]).name.startswith("python") and "-m" in rest[:2]:
         rest = rest[3:]
     elif rest and Path(rest[0]).name == "vllm":
@@ -196,7 +202,10 @@ def find_option(spelled: str, problems: list[InputError], at: Given | None = Non
             message = f"{spelled} is the beginning of several options"
             problems.append(_at(at, message, f"one of {', '.join(starts[:6])}"))
             return None, False
-    hint = did_you_mean(spelled, [*known, *negatable]) or "`vllm serve --help=all` lists its options"
+    hint = (
+        did_you_mean(spelled, [*known, *negatable], near_from=0.8)
+        or "`vllm serve --help=all` lists its options"
+    )
     problems.append(_at(at, f"vllm serve 0.32.0 has no option {spelled}", hint))
     return None, False
 

@@ -4,7 +4,8 @@ The names, and how many values they take, are in options.json, which `python -m 
 compares with
 vLLM's own parser. Here every one of them is classified:
 
-    ENGINE    sets a key of the `engine:` section (or the model)
+    ENGINE    sets a key of the `engine:` section (or the model); those of speculative decoding together
+              (`sim.serve_args.drafts`)
     REFUSED   changes block ids, hits, scheduling or the pool's size in a way that is not simulated;
               harmless values of it
               are let through
@@ -21,6 +22,15 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).with_name("options.json")
+
+#: Options of speculative decoding, which `sim.serve_args.drafts` reads together; the short ones stand for keys
+#: of the first.
+SPECULATIVE: dict[str, str] = {
+    "--speculative-config": "",
+    "--spec-method": "method",
+    "--spec-model": "model",
+    "--spec-tokens": "num_speculative_tokens",
+}
 
 #: Option -> (key of `engine:`, how its value is read). The model has no key there.
 ENGINE: dict[str, tuple[str, str]] = {
@@ -74,15 +84,10 @@ class Refusal:
     hint: str | None = None
 
 
-_SPECULATIVE = Refusal("speculative decoding is not simulated", ("none", "null", "{}"))
 _ONE = ("1",)
 _OFF = ("false", "0", "none", "null", "0.0", "[]", "{}", "")
 
 REFUSED: dict[str, Refusal] = {
-    "--speculative-config": _SPECULATIVE,
-    "--spec-method": _SPECULATIVE,
-    "--spec-model": _SPECULATIVE,
-    "--spec-tokens": _SPECULATIVE,
     "--diffusion-config": Refusal("diffusion decoding is not simulated", _OFF),
     "--kv-transfer-config": Refusal("KV connectors are not simulated", _OFF),
     "--kv-offloading-size": Refusal("offloading of KV blocks is not simulated", _OFF),
@@ -261,7 +266,7 @@ def ignored() -> dict[str, str]:
 
 def unclassified() -> list[str]:
     """Options that are in no class or in several, and names in a class that are no options."""
-    names = [*ENGINE, *REFUSED, *MEMORY, *(n for group in IGNORED.values() for n in group)]
+    names = [*ENGINE, *SPECULATIVE, *REFUSED, *MEMORY, *(n for group in IGNORED.values() for n in group)]
     known = set(options()) | {"--model"}
     return sorted({n for n in known | set(names) if names.count(n) != 1 or n not in known})
 

@@ -71,11 +71,10 @@ def _memory(axes: Axes, budget: Budget) -> None:
         edge: dict[str, Any] = {} if exact else {"hatch": "///", "edgecolor": "white", "linewidth": 0.0}
         axes.barh(0, size / GIB, left=at / GIB, height=0.6, color=_PART_COLORS[key], label=label, **edge)
         if size > 0.07 * total:
-            dark = key not in ("not_requested", "cuda_graphs")
             text = f"{size / GIB:.1f} GiB"
             box = {"facecolor": _PART_COLORS[key], "edgecolor": "none", "pad": 1.5}
             axes.text((at + size / 2) / GIB, 0, text, ha="center", va="center",
-                      color="white" if dark else "black", fontsize=8.5, bbox=box)  # fmt: skip
+                      color=_ink(_PART_COLORS[key]), fontsize=8.5, bbox=box)  # fmt: skip
         at += size
     axes.set_yticks([])
     axes.set_ylim(-0.5, 0.5)
@@ -84,6 +83,12 @@ def _memory(axes: Axes, budget: Budget) -> None:
     axes.grid(False)
     axes.spines["left"].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6), ncol=6, columnspacing=1.2)
+
+
+def _ink(color: str) -> str:
+    """Black or white, whichever is read better on a colour such as "#0072B2"."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
 def _block(axes: Axes, budget: Budget, rows: int) -> None:

@@ -239,7 +239,7 @@ def test_model_from_a_folder(tmp_path: Path) -> None:
         ),
         (
             "serve Qwen/Qwen3-8B -sc.method ngram",
-            "--speculative-config: speculative decoding is not simulated",
+            "--speculative-config: needs num_speculative_tokens",
         ),
         ("serve Qwen/Qwen3-8B --cpu-offload-gb 4", "also give --kv-cache-memory-bytes"),
         ("serve Qwen/Qwen3-8B -q awq", "--quantization: 'awq' is not known here"),
@@ -316,3 +316,66 @@ def test_any_line_is_read_or_refused(parts: list[str]) -> None:
     problems: list[InputError] = []
     given = parse_line(line, problems)
     assert all(g.name in options() or g.name == "--model" for g in given)
+
+
+def drafts(args: str, *overrides: str) -> tuple[str | None, int, bool]:
+    """Method, tokens and whether scheduling is asynchronous."""
+    loaded = load_config(
+        None, overrides, None, [serve_edit(ServeSource(f"serve Qwen/Qwen3-8B {args}", None, "h100"))]
+    )
+    engine = resolve(loaded).engine
+    return engine.speculative_method, engine.num_speculative_tokens, engine.async_scheduling
+
+
+def test_drafts_are_read() -> None:
+    often = "engine.draft_acceptance=0.6"
+    json_form = """-sc '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4}'"""
+    # asynchronous scheduling is off for n-grams by default
+    assert drafts(json_form, often) == ("ngram", 5, False)
+    assert drafts("--spec-model [ngram] --spec-tokens 2", often) == ("ngram", 2, False)
+    sized = "--num-gpu-blocks-override 20000 --spec-tokens 3"
+    assert drafts(f"{sized} -sc.method eagle3 -sc.draft-tensor-parallel-size 1", often) == ("eagle", 3, True)
+    assert drafts(f"{sized} --spec-method qwen3_next_mtp", often) == ("mtp", 3, True)
+    assert drafts(f"{sized} --spec-model Qwen/Qwen3-0.6B", often) == ("draft_model", 3, True)
+    assert drafts("-sc None") == (None, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--spec-method medusa --spec-tokens 2", "drafts by 'medusa' are not simulated"),
+        (
+            "--spec-method mtp --spec-tokens 2",
+            "what a drafter (mtp) takes of the GPU's memory is not estimated",
+        ),
+        ("--spec-method ngram --spec-tokens x", "--spec-tokens must be a whole number"),
+        ("--spec-method ngram --spec-tokens 0", "num_speculative_tokens must be >= 1"),
+        ("-sc '{bad'", "--speculative-config must be JSON"),
+        ("-sc '[1]'", "--speculative-config must be a JSON object"),
+        ("-sc.method ngram -sc.num_speculative_token 2", "did you mean 'num_speculative_tokens'?"),
+        (
+            "--spec-method ngram --spec-tokens 2 -sc.parallel_drafting true",
+            "parallel_drafting is not simulated",
+        ),
+        ("--spec-tokens 2", "--spec-tokens: needs a method, or a model"),
+    ],
+)
+def test_drafts_that_are_refused(args: str, message: str) -> None:
+    assert message in "\n".join(complaint(f"serve Qwen/Qwen3-8B {args}"))
+
+
+def test_drafts_need_to_know_how_often_they_are_right() -> None:
+    with pytest.raises(InputError, match="drafts need draft_acceptance"):
+        drafts("--spec-method ngram --spec-tokens 2")
+    with pytest.raises(InputError, match="vLLM refuses this"):
+        drafts("--spec-method ngram --spec-tokens 2 --async-scheduling", "engine.draft_acceptance=0.6")
+
+
+def test_an_image_of_vllm() -> None:
+    line = "docker run --gpus all -p 8000:8000 --ipc=host vllm/vllm-openai:v0.32.0 --model Qwen/Qwen3-8B"
+    assert words(line) == {"--model": "Qwen/Qwen3-8B"}
+
+
+def test_hints_name_near_options_only() -> None:
+    assert "did you mean '--max-num-seqs'?" in complaint("serve Qwen/Qwen3-8B --max-nun-seqs 3")[0]
+    assert "did you mean" not in complaint("serve Qwen/Qwen3-8B --rope-scaling 3")[0]
