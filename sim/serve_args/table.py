@@ -23,8 +23,8 @@ from typing import Any
 
 TABLE = Path(__file__).with_name("options.json")
 
-#: Options of speculative decoding, which `sim.serve_args.drafts` reads together; the short ones stand for keys
-#: of the first.
+#: Options of speculative decoding, which `sim.serve_args.drafts` reads together: the short ones stand for
+#: keys of the first.
 SPECULATIVE: dict[str, str] = {
     "--speculative-config": "",
     "--spec-method": "method",
