@@ -62,6 +62,14 @@ def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pr
                 f"{name}: mamba_cache_mode {group.mamba_cache_mode} with prefix caching {state}",
                 f"vLLM uses {mode} then: leave the key out",
             )
+        drafts, size = s.num_speculative_tokens, group.block_size or s.block_size
+        exports = group.prefill_checkpoint_alignment is not None and s.enable_prefix_caching
+        if exports and drafts >= size and s.prefix_cache_retention_interval != 0:
+            yield Problem(
+                place,
+                f"{name}: states exported among {drafts} drafts, from blocks of {size} tokens",
+                "vLLM fails an assertion there: use prefix_cache_retention_interval 0, or fewer drafts",
+            )
 
 
 def _encoder(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Problem]:
@@ -119,7 +127,7 @@ def _block_sizes(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[P
             yield Problem(
                 (*prefix, "kv_cache_groups", 0, "block_size"),
                 f"kv_cache_groups[0].block_size {sizes[0]} differs from block_size {s.block_size}",
-                "with a single group vLLM hashes whole blocks: give one block size",
+                f"with a single group vLLM hashes whole blocks: use block_size {sizes[0]}",
             )
         if unit not in (None, s.block_size):
             yield Problem(
@@ -140,7 +148,8 @@ def _block_sizes(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[P
             yield Problem(
                 (*prefix, "kv_cache_groups", i, "type"),
                 f"kv_cache_groups[{i}]: chunked local attention beside groups of another block size",
-                f"give all groups one block size; found {sizes}",
+                "vLLM can't look hits up: turn enable_prefix_caching off, or use groups of one block size"
+                f" (here {sizes})",
             )
 
 
@@ -161,5 +170,5 @@ def _retention(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pro
         yield Problem(
             place,
             f"prefix_cache_retention_interval {interval} is not a multiple of {common} tokens",
-            "hits end at multiples of the groups' common block size",
+            f"hits end at multiples of the groups' common block size: use 0, null or a multiple of {common}",
         )
