@@ -95,7 +95,11 @@ class SharedKeys(Strict):
         "tokens",
     )
     prefix_match_unit: Positive | None = key(
-        None, "Granularity of a prefix hit; null: derived from the groups' block sizes.", "tokens"
+        None,
+        "Tokens of one hash, a divisor of the groups' block sizes; null: the greatest one. Where it is below"
+        " the block size of Mamba groups, and the others are full attention, prefix hits may end inside a"
+        " block.",
+        "tokens",
     )
     num_speculative_tokens: Annotated[int, Field(ge=0, le=1024)] = key(
         0, "Draft tokens that a decode step verifies; needs `speculative_method`.", "tokens"

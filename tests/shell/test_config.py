@@ -184,6 +184,27 @@ def test_pool_check_is_that_of_vllm(write) -> None:
     assert "lower max_model_len to 96" in problems(write(text.replace("N", "7")))[0]
 
 
+MODELS = sorted(p.stem for p in (Path(__file__).resolve().parents[2] / "configs" / "models").glob("*.json"))
+
+
+@pytest.mark.parametrize("caching", ["true", "false"])
+def test_every_shipped_model_can_run(write, caching: str) -> None:
+    for model in MODELS:
+        text = (
+            f"model: {model}\ngpu: h200\nengine:\n  num_gpu_blocks: 2000000\n  max_model_len: 2048\n"
+            f"  enable_prefix_caching: {caching}\n"
+            "step_time: {kind: constant, step: 0.01}\nworkload: {kind: batch, num_requests: 3}\n"
+        )
+        if model in ("whisper-large-v3", "llama-3.2-11b-vision") and caching == "true":
+            assert "encoder-decoder models have no prefix cache" in problems(write(text))[0]
+            continue
+        engine = resolve(load_config(write(text))).engine
+        exports = [g.prefill_checkpoint_alignment for g in engine.kv_cache_groups]
+        assert exports == (
+            [1] if model == "mamba-codestral-7b" and caching == "true" else [None] * len(exports)
+        )
+
+
 def test_what_is_not_simulated_yet_is_refused(write) -> None:
     path = write(
         GOOD.replace(
@@ -353,6 +374,12 @@ def test_costs_and_hints() -> None:
         ),
         ("{kv_cache_groups: [{type: full, block_size: 32}]}", "block_size 32 differs from block_size 16"),
         ("{prefix_match_unit: 8}", "with a single group hits end at blocks of 16 tokens"),
+        (
+            "{prefix_cache_retention_interval: null, num_speculative_tokens: 4, speculative_method: ngram,"
+            " block_size: 4,"
+            " kv_cache_groups: [{type: mamba, prefill_checkpoint_alignment: 1}]}",
+            "states exported among 4 drafts, from blocks of 4 tokens",
+        ),
         (
             "{prefix_match_unit: 5, kv_cache_groups: [{type: full}, {type: full, block_size: 32}]}",
             "prefix_match_unit 5 does not divide",
