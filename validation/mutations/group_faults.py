@@ -13,6 +13,9 @@ _DRAFTS = "sim/core/drafts.py"
 _SPLIT = "sim/core/mamba_split.py"
 _TAIL = "sim/core/partial_tail.py"
 _STATES = "sim/core/states.py"
+_SCHEDULER = "sim/core/scheduler.py"
+_CROSS = "sim/core/cross_attention.py"
+_ENCODER = "sim/core/encoder_cache.py"
 
 GROUP_FAULTS = (
     Fault(
@@ -214,5 +217,59 @@ GROUP_FAULTS = (
         "ALONE_ROUNDS = 8 ",
         "ALONE_ROUNDS = 1 ",
         recording="groups/checkpoint_outgrown",
+    ),
+    Fault(
+        "encoder_budget",
+        "a step runs no more encoder tokens than its budget",
+        "it runs as many as the encoder cache has slots for",
+        _ENCODER,
+        "min(st.ctl.encoder_budget, st.ctl.encoder_free)",
+        "st.ctl.encoder_free",
+        recording="groups/cross_attention_39",
+    ),
+    Fault(
+        "encoder_slots",
+        "an encoder input takes slots of the encoder cache",
+        "the cache is never full",
+        _ENCODER,
+        "min(st.ctl.encoder_budget, st.ctl.encoder_free)",
+        "st.ctl.encoder_budget",
+        recording="groups/cross_attention_39",
+    ),
+    Fault(
+        "encoder_slots_after_a_step",
+        "a request gives its slots of the encoder cache back after each step",
+        "it keeps them to its end",
+        _SCHEDULER,
+        "        if rq.num_computed[r] > 0:\n            encoder_cache.give_back(st, r)\n",
+        "",
+        recording="groups/cross_attention_39",
+    ),
+    Fault(
+        "encoder_slots_preempted",
+        "a request that is preempted gives its slots of the encoder cache back",
+        "it does not",
+        _SCHEDULER,
+        "    encoder_cache.give_back(st, r)\n    st.requests.status[r] = c.S_PREEMPTED\n",
+        "    st.requests.status[r] = c.S_PREEMPTED\n",
+        recording="groups/cross_attention_preempted",
+    ),
+    Fault(
+        "encoder_slots_refused",
+        "a request that finds no blocks gives slots of the encoder cache back which it never took",
+        "it does not",
+        _SCHEDULER,
+        "            encoder_cache.give_back(st, r)\n            _record_failure(",
+        "            _record_failure(",
+        recording="groups/cross_attention_refused",
+    ),
+    Fault(
+        "encoder_inputs",
+        "each request has blocks for its own encoder input",
+        "for the longest that the model takes",
+        _CROSS,
+        "    if r < kv.encoder_tokens.size:\n",
+        "    if False:\n",
+        recording="groups/cross_attention_166",
     ),
 )
