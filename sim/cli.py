@@ -42,8 +42,14 @@ def _exits(command: F) -> F:
             # The reader of our output went away (`| head`): not an error of ours.
             sys.stderr.close()
             sys.exit(0)
+        except OSError as e:
+            # of a path that nobody has looked at before: a name too long, a folder that may not be read
+            if e.filename is None or e.strerror is None:
+                raise
+            click.echo(f"{e.filename}: {e.strerror[:1].lower()}{e.strerror[1:]}", err=True)
+            sys.exit(EXIT_INPUT)
         except MemoryError:
-            click.echo("error: out of memory: a smaller pool or workload is needed", err=True)
+            click.echo("error: out of memory: a smaller pool or workload, or fewer rows, is needed", err=True)
             sys.exit(EXIT_FAILED)
 
     return wrapped  # type: ignore[return-value]

@@ -105,6 +105,11 @@ def resolve(loaded: Loaded) -> Resolved:
             )
         )
     problems += pool_problems(config.engine, settings, pool)
+    if config.output.sample_period == 0:
+        hint = "1ms, say, or auto; output.every_step has a row for every step"
+        problems.append(
+            Problem(("output", "sample_period"), "'output.sample_period' must be greater than 0", hint)
+        )
     step_time = _step_time(loaded, model, gpu, problems)
     raise_all(to_input_errors(problems, document))
     if step_time is None:
@@ -117,7 +122,7 @@ def resolve(loaded: Loaded) -> Resolved:
         step_time=step_time,
         until_ns=config.run.until,
         warmup_ns=config.run.warmup,
-        sample_period_ns=None if period == "auto" else max(1, int(period)),
+        sample_period_ns=None if period == "auto" else int(period),
         every_step=config.output.every_step,
         events=config.output.events,
         plots=config.output.plots,

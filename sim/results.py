@@ -39,15 +39,21 @@ def check_target(folder: Path) -> None:
     """Refuse to replace anything but an earlier run's own files.
 
     Raises:
-        InputError: `folder` is a file, or holds files that no run has written.
+        InputError: `folder` is a file, or holds files that no run has written; it can't be made.
     """
     name = str(folder)
-    if not folder.exists():
+    try:
+        there = folder.exists()
         parent = folder.parent
         while not parent.exists():
             parent = parent.parent
+    except OSError as e:
+        raise output_error(folder, e) from e
+    if not there:
         if not parent.is_dir():
             raise InputError(f"'{parent}' is a file, so no folder can be made in it", name)
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise InputError(f"nothing can be written in '{parent}'", name, hint="choose another --out")
         return
     if not folder.is_dir():
         raise InputError("this is a file, not a folder for results", name, hint="choose another --out")

@@ -47,6 +47,14 @@ def arrival_times(model: OpenLoopModel, rng: np.random.Generator, factor: float 
     assert_never(model)
 
 
+def mean_rate(model: OpenLoopModel) -> float:
+    """Arrivals per second in the long run."""
+    if isinstance(model, BurstArrivals):
+        busy = model.mean_on / (model.mean_on + model.mean_off)
+        return model.rate_on * busy + model.rate_off * (1 - busy)
+    return model.rate
+
+
 def _renewal(gaps: Callable[[int], NDArray[np.float64]]) -> Iterator[int]:
     """Independent gaps, given in seconds."""
     now = 0.0

@@ -486,3 +486,23 @@ def test_ctrl_c_keeps_what_is_done(real: Path, terminal: bool) -> None:
     summary = json.loads((real / "a" / "summary.json").read_text())
     assert summary["exit_reason"] == "interrupted"
     assert 0 < summary["requests"]["finished"] < summary["requests"]["total"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "configs/chat.yaml", "--out"],
+        ["report"],
+        ["layout"],
+        ["compare", "--format", "text"],
+        ["export", "--format", "csv"],
+        ["size", "--model", "llama-3.1-8b", "--gpu", "h100", "--png"],
+        ["sweep", "configs/block_size.yaml", "--out"],
+    ],
+)
+def test_a_path_that_can_not_be_is_told_in_one_line(command: list[str]) -> None:
+    done = CliRunner().invoke(cli.main, [*command, "a" * 300])
+    assert done.exit_code == 2
+    assert "a" * 300 in done.stderr
+    assert "ile name too long" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -112,6 +112,14 @@ def test_did_you_mean(write, line: str, hint: str) -> None:
     assert f"hint: {hint}" in problems(path)[0]
 
 
+def test_rows_are_some_time_apart(write) -> None:
+    text = (
+        "engine: {num_gpu_blocks: 300}\nstep_time: {kind: constant, step: 1ms}\noutput: {sample_period: 0s}\n"
+    )
+    (problem,) = problems(write(f"{text}workload: {{kind: batch, num_requests: 3}}\n"))
+    assert problem.startswith("a.yaml:3:25: 'output.sample_period' must be greater than 0")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -395,7 +395,15 @@ def test_a_trace_alone_is_the_trace(tmp_path: Path) -> None:
 def test_runaway_traffic_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workloads.clients.base.MAX_REQUESTS", 100)
     with pytest.raises(WorkloadError, match="random: more than 100 requests; lower the rate or the duration"):
-        make(kind="random", arrivals={"kind": "poisson", "rate": 1000}, duration="1d")
+        make(kind="random", arrivals={"kind": "poisson", "rate": 15}, duration="10s")
+    # what can only end there is refused before it begins
+    monkeypatch.setattr("workloads.clients.base.open_loop", None)
+    for arrivals in (
+        {"kind": "poisson", "rate": 1000},
+        {"kind": "bursts", "rate_on": 9000, "mean_on": "1s", "mean_off": "9s"},
+    ):
+        with pytest.raises(WorkloadError, match="more than 100 requests"):
+            make(kind="random", arrivals=arrivals, duration="1d")
 
 
 def test_encoder_inputs_change_nothing_else() -> None:

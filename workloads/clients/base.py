@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import simpy
 
-from workloads.arrivals import arrival_times, open_loop
+from workloads.arrivals import OpenLoopModel, arrival_times, mean_rate, open_loop
 from workloads.builder import WorkloadBuilder, salt_id
 from workloads.errors import WorkloadError
 from workloads.lengths import LengthModel, LengthSampler, TimeModel, TimeSampler
@@ -157,10 +157,23 @@ class Emitter:
         )
         self.emitted += 1
         if index >= MAX_REQUESTS:
-            raise WorkloadError(
-                f"{self.name}: more than {MAX_REQUESTS} requests; lower the rate or the duration"
-            )
+            raise _too_many(self.name)
         return index
+
+
+def _too_many(name: str) -> WorkloadError:
+    return WorkloadError(f"{name}: more than {MAX_REQUESTS:,} requests; lower the rate or the duration")
+
+
+def _check_number(
+    emitter: Emitter, arrivals: OpenLoopModel, duration_ns: int | None, limit: int | None
+) -> None:
+    """Refuse at once what would be refused after the last request that there may be."""
+    expected = (
+        float("inf") if duration_ns is None else mean_rate(arrivals) * emitter.weight * duration_ns / 1e9
+    )
+    if min(expected, float("inf") if limit is None else limit) > 2 * MAX_REQUESTS:
+        raise _too_many(emitter.name)
 
 
 def segment_base(name: str) -> int:
@@ -184,6 +197,7 @@ def run_sessions(emitter: Emitter, spec: Sessions, session: Callable[[int, int],
     """
     env, arrivals = emitter.env, spec.arrivals
     if not isinstance(arrivals, ClosedLoopArrivals):
+        _check_number(emitter, arrivals, spec.duration, spec.num_sessions)
         times = arrival_times(arrivals, emitter.rng("arrivals"), emitter.weight)
 
         def begin(_: int) -> None:
@@ -230,6 +244,7 @@ def run_requests(
     """
     env, arrivals = emitter.env, spec.arrivals
     if not isinstance(arrivals, ClosedLoopArrivals):
+        _check_number(emitter, arrivals, spec.duration, spec.num_requests)
         times = arrival_times(arrivals, emitter.rng("arrivals"), emitter.weight)
 
         def begin(_: int) -> None:
