@@ -144,7 +144,9 @@ def _yaml(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, YAMLError) as e:
         why = str(e).splitlines()[0]
         raise InputError(f"this file of the run can't be read: {why}", str(file), hint="run it again") from e
-    return dict(data)
+    if not isinstance(data, dict):
+        raise InputError("this file of the run holds no section of keys", str(file), hint="run it again")
+    return data
 
 
 def _rows_in(file: Path) -> int:

@@ -243,6 +243,7 @@ def test_a_run_without_a_step_is_reported(small_run: Path, tmp_path: Path, style
         (("{file}",), "neither a run folder nor a recording"),
         (("{empty}",), "this is not a run folder: it has no provenance.json"),
         (("{broken}",), "steps.parquet: this file of the run can't be read"),
+        (("{hollow}",), "config.yaml: this file of the run holds no section of keys"),
         (("{run}", "--format", "htlm"), "unknown format 'htlm'\n  hint: did you mean 'html'?"),
         (("{run}", "--format", "pdf"), "unknown format 'pdf'\n  hint: use one of html, md, json, text"),
         (("{run}", "--no-rerun", "--out", "{empty}"), "this is a folder, not a file to write to"),
@@ -255,7 +256,11 @@ def test_bad_input_is_one_message_and_exit_code_2(
     (tmp_path / "empty").mkdir()
     shutil.copytree(small_run, tmp_path / "broken")
     (tmp_path / "broken" / "steps.parquet").write_text("no Parquet")
-    names = {k: str(tmp_path / k) for k in ("missing", "file", "empty", "broken")} | {"run": str(small_run)}
+    shutil.copytree(small_run, tmp_path / "hollow")
+    (tmp_path / "hollow" / "config.yaml").write_text("")
+    names = {k: str(tmp_path / k) for k in ("missing", "file", "empty", "broken", "hollow")} | {
+        "run": str(small_run)
+    }
     result = sim("report", *(a.format(**names) for a in arguments))
     assert result.exit_code == 2
     assert said in result.stderr

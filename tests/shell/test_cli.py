@@ -494,7 +494,7 @@ def test_ctrl_c_keeps_what_is_done(real: Path, terminal: bool) -> None:
         ["run", "configs/chat.yaml", "--out"],
         ["report"],
         ["layout"],
-        ["compare", "--format", "text"],
+        ["descriptors"],
         ["export", "--format", "csv"],
         ["size", "--model", "llama-3.1-8b", "--gpu", "h100", "--png"],
         ["sweep", "configs/block_size.yaml", "--out"],
