@@ -1,4 +1,4 @@
-"""A workload in a file, exact to the byte: what is read has the content hash of what was written.
+"""A workload into a file, exact to the byte; `workloads.readers.native` reads it, with the same content hash.
 
 Two forms of the same content, chosen by the file's name:
 
@@ -12,29 +12,24 @@ Two forms of the same content, chosen by the file's name:
 from __future__ import annotations
 
 import gzip
-import io
 import json
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from workloads.builder import assemble
 from workloads.errors import WorkloadError
-from workloads.files import Content, write_whole
-from workloads.readers.options import ReadOptions
-from workloads.readers.rows import json_rows, refuse
-from workloads.requests import ARRAY_FIELDS, Int64Array, Workload
+from workloads.files import write_whole
+from workloads.requests import ARRAY_FIELDS, Workload
 
 FORMAT = "kvpool_workload"
 VERSION = 1
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _TOKENS_A_LINE = 4096
 
-#: column of one number a request -> the value that a line leaves out.
-_DEFAULTS: dict[str, int] = {
+#: Column of one number a request -> the value that a line leaves out.
+DEFAULTS: dict[str, int] = {
     "arrival": -1,
     "parent": -1,
     "think_ns": 0,
@@ -42,8 +37,9 @@ _DEFAULTS: dict[str, int] = {
     "salt": 0,
     "session": -1,
 }
-_REQUIRED = ("out_seg", "output_len")
-_HEADER_TYPES: dict[str, type] = {"clock": str, "closed_loop": bool, "vocab_size": int, "requests": int}
+REQUIRED = ("out_seg", "output_len")
+#: Key of the header -> its type.
+HEADER_TYPES: dict[str, type] = {"clock": str, "closed_loop": bool, "vocab_size": int, "requests": int}
 
 
 def write(workload: Workload, path: str | Path) -> None:
@@ -64,15 +60,6 @@ def write(workload: Workload, path: str | Path) -> None:
         raise WorkloadError(f"a workload is written as one of {', '.join(SUFFIXES)}", path)
 
 
-def read_content(content: Content, _options: ReadOptions | None = None) -> Workload:
-    """Read a file that `write` made, exactly as it was written (no option applies).
-
-    Raises:
-        WorkloadError: the file is broken, of another version, or its content is not what its hash says.
-    """
-    return _read_parquet(content) if content.data.startswith(b"PAR1") else _read_lines(content)
-
-
 def _header(workload: Workload) -> dict[str, Any]:
     header = {
         FORMAT: VERSION,
@@ -90,26 +77,6 @@ def _header(workload: Workload) -> dict[str, Any]:
     return header
 
 
-def _accepted_drafts(header: dict[str, Any], path: Path) -> tuple[tuple[int, ...], ...] | None:
-    given = header.get("accepted_drafts")
-    if given is None:
-        return None
-    if not isinstance(given, list) or any(
-        not isinstance(own, list) or any(type(k) is not int for k in own) for own in given
-    ):
-        raise WorkloadError("accepted_drafts of the header must be a list of integers for each request", path)
-    return tuple(tuple(own) for own in given)
-
-
-def _encoder_tokens(header: dict[str, Any], path: Path) -> Int64Array | None:
-    given = header.get("encoder_tokens")
-    if given is None:
-        return None
-    if not isinstance(given, list) or not _all_int64(given) or len(given) != header["requests"]:
-        raise WorkloadError("encoder_tokens of the header must be a list of integers, one a request", path)
-    return np.array(given, dtype=np.int64)
-
-
 def _dump(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
@@ -122,12 +89,12 @@ def _lines(workload: Workload) -> Iterator[str]:
         yield _dump({"tokens": tokens[start : start + _TOKENS_A_LINE]})
     pieces = np.stack([workload.seg_id, workload.seg_start, workload.seg_len], axis=1).tolist()
     ptr = workload.seg_ptr.tolist()
-    columns = {name: getattr(workload, name).tolist() for name in (*_DEFAULTS, *_REQUIRED, "max_tokens")}
+    columns = {name: getattr(workload, name).tolist() for name in (*DEFAULTS, *REQUIRED, "max_tokens")}
     for i in range(len(workload)):
         row: dict[str, Any] = {}
         if workload.request_ids is not None:
             row["id"] = workload.request_ids[i]
-        for name, default in _DEFAULTS.items():
+        for name, default in DEFAULTS.items():
             if columns[name][i] != default:
                 row[name] = columns[name][i]
         row["pieces"] = pieces[ptr[i] : ptr[i + 1]]
@@ -146,118 +113,6 @@ def _write_lines(lines: Iterator[str], path: Path, compress: bool) -> None:
                 packed.writelines(f"{line}\n".encode() for line in lines)
         else:
             raw.writelines(f"{line}\n".encode() for line in lines)
-
-
-def _read_lines(content: Content) -> Workload:
-    path = content.path
-    rows = json_rows(content.lines(), path)
-    number, line, header = next(rows)
-    _check_header(header, path, number, line)
-    tokens: list[int] = []
-    pieces: list[list[int]] = []
-    counts: list[int] = []
-    columns: dict[str, list[int]] = {name: [] for name in (*_DEFAULTS, *_REQUIRED, "max_tokens")}
-    ids: list[str] = []
-    for number, line, row in rows:
-        if "tokens" in row and not counts:
-            tokens += _integers(row["tokens"], "tokens", path, number, line)
-            continue
-        unknown = sorted(row.keys() - columns.keys() - {"pieces", "id"})
-        if unknown:
-            refuse(f"unknown key {unknown[0]!r}", path, number, line, unknown[0])
-        own = row.get("pieces")
-        if not isinstance(own, list) or not own:
-            refuse(
-                "pieces must be a non-empty list of [segment, start, length]", path, number, line, "pieces"
-            )
-        if set(map(type, own)) != {list} or set(map(len, own)) != {3} or not _all_int64(chain(*own)):
-            refuse(
-                "every piece must be three integers [segment, start, length]", path, number, line, "pieces"
-            )
-        pieces += own
-        counts.append(len(own))
-        for name, values in columns.items():
-            value = row.get(name, _DEFAULTS.get(name))
-            if value is None and name == "max_tokens":
-                value = row.get("output_len")
-            if type(value) is not int or abs(value) >= 2**63:
-                refuse(f"{name} must be an integer", path, number, line, name)
-            values.append(value)
-        if "id" in row:
-            if not isinstance(row["id"], str):
-                refuse("id must be a string", path, number, line, "id")
-            ids.append(row["id"])
-    if len(counts) != header["requests"]:
-        raise WorkloadError(
-            f"the header says {header['requests']} requests, the file has {len(counts)}; is it cut off?",
-            path,
-            1,
-            1,
-        )
-    if ids and len(ids) != len(counts):
-        raise WorkloadError(f"{len(ids)} of {len(counts)} requests have an id", path)
-    if not pieces:
-        raise WorkloadError("the workload has no requests", path, 1, 1)
-    flat = np.array(pieces, dtype=np.int64)
-    arrays = {name: np.array(values, dtype=np.int64) for name, values in columns.items()}
-    arrays["seg_ptr"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    for k, name in enumerate(("seg_id", "seg_start", "seg_len")):
-        arrays[name] = np.ascontiguousarray(flat[:, k])
-    arrays["tokens"] = np.array(tokens, dtype=np.int64)
-    return _restore(header, arrays, tuple(ids) or None, path)
-
-
-def _integers(value: Any, name: str, path: Path, number: int, line: str) -> list[int]:
-    if not isinstance(value, list) or not _all_int64(value):
-        refuse(f"{name} must be a list of integers", path, number, line, name)
-    return value
-
-
-def _all_int64(values: Iterable[Any]) -> bool:
-    return all(type(v) is int and -(2**63) <= v < 2**63 for v in values)
-
-
-def _check_header(header: Any, path: Path, number: int, line: str) -> None:
-    if not isinstance(header, dict) or FORMAT not in header:
-        raise WorkloadError(f"not a workload file: the first line has no {FORMAT!r}", path, number, 1)
-    if header[FORMAT] != VERSION:
-        refuse(
-            f"workload version {header[FORMAT]!r}; this release reads {VERSION}", path, number, line, FORMAT
-        )
-    for name, kind in _HEADER_TYPES.items():
-        if type(header.get(name)) is not kind:
-            refuse(f"{name} of the header must be of type {kind.__name__}", path, number, line, name)
-
-
-def _restore(
-    header: dict[str, Any], arrays: dict[str, Int64Array], ids: tuple[str, ...] | None, path: Path
-) -> Workload:
-    """The workload of the columns, checked against the hash of the header (which a person may take out)."""
-    source = header.get("source")
-    columns: dict[str, Any] = dict(arrays)
-    try:
-        workload = assemble(
-            clock=header["clock"],
-            closed_loop=header["closed_loop"],
-            vocab_size=header["vocab_size"],
-            request_ids=ids,
-            source=source if isinstance(source, dict) else {},
-            accepted_drafts=_accepted_drafts(header, path),
-            encoder_tokens=_encoder_tokens(header, path),
-            **columns,
-        )
-    except WorkloadError as error:
-        raise WorkloadError(error.message, path) from error
-    expected = header.get("content_hash")
-    if expected is not None and expected != workload.content_hash():
-        raise WorkloadError(
-            "the content is not what content_hash of the header says; if it was edited on purpose, take "
-            "content_hash out",
-            path,
-            1,
-            1,
-        )
-    return workload
 
 
 def _write_parquet(workload: Workload, path: Path) -> None:
@@ -279,39 +134,6 @@ def _write_parquet(workload: Workload, path: Path) -> None:
     columns["tokens"] = pa.LargeListArray.from_arrays(cuts, pa.array(workload.tokens))
     table = pa.table(columns).replace_schema_metadata({FORMAT: _dump(_header(workload))})
     pq.write_table(table, path, compression="zstd", row_group_size=65536, store_schema=True)
-
-
-def _read_parquet(content: Content) -> Workload:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = content.path
-    try:
-        table = pq.read_table(io.BytesIO(content.data)).combine_chunks()
-    except (pa.ArrowException, OSError) as error:
-        raise WorkloadError(f"not a readable Parquet file ({str(error).splitlines()[0]})", path) from None
-    metadata = (table.schema.metadata or {}).get(FORMAT.encode())
-    if metadata is None:
-        raise WorkloadError(f"not a workload file: its metadata has no {FORMAT!r}", path)
-    header = json.loads(metadata)
-    _check_header(header, path, 1, "")
-    expected = [*_DEFAULTS, *_REQUIRED, "max_tokens", "seg_id", "seg_start", "seg_len", "tokens"]
-    missing = [name for name in expected if name not in table.column_names]
-    if missing:
-        raise WorkloadError(f"the column {missing[0]!r} is missing", path)
-
-    def column(name: str) -> Int64Array:
-        values = table.column(name)
-        flat = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-        if pa.types.is_large_list(flat.type) or pa.types.is_list(flat.type):
-            flat = flat.flatten()
-        return np.ascontiguousarray(flat.to_numpy(zero_copy_only=False).astype(np.int64))
-
-    arrays = {name: column(name) for name in expected}
-    lengths = table.column("seg_id").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-    arrays["seg_ptr"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ids = tuple(table.column("id").to_pylist()) if "id" in table.column_names else None
-    return _restore(header, arrays, ids, path)
 
 
 def export_logical(workload: Workload, path: str | Path, step_ns: int | None = None) -> list[str]:

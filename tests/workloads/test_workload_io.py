@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from workloads import readers
 from workloads.builder import WorkloadBuilder, salt_id
 from workloads.errors import WorkloadError
 from workloads.files import write_whole
 from workloads.io import SUFFIXES, export_logical, write
-from workloads.readers import read_trace
+from workloads.readers import native, read_or_spool, read_trace
 from workloads.readers.options import ReadOptions
 from workloads.requests import ARRAY_FIELDS, Workload
+from workloads.spool import Spool
 
 
 def same(a: Workload, b: Workload) -> bool:
@@ -83,6 +86,50 @@ def test_round_trip_is_exact(workload: Workload, suffix: str, tmp_path: Path) ->
     again = read_trace(path)
     assert same(workload, again)
     assert again.content_hash() == workload.content_hash()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(workload=workloads(), suffix=st.sampled_from(SUFFIXES), chunk=st.integers(1, 4))
+def test_what_is_spooled_is_what_was_written(
+    workload: Workload, suffix: str, chunk: int, tmp_path: Path
+) -> None:
+    write(workload, tmp_path / f"w{suffix}")
+    with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        patched.setattr(native, "CHUNK", chunk)
+        spool = read_or_spool(tmp_path / f"w{suffix}", "auto", ReadOptions(), None, lambda: Path(folder), 0)
+        assert isinstance(spool, Spool)
+        assert spool.content_hash() == workload.content_hash()
+        assert same(workload, spool.load())
+
+
+def test_json_lines_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(example(), tmp_path / "w.jsonl.gz")
+    monkeypatch.setattr(readers, "read", None)
+    found = read_or_spool(tmp_path / "w.jsonl.gz", "auto", ReadOptions(), None, lambda: tmp_path, 1)
+    assert isinstance(found, Spool)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"requests":2', '"requests":3', "w.jsonl:1:1: the header says 3 requests, the file has 2"),
+        ('"output_len":4', '"output_len":5', "w.jsonl:1:1: the content is not what content_hash"),
+        ('"output_len":4', '"output_len":-4', "w.jsonl: "),
+        ("[[7,0,20]]", "[[7,0]]", "w.jsonl:3:"),
+        ('"arrival":10', '"arival":10', "w.jsonl:3:2: unknown key 'arival'"),
+    ],
+)
+def test_mistakes_are_told_alike_whole_and_spooled(old: str, new: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.jsonl"
+    write(example(), path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    (tmp_path / "spool").mkdir()
+    for limit in (0, 9):
+        with pytest.raises(WorkloadError) as e:
+            read_or_spool(path, "auto", ReadOptions(), None, lambda: tmp_path / "spool", limit)
+        assert message in str(e.value)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

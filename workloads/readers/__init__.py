@@ -23,7 +23,7 @@ READERS: dict[str, tuple[str, str]] = {
     "burstgpt": ("workloads.readers.tables", "read_burstgpt"),
     "vllm": ("workloads.readers.vllm_bench", "read_vllm"),
     "logical": ("workloads.readers.logical", "read_logical"),
-    "native": ("workloads.io", "read_content"),
+    "native": ("workloads.readers.native", "read_content"),
 }
 
 #: format -> (module, class) of those that are read part by part.
@@ -73,8 +73,8 @@ def read_or_spool(
     folder: Callable[[], Path],
     limit: int,
 ) -> Workload | Spool:
-    """As `read_trace`, but more than `limit` requests are written to disk, and the formats of `IN_PARTS` are
-    never in memory as a whole unless they have to be sorted.
+    """As `read_trace`, but more than `limit` requests are written to disk, and the formats of `IN_PARTS` and
+    native JSON lines are never in memory as a whole unless they have to be sorted.
 
     Args:
         folder: makes an empty folder for the spool, or gives the one it has made; not called where a Workload
@@ -100,8 +100,20 @@ def read_or_spool(
             pass
         except WorkloadError as error:
             raise _placed(error, found) from error
+    if name == "native" and not _is_parquet(found):
+        from workloads.readers.native import spool_lines
+
+        check_applicable(name, options)
+        spool = spool_lines(found, folder, limit)
+        if spool is not None:
+            return spool
     workload = read_trace(path, trace_format, options, base_dir)
     return workload if len(workload) <= limit else spool_workload(workload, folder())
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def _by_first_line(path: Path) -> str:
