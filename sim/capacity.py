@@ -40,6 +40,8 @@ _WINDOW_BASES = {"optimistic": c.WINDOW_OPTIMISTIC, "processed": c.WINDOW_PROCES
 _TAILS = {"off": c.TAIL_NONE, "whole": c.TAIL_WHOLE, "on": c.TAIL_USABLE}
 _LOG_ROWS = 16384
 _SAMPLED_ROWS = 1024
+#: Notes that are weighed together: they and what they are added to stay in the first-level cache.
+_NOTES = 128
 _EVENT_ROWS = 65536
 #: Upper bounds of the buckets of vLLM's residency histograms (vLLM 0.32.0, KV_CACHE_RESIDENCY_BUCKETS).
 RESIDENCY_BOUNDS_NS = tuple(
@@ -271,6 +273,7 @@ def _logs(log: LogOptions) -> s.Logs:
         steps=np.zeros((rows, len(c.LOG_COLUMNS)), dtype=np.int64),
         weighted=weighted,
         histogram=np.zeros((len(c.TW_METRICS), c.TW_BINS), dtype=np.int64),
+        notes=record_array(s.NOTE, _NOTES),
     )
 
 

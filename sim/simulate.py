@@ -195,7 +195,7 @@ def request_columns(requests: Record) -> Columns:
 
 
 def _bin_value(metric: int, index: int) -> float:
-    """Middle of a histogram bin, the inverse of ``log.log_bin``."""
+    """Middle of a histogram bin, the inverse of ``log_bins.log_bin``."""
     unit = c.TW_FRACTION_UNIT if metric < c.TW_FRACTIONS else 1
     if index < 256:
         return index / unit
@@ -209,14 +209,17 @@ def time_weighted(state: State) -> dict[str, dict[str, float]]:
 
     The state is left as it is, also where a run was stopped between two phases.
     """
-    logs, since = state.logs, int(state.ctl.last_time)
-    if since == state.ctl.now:
-        return _time_weighted(logs.weighted, logs.histogram)
-    weighted, histogram = logs.weighted.copy(), logs.histogram.copy()
+    return _time_weighted(*_weighed(state))
+
+
+def _weighed(state: State) -> tuple[Record, np.ndarray]:
+    """Copies of the sums and histograms, complete up to now; the state's own stay as they are."""
+    logs, since, num_notes = state.logs, int(state.ctl.last_time), int(state.ctl.num_notes)
+    weighted, histogram, notes = logs.weighted.copy(), logs.histogram.copy(), logs.notes.copy()
     weigh_now(state)
-    out = _time_weighted(logs.weighted, logs.histogram)
-    logs.weighted[:], logs.histogram[:] = weighted, histogram
-    state.ctl.last_time = since
+    out = logs.weighted.copy(), logs.histogram.copy()
+    logs.weighted[:], logs.histogram[:], logs.notes[:] = weighted, histogram, notes
+    state.ctl.last_time, state.ctl.num_notes = since, num_notes
     return out
 
 
@@ -224,14 +227,7 @@ def merged_time_weighted(states: Sequence[State]) -> dict[str, dict[str, float]]
     """As `time_weighted`, over several engines: each one's time counts once, the maximum is of all."""
     if len(states) == 1:
         return time_weighted(states[0])
-    copies = []
-    for state in states:
-        weighted, histogram = state.logs.weighted.copy(), state.logs.histogram.copy()
-        since = int(state.ctl.last_time)
-        weigh_now(state)
-        copies.append((state.logs.weighted.copy(), state.logs.histogram.copy()))
-        state.logs.weighted[:], state.logs.histogram[:] = weighted, histogram
-        state.ctl.last_time = since
+    copies = [_weighed(state) for state in states]
     weighted = copies[0][0].copy()
     histogram = np.sum([h for _, h in copies], axis=0)
     for m in range(len(c.TW_METRICS)):

@@ -99,7 +99,7 @@ def _histogram(pool: Pool, kind: int) -> ResidencyHistogram:
 
 
 def bin_middle(index: int) -> float:
-    """Middle of a bin of ``sim.core.log.log_bin``."""
+    """Middle of a bin of ``sim.core.log_bins.log_bin``."""
     if index < 256:
         return float(index)
     octave, step = divmod(index - 256, 128)

@@ -26,10 +26,11 @@ from sim.core.lifecycle import (
     next_arrival,
     request_ended,
 )
-from sim.core.log import advance_time_weighted, write_row
+from sim.core.log import write_row
 from sim.core.request_queue import init_waiting, waiting_peek
 from sim.core.scheduler import has_requests, schedule, update_from_output
 from sim.core.state import State
+from sim.core.time_weighted import note_time, weigh_notes
 
 _RING = 3
 
@@ -72,7 +73,7 @@ def _move_clock(st: State, time: int) -> bool:
     """Let ``time`` come, with samples and sums of the state before it; False when the log is full."""
     if not _log_until(st, time):
         return False
-    advance_time_weighted(st, time)
+    note_time(st, time)
     st.ctl.now = time
     return True
 
@@ -349,7 +350,7 @@ def abort_request(st: State, r: int) -> bool:
     A request whose arrival is known but still to come is taken back. False when the request has ended
     already, or waits for another one's end.
     """
-    advance_time_weighted(st, st.ctl.now)
+    note_time(st, st.ctl.now)
     st.ctl.stuck = 0
     status = st.requests.status[r]
     if status == c.S_NOT_ARRIVED and st.requests.arrival[r] >= 0:
@@ -382,7 +383,8 @@ def settle(st: State, time: int) -> int:
 @entry
 def weigh_now(st: State) -> None:
     """Complete the time-weighted sums up to now."""
-    advance_time_weighted(st, st.ctl.now)
+    note_time(st, st.ctl.now)
+    weigh_notes(st)
 
 
 @entry

@@ -1,10 +1,9 @@
-"""Rows of the step log, and time-weighted sums and histograms of what the pool looks like."""
+"""Rows of the step log."""
 
 from __future__ import annotations
 
-from sim.core import codes as c
 from sim.core.jit import inner, leaf
-from sim.core.probes import highest_bit_of_int, largest_free_run
+from sim.core.probes import largest_free_run
 from sim.core.state import State
 
 
@@ -63,47 +62,3 @@ def write_row(st: State, time: int) -> None:
     row[i, 23] = st.count.finished
     row[i, 24] = st.kv.pool.meta.evictions
     row[i, 25] = st.queues.batches.duration[batch]
-
-
-@leaf
-def log_bin(v: int) -> int:
-    """Histogram bin of a count: exact below 256, then 128 bins an octave (under 1 % wide)."""
-    beyond = highest_bit_of_int(v | 255) - 7
-    return beyond * 128 + (v >> beyond)
-
-
-@leaf
-def _weigh(st: State, m: int, value: float, bin_: int, dt: int, since: int) -> None:
-    st.logs.weighted.total[m] += value * dt
-    st.logs.histogram[m, bin_] += dt
-    if value > st.logs.weighted.peak[m]:
-        st.logs.weighted.peak[m] = value
-        st.logs.weighted.peak_at[m] = since
-
-
-@leaf
-def _weigh_fraction(st: State, m: int, part: int, whole: int, dt: int, since: int) -> None:
-    value = part / whole if whole > 0 else 0.0
-    _weigh(st, m, value, log_bin(int(value * c.TW_FRACTION_UNIT + 0.5)), dt, since)
-
-
-@inner
-def advance_time_weighted(st: State, now: int) -> None:
-    """Weigh the state that has stood since the last call with the time that has passed."""
-    since = max(st.ctl.last_time, st.params.warmup_ns)
-    st.ctl.last_time = now
-    dt = now - since
-    if dt <= 0:
-        return
-    free = st.kv.pool.meta.num_free
-    usable = st.params.num_blocks - 1
-    allocated = slots_in_tables(st)
-    _weigh_fraction(st, 0, usable - free, usable, dt, since)
-    _weigh_fraction(st, 1, allocated - tokens_in_tables(st), allocated, dt, since)
-    _weigh_fraction(st, 2, free - largest_free_run(st.kv.pool), free, dt, since)
-    running = st.ctl.num_running
-    _weigh(st, 3, float(running), log_bin(running), dt, since)
-    waiting = st.ctl.num_waiting
-    _weigh(st, 4, float(waiting), log_bin(waiting), dt, since)
-    runs = st.kv.pool.runs.number
-    _weigh(st, 5, float(runs), log_bin(runs), dt, since)

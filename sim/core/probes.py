@@ -4,7 +4,7 @@ The free set is a bitmap. A block that moves looks at the bits beside it to keep
 lengths only two numbers are kept: one stretch of free blocks, the top, and a bound on every other run. While
 the top is at least as long as the bound it is the largest run, whatever else moves; when a block is taken out
 of it, its longer part stays the top. Only when somebody asks for the largest run and the top has fallen below
-the bound is the bitmap read, 64 blocks at a time, for the longest run and the one after it.
+the bound is the bitmap read, 64 blocks at a time, for a run as long as the bound, or the longest and the next.
 """
 
 from __future__ import annotations
@@ -28,18 +28,6 @@ _WORD = 64
 def bitmap_words(num_blocks: int) -> int:
     """Words of ``free_bits``."""
     return num_blocks // _WORD + 4
-
-
-@leaf
-def highest_bit(x: np.uint64) -> int:
-    """Index of the highest set bit of a non-zero word."""
-    return 63 - leading_zeros(x)
-
-
-@leaf
-def highest_bit_of_int(v: int) -> int:
-    """Index of the highest set bit of a positive integer."""
-    return highest_bit(np.uint64(v))
 
 
 @leaf
@@ -145,7 +133,7 @@ def _has_run_beyond(word: np.uint64, n: int) -> bool:
         return False
     # a bit that is left stands for ``length`` bits in a row
     length = 1
-    for _ in range(6):
+    while length <= n:
         step = min(length, n + 1 - length)
         word &= word >> np.uint64(step)
         length += step
@@ -163,13 +151,16 @@ def _rank_runs(pool: Pool, word: np.uint64, first: int) -> None:
 
 
 @inner
-def _find_longest_runs(pool: Pool) -> None:
-    """Make the longest free run the top; the bound is the next one's length, or half the old top's."""
-    pool.runs.bound = pool.runs.length >> 1
-    pool.runs.length = 0
+def _rank_words(pool: Pool, begin: int, end: int, enough: int) -> bool:
+    """Rank the runs that end in the words from ``begin`` on; True as soon as one of ``enough`` is found.
+
+    No run goes on from the word before ``begin``; the last word holds no block.
+    """
     length = 0  # of the run that goes on into the word
-    for w in range(1, pool.free_bits.size):
+    for w in range(begin, end):
         word = pool.free_bits[w]
+        if (word == _ZERO) & (length == 0):
+            continue
         if word == _FULL:
             length += _WORD
             continue
@@ -181,13 +172,37 @@ def _find_longest_runs(pool: Pool) -> None:
         inside = word & (_FULL << np.uint64(ones)) & (_FULL >> np.uint64(length))
         if _has_run_beyond(inside, pool.runs.bound):
             _rank_runs(pool, inside, (w << 6) - FIRST_BIT)
+        if pool.runs.length >= enough:
+            return True
+    return False
+
+
+@inner
+def _find_longest_run(pool: Pool) -> None:
+    """Make the longest free run the top.
+
+    The bitmap is read from the old top on, until a run as long as the bound is found; without one to its end,
+    and the bound is then the next run's length, or half the old top's.
+    """
+    enough = np.int64(pool.runs.bound)
+    begin = (pool.runs.top + FIRST_BIT) >> 6
+    while pool.free_bits[begin - 1] >> _63 != _ZERO:
+        begin -= 1
+    pool.runs.bound = pool.runs.length >> 1
+    pool.runs.length = 0
+    found = _rank_words(pool, begin, pool.free_bits.size, enough) or _rank_words(pool, 1, begin, enough)
+    if found:
+        pool.runs.bound = enough
 
 
 @leaf
 def largest_free_run(pool: Pool) -> int:
     """Blocks of the longest run of free ones."""
     if pool.runs.length < pool.runs.bound:
-        _find_longest_runs(pool)
+        # every other run has a block at least
+        pool.runs.bound = min(pool.runs.bound, pool.meta.num_free - pool.runs.number + 1)
+        if pool.runs.length < pool.runs.bound:
+            _find_longest_run(pool)
     return np.int64(pool.runs.length)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from sim.core.block_hash import mix64
 from sim.core.jit import inner, leaf
-from sim.core.log import log_bin
+from sim.core.log_bins import log_bin
 from sim.core.state import Pool
 
 LIFETIME = 0

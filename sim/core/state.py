@@ -141,7 +141,8 @@ CONTROL = _dtype(
         "log_len": np.int64,
         "num_events": np.int64,
         "events_lost": np.int64,  # stays 0, or the headroom rule was broken
-        "last_time": np.int64,  # up to here the time-weighted sums are complete
+        "last_time": np.int64,  # up to here the time-weighted sums and the notes are complete
+        "num_notes": np.int64,  # entries of notes in use
         "stuck": np.int64,  # 1: nothing can happen until another request arrives
     }
 )
@@ -376,6 +377,21 @@ LISTS = _dtype({"running": np.int32, "preempted": np.int32, "finished": np.int32
 #: Time-weighted sums of one metric.
 WEIGHTED = _dtype({"total": np.float64, "peak": np.float64, "peak_at": np.int64})
 
+#: What stood for some time and is not in the time-weighted sums yet.
+NOTE = _dtype(
+    {
+        "since": np.int64,  # ns
+        "lasted": np.int64,  # ns
+        "allocated": np.int64,  # slots of the running requests' blocks
+        "wasted": np.int64,  # those of them without a computed token
+        "free": np.int32,  # blocks
+        "largest_run": np.int32,  # free blocks in a row
+        "runs": np.int32,  # of free blocks
+        "running": np.int32,  # requests
+        "waiting": np.int32,
+    }
+)
+
 
 class Pool(Struct):
     """BlockPool (vLLM 0.32.0, v1/core/block_pool.py)."""
@@ -453,6 +469,7 @@ class Logs(Struct):
     steps: I64  # (rows, len(LOG_COLUMNS))
     weighted: Record  # WEIGHTED[metrics]
     histogram: I64  # (metrics, TW_BINS) ns
+    notes: Record  # NOTE[n]
 
 
 class State(Struct):

@@ -103,7 +103,10 @@ def inv_26(st: State) -> Iterator[str]:
     """
     if st.ctl.last_time > st.ctl.now:
         yield f"the sums are complete up to {st.ctl.last_time}, now is {st.ctl.now}"
-    elapsed = max(0, int(st.ctl.last_time - st.params.warmup_ns))
+    noted = st.logs.notes[: st.ctl.num_notes]
+    elapsed = max(0, int(st.ctl.last_time - st.params.warmup_ns)) - int(noted.lasted.sum())
+    if not (noted.lasted > 0).all() or (noted.since[1:] != (noted.since + noted.lasted)[:-1]).any():
+        yield f"notes begin at {noted.since} and last {noted.lasted}"
     for m, name in enumerate(c.TW_METRICS):
         covered = int(st.logs.histogram[m].sum())
         if covered != elapsed:

@@ -45,7 +45,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], bool, bool]] = {
 #: functions of the scratch copy that do nothing: file -> names
 PROBES = {
     "probes.py": ("probe_free", "probe_take"),
-    "log.py": ("advance_time_weighted",),
+    "time_weighted.py": ("note_time",),
 }
 
 
