@@ -312,6 +312,7 @@ SPOILERS: dict[str, dict[str, Callable[[State], None]]] = {
     "INV-26": {
         "histogram": add(lambda s: s.logs.histogram, lambda s: (2, 3)),
         "sum": add(lambda s: s.logs.weighted.total, lambda s: 4, 10**9),
+        "note": add(lambda s: s.logs.notes.lasted, lambda s: 0, 5),
         "time": gauge(ctl, "last_time"),
     },
     "INV-27": {
