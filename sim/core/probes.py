@@ -4,7 +4,7 @@ The free set is a bitmap. A block that moves looks at the bits beside it to keep
 lengths only two numbers are kept: one stretch of free blocks, the top, and a bound on every other run. While
 the top is at least as long as the bound it is the largest run, whatever else moves; when a block is taken out
 of it, its longer part stays the top. Only when somebody asks for the largest run and the top has fallen below
-the bound is the bitmap read, 64 blocks at a time, for a run as long as the bound, or the longest and the next.
+the bound is the bitmap read, 64 blocks at a time, for a run as long as the bound, or the two longest.
 """
 
 from __future__ import annotations

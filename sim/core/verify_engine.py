@@ -97,7 +97,7 @@ def inv_25(st: State) -> Iterator[str]:
 
 
 def inv_26(st: State) -> Iterator[str]:
-    """INV-26: histograms and notes cover exactly the time after the warm-up, and the histograms bound the sums.
+    """INV-26: histograms and notes cover exactly the time after the warm-up, and histograms bound sums.
 
     They are complete up to now, unless the run was stopped between two phases.
     """
