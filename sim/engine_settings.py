@@ -139,6 +139,11 @@ class EngineSettings:
         return self.max_num_seqs if self.max_num_active_seqs is None else self.max_num_active_seqs
 
     @property
+    def has_token_slots(self) -> bool:
+        """Whether some group keeps something of each token; blocks of states do not."""
+        return any(group.type != "mamba" for group in self.kv_cache_groups)
+
+    @property
     def usable_blocks(self) -> int:
         """Blocks that requests can hold: all but the null block."""
         return self.num_gpu_blocks - 1

@@ -19,7 +19,7 @@ from sim.config_yaml import KeyPath, Problem, to_input_errors
 from sim.errors import InputError
 from sim.fleet.columns import FLEET_EVENTS, FLEET_REQUESTS, FLEET_STEPS, REPLICA_STEPS
 from sim.progress import reporter
-from sim.report.units import count, plural, seconds, size
+from sim.report.units import blocks_text, count, plural, seconds, size
 from sim.resolve import Resolved, content_id, resolve
 from sim.results import check_target, run_folder, to_json, to_parquet, to_yaml, write_run
 from sim.serve_args import ServeSource, serve_edit
@@ -320,7 +320,7 @@ def auto_period(workload: Workload | Spool) -> int:
 
 def _pool_text(resolved: Resolved) -> str:
     e = resolved.engine
-    text = f"{count(e.num_gpu_blocks)} blocks of {e.block_size} tokens"
+    text = blocks_text(e.num_gpu_blocks, e.block_size, not e.has_token_slots)
     if resolved.block_bytes_total is not None:
         text += f" ({size(resolved.block_bytes_total * e.num_gpu_blocks)})"
     return text if resolved.fleet is None else f"{resolved.fleet.replicas} replicas, each {text}"

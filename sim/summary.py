@@ -17,7 +17,6 @@ from sim.columns import STATUS_NAMES
 from sim.step_totals import StepTotals
 
 if TYPE_CHECKING:
-    from sim.engine_settings import EngineSettings
     from sim.fleet.simulate import FleetResult
     from sim.resolve import Resolved
     from sim.simulate import RunResult
@@ -62,11 +61,6 @@ ENCODER_DEFINITIONS = {
 }
 
 Rows = Mapping[str, NDArray[Any]]
-
-
-def _has_token_slots(engine: EngineSettings) -> bool:
-    """Whether some group keeps something of each token; blocks of states do not."""
-    return any(group.type != "mamba" for group in engine.kv_cache_groups)
 
 
 def summarize(
@@ -115,7 +109,7 @@ def summarize(
             "num_gpu_blocks": engine.num_gpu_blocks,
             "usable_blocks": engine.usable_blocks,
             "block_size": engine.block_size,
-            "pool_tokens": engine.usable_blocks * engine.block_size if _has_token_slots(engine) else None,
+            "pool_tokens": engine.usable_blocks * engine.block_size if engine.has_token_slots else None,
             "pool_bytes": None if block is None else block * engine.num_gpu_blocks,
         },
         "requests": _requests(requests, num_requests),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sim.report.units import count, plural, seconds, size
+from sim.report.units import blocks_text, count, plural, seconds, size
 
 if TYPE_CHECKING:
     from sim.resolve import Resolved
@@ -16,7 +16,7 @@ def describe_run(config: str, resolved: Resolved, workload: Workload) -> str:
     from sim.step_time import BatchFeatures, duration_ns
 
     e = resolved.engine
-    pool = f"{count(e.num_gpu_blocks)} blocks of {e.block_size} tokens"
+    pool = blocks_text(e.num_gpu_blocks, e.block_size, not e.has_token_slots)
     if resolved.block_bytes_total is not None:
         pool += f" = {size(resolved.block_bytes_total * e.num_gpu_blocks)}, {resolved.pool.how}"
     n = len(workload)

@@ -37,7 +37,9 @@ def lines(summary: Mapping[str, Any], pool_note: str = "") -> list[Row]:
     usage, waste, outside = s["usage"], s["internal_fragmentation"], s["external_fragmentation"]
     add(("head", _columns("", "mean", "p50", "p99", "max", "max at")))
     add(("", _metric("KV usage", usage)))
-    add(("", _metric("internal waste", waste)))
+    of_states = s["engine"]["pool_tokens"] is None
+    if not of_states:
+        add(("", _metric("internal waste", waste)))
     add(("", _metric("external fragm.", outside)))
     add(("", _metric("free runs", s["free_runs"], plain=True)))
     each = " a replica" if "fleet" in s else ""
@@ -49,7 +51,8 @@ def lines(summary: Mapping[str, Any], pool_note: str = "") -> list[Row]:
 
         out += [("", _field(label, text)) for label, text in fleet_lines(s["fleet"])]
         add(("", ""))
-    add(("", _field("wasted memory", _wasted(s["waste"]))))
+    if not of_states:
+        add(("", _field("wasted memory", _wasted(s["waste"]))))
     add(("", _field("prefix cache", _cache(s["prefix_cache"]))))
     add(("", _field("preemptions", _preemptions(s["preemptions"]))))
     if "encoder" in s:

@@ -81,16 +81,14 @@ def clock_time(unix_ns: int, date: bool = True) -> str:
     return f"{day}{when:%H:%M:%S}.{milliseconds:03d}" + (" UTC" if date else "")
 
 
-def pool_text(engine: Mapping[str, Any], note: str = "") -> str:
-    """`12,472 blocks of 16 tokens (24.4 GiB, estimated)`; `engine` is a summary's section.
+def blocks_text(blocks: int, block_size: int, of_states: bool) -> str:
+    """`12,472 blocks of 16 tokens`, or `200 blocks, each for one state` where no group has token slots."""
+    return f"{count(blocks)} blocks" + (", each for one state" if of_states else f" of {block_size} tokens")
 
-    Where no group has token slots (`pool_tokens` is None) a block is a state of a request.
-    """
-    blocks = count(engine["usable_blocks"])
-    if engine["pool_tokens"] is None:
-        text = f"{blocks} blocks, each for one state"
-    else:
-        text = f"{blocks} blocks of {engine['block_size']} tokens"
+
+def pool_text(engine: Mapping[str, Any], note: str = "") -> str:
+    """`12,472 blocks of 16 tokens (24.4 GiB, estimated)`; `engine` is a summary's section."""
+    text = blocks_text(engine["usable_blocks"], engine["block_size"], engine["pool_tokens"] is None)
     if engine["pool_bytes"] is not None:
         text += f" ({size(engine['pool_bytes'])}{note and ', ' + note})"
     return text

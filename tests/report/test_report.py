@@ -367,3 +367,29 @@ def test_groups_are_named_with_what_they_hold(tmp_path: Path) -> None:
     text = squeeze(sim("report", str(tmp_path / "out"), "-q").stdout)
     assert "3 KV-cache groups share the pool" in text
     assert "not known with windows or states" in text
+
+
+STATES = """\
+name: states
+engine:
+  {num_gpu_blocks: 9, max_num_seqs: 4, max_model_len: 512, enable_prefix_caching: false,
+   kv_cache_groups: [{type: mamba}]}
+step_time: {kind: constant, step: 1s}
+workload: {kind: batch, num_requests: 6, prompt_len: 200, output_len: 40}
+output: {plots: false}
+"""
+
+
+def test_a_pool_of_states_wastes_no_slots(tmp_path: Path) -> None:
+    config = tmp_path / "states.yaml"
+    config.write_text(STATES)
+    summary = sim("run", str(config), "--out", str(tmp_path / "out")).stdout
+    assert "8 blocks, each for one state, vLLM 0.32" in summary
+    assert "waste" not in summary
+    text = squeeze(sim("report", str(tmp_path / "out"), "-q").stdout)
+    assert "Nothing of what requests hold is wasted: a block is filled by one state." in text
+    assert "Internal fragmentation" not in text
+    assert "slots empty" not in text
+    # all of it is there: the config that the run has written is simulated again
+    assert "The pool over time" in text
+    assert "9 blocks, each for one state" in sim("validate", str(config)).stdout
