@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sim.profiles import DEFAULT_RELEASE, Rules, missing_keys, rules_of
+from sim.profiles import DEFAULT_RELEASE, Rules, missing_group_keys, missing_keys, rules_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ class EngineSettings:
     def without_later_keys(self) -> EngineSettings:
         """These settings as the release can have them: keys that it does not know mean nothing."""
         missing = missing_keys(self.vllm)
-        return replace(self, **{name: later.absent for name, later in missing.items()})
+        of_groups = {name: later.absent for name, later in missing_group_keys(self.vllm).items()}
+        groups = tuple(replace(group, **of_groups) for group in self.kv_cache_groups)
+        values = {name: later.absent for name, later in missing.items()}
+        return replace(self, kv_cache_groups=groups, **values)
 
     @property
     def uses_eagle(self) -> bool:

@@ -213,8 +213,8 @@ SWITCHES: tuple[Switch, ...] = (
     Switch(
         "shared_prefix_boundary",
         "Several groups: whether a prefix that only some groups hit is remembered as worth retaining.",
-        {"off": "no", "on": "yes"},
-        (Onset("0.13", "off"), Onset("0.26", "on")),
+        {"off": "no", "chunks": "no, but a first chunk ends there for a Mamba state", "on": "yes"},
+        (Onset("0.13", "off"), Onset("0.24", "chunks"), Onset("0.26", "on")),
     ),
     Switch(
         "partial_tail_keys",
@@ -257,6 +257,57 @@ SWITCHES: tuple[Switch, ...] = (
         (Onset("0.13", "drop"), Onset("0.33", "next_token")),
     ),
     Switch(
+        "draft_lookup",
+        "Drafts by eagle or mtp, several groups: what is looked up so that a block can be dropped from it.",
+        {
+            "each_round": "what is asked for; each round drops a block, and windows end where hits may end",
+            "prompt": "a block more, within the text that may hit; dropped once for each length that is tried",
+            "behind": "a block more, within what is known; dropped once, and no state is looked up so",
+        },
+        (Onset("0.13", "each_round"), Onset("0.20", "prompt"), Onset("0.32", "behind")),
+    ),
+    Switch(
+        "draft_replay",
+        "Drafts by eagle or mtp: which blocks are kept for the same prompt (prefix_cache_retention_interval).",
+        {
+            "last_token": "those before its last token, as without drafts",
+            "dropped": "those that a hit ends in once a block is dropped, of it and of a longer prompt",
+        },
+        (Onset("0.13", "last_token"), Onset("0.30", "dropped")),
+    ),
+    Switch(
+        "draft_padding",
+        "Drafts: which admissions of one token get rows for drafts, so that they look like a decode.",
+        {
+            "none": "none",
+            "beside": "those beside decodes alone; where the rows don't fit under max_model_len, nobody gets in",
+            "fits": "those beside decodes alone, if the rows and a token more fit under max_model_len",
+            "hits": "those beside decodes, or behind a prefix hit, if the rows and a token more fit",
+        },
+        (
+            Onset("0.13", "none"),
+            Onset("0.25", "beside"),
+            Onset("0.29", "fits"),
+            Onset("0.30", "hits"),
+        ),
+    ),
+    Switch(
+        "draft_slots",
+        "Drafts: whether an admission takes the slots that the drafter writes beyond its tokens.",
+        {"running": "no: they come with its next step", "all": "yes"},
+        (Onset("0.13", "running"), Onset("0.23", "all")),
+    ),
+    Switch(
+        "draft_inputs",
+        "Drafts by a draft model: what its own inputs take from a step.",
+        {
+            "free": "nothing",
+            "reserved": "one token for each of max_num_seqs, where max_num_scheduled_tokens is not given",
+            "each": "one token for each scheduled request",
+        },
+        (Onset("0.13", "free"), Onset("0.17", "reserved"), Onset("0.28", "each")),
+    ),
+    Switch(
         "accepted_cached",
         "Drafts, synchronous engines: when the blocks that accepted drafts fill are cached.",
         {"schedule": "with the request's next step", "output": "at once"},
@@ -267,6 +318,70 @@ SWITCHES: tuple[Switch, ...] = (
         "Mamba: whether the state at a prompt's end counts as new in each step while its request is there.",
         {"on": "yes: an equal prompt waits a step longer", "off": "only when it gets its key"},
         (Onset("0.13", "on"), Onset("0.33", "off")),
+    ),
+    Switch(
+        "state_tables",
+        "Mamba with prefix caching: what a block table has.",
+        {
+            "all": "a state in every block, as tokens in other kinds (mode all)",
+            "align": "the running state, and those at the ends of chunks that are still wanted (mode align)",
+        },
+        (Onset("0.13", "all"), Onset("0.15", "align")),
+    ),
+    Switch(
+        "state_wait",
+        "Mamba: whether a hit on a state that another request computes in this step waits for the next one.",
+        {"off": "no", "on": "yes"},
+        (Onset("0.13", "off"), Onset("0.17", "on")),
+    ),
+    Switch(
+        "state_free_basis",
+        "Mamba: which tokens count when states are given up.",
+        {
+            "scheduled": "all that were scheduled, drafts too",
+            "less_drafts": "all that were scheduled but the drafts of a step",
+            "windows": "those that window_free_basis says",
+        },
+        (Onset("0.13", "scheduled"), Onset("0.17", "less_drafts"), Onset("0.26", "windows")),
+    ),
+    Switch(
+        "state_chunks",
+        "Mamba: where prefill chunks end for their states to be cached.",
+        {
+            "blocks": "at whole blocks of tokens, and at the last block that the known text fills",
+            "hits": "at the ends of blocks, and at the last place where an equal prompt can resume",
+        },
+        (Onset("0.13", "blocks"), Onset("0.26", "hits")),
+    ),
+    Switch(
+        "state_tails",
+        "Mamba: whether the state at the last hash unit of a prompt gets a key, and hits end inside blocks.",
+        {"off": "no", "on": "yes"},
+        (Onset("0.13", "off"), Onset("0.26", "on")),
+    ),
+    Switch(
+        "states_retired",
+        "Mamba: which states that lie behind are given up.",
+        {"to_gap": "those up to the first gap in the table, from the right", "all": "all of them"},
+        (Onset("0.13", "to_gap"), Onset("0.30", "all")),
+    ),
+    Switch(
+        "encoder_freed",
+        "Encoder-decoder models: when the slots of an encoder input in the encoder cache are given back.",
+        {"schedule": "as soon as the step is scheduled", "output": "with the step's output"},
+        (Onset("0.13", "schedule"), Onset("0.20", "output")),
+    ),
+    Switch(
+        "encoder_blocks",
+        "Cross attention: how many blocks an admission takes.",
+        {"most": "those of the longest input that there may be", "own": "those of the request's own input"},
+        (Onset("0.13", "most"), Onset("0.17", "own")),
+    ),
+    Switch(
+        "encoder_full",
+        "Encoder-decoder models: a request whose encoder input has no room in this step.",
+        {"ends": "ends the scan of the waiting ones", "skipped": "is passed over"},
+        (Onset("0.13", "ends"), Onset("0.33", "skipped")),
     ),
     Switch(
         "group_ratio",
@@ -301,6 +416,12 @@ LATER_KEYS = {
     "long_prefill_token_threshold_adaptive": LaterKey("0.31", False),
 }
 
+#: The same for keys of a KV-cache group.
+LATER_GROUP_KEYS = {
+    "is_eagle_group": LaterKey("0.20", False),
+    "prefill_checkpoint_alignment": LaterKey("0.30", None),
+}
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -321,14 +442,28 @@ class Rules:
     admission_cap: Literal["none", "batch", "in_flight"] = "in_flight"
     retention: Literal["all", "dense", "boundary"] = "boundary"
     hybrid_cacheable: Literal["all", "aligned"] = "aligned"
-    shared_prefix_boundary: Literal["off", "on"] = "on"
+    shared_prefix_boundary: Literal["off", "chunks", "on"] = "on"
     partial_tail_keys: Literal["off", "whole", "on"] = "on"
     hybrid_rounds: Literal["one", "until_equal"] = "one"
     trimmed_hits: Literal["all", "first"] = "all"
     skipped_hits: Literal["taken", "left"] = "left"
     draft_hits: Literal["drop", "next_token"] = "drop"
+    draft_lookup: Literal["each_round", "prompt", "behind"] = "behind"
+    draft_replay: Literal["last_token", "dropped"] = "dropped"
+    draft_padding: Literal["none", "beside", "fits", "hits"] = "hits"
+    draft_slots: Literal["running", "all"] = "all"
+    draft_inputs: Literal["free", "reserved", "each"] = "each"
     accepted_cached: Literal["schedule", "output"] = "schedule"
     state_renewal: Literal["on", "off"] = "on"
+    state_tables: Literal["all", "align"] = "align"
+    state_wait: Literal["off", "on"] = "on"
+    state_free_basis: Literal["scheduled", "less_drafts", "windows"] = "windows"
+    state_chunks: Literal["blocks", "hits"] = "hits"
+    state_tails: Literal["off", "on"] = "on"
+    states_retired: Literal["to_gap", "all"] = "all"
+    encoder_freed: Literal["schedule", "output"] = "output"
+    encoder_blocks: Literal["most", "own"] = "own"
+    encoder_full: Literal["ends", "skipped"] = "ends"
     group_ratio: Literal["1.25", "1.5"] = "1.5"
 
 
@@ -375,6 +510,11 @@ def rules_of(release: str, changed: tuple[tuple[str, str], ...] = ()) -> Rules:
 def missing_keys(release: str) -> dict[str, LaterKey]:
     """The engine's keys that a release does not have."""
     return {k: v for k, v in LATER_KEYS.items() if release_key(release) < release_key(v.since)}
+
+
+def missing_group_keys(release: str) -> dict[str, LaterKey]:
+    """The keys of KV-cache groups that a release does not have."""
+    return {k: v for k, v in LATER_GROUP_KEYS.items() if release_key(release) < release_key(v.since)}
 
 
 def changes_between(older: str, newer: str) -> list[tuple[Switch, Onset]]:

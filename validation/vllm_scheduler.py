@@ -58,6 +58,7 @@ def _add_encoder(scheduler: Any, settings: EngineSettings) -> None:
     budget = settings.encoder_budget
     scheduler.is_encoder_decoder = True
     scheduler.max_num_encoder_input_tokens = budget
+    scheduler._num_encoder_max_input_tokens = settings.encoder_tokens  # 0.14 to 0.16
     scheduler.encoder_cache_manager = EncoderDecoderCacheManager(budget)
 
 

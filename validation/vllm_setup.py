@@ -208,12 +208,13 @@ def _group_spec(group: KVCacheGroup, settings: EngineSettings) -> Any:
     if group.type == "mamba":
         page = 2 * block_size * 2 * 32
         drafts = settings.num_speculative_tokens
+        mode = {"mamba_cache_mode": group.mamba_cache_mode or _mamba_mode(settings)}
         return MambaSpec(
             block_size=block_size,
             **({"num_speculative_blocks": drafts} if drafts else {}),
             **_exported_states(group),
             shapes=((page,),),
             dtypes=(torch.float32,),
-            mamba_cache_mode=group.mamba_cache_mode or _mamba_mode(settings),
+            **vllm_release.known_fields(MambaSpec, mode),
         )
     raise InputError(f"kv_cache_groups: type {group.type!r} is unknown to this recorder")

@@ -140,9 +140,8 @@ class KVCacheCoordinator:
 
     def cache_blocks(self, request: Request, num_tokens: int) -> None:
         """Make what the first ``num_tokens`` tokens fill hittable, group by group."""
-        boundaries = replay_boundaries(
-            request.num_prompt_tokens, self.scheduler_block_size, bool(self.eagle_groups)
-        )
+        drops = bool(self.eagle_groups) and self.rules.draft_replay == "dropped"
+        boundaries = replay_boundaries(request.num_prompt_tokens, self.scheduler_block_size, drops)
         for manager in self.managers:
             if manager.enable_caching:
                 cacheable = self.num_cacheable_tokens(num_tokens, manager)
@@ -215,10 +214,12 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
         metrics_collector: KVCacheMetricsCollector | None = None,
     ) -> None:
         super().__init__(settings, enable_kv_cache_events, metrics_collector)
-        self.fine_grained = any(
-            isinstance(m, MambaManager) and m.block_size > self.hash_block_size for m in self.managers
-        ) and all(
-            m.supports_fine_grained_lookup or m.block_size == self.hash_block_size for m in self.managers
+        self.fine_grained = (
+            self.rules.state_tails == "on"
+            and any(isinstance(m, MambaManager) and m.block_size > self.hash_block_size for m in self.managers)
+            and all(
+                m.supports_fine_grained_lookup or m.block_size == self.hash_block_size for m in self.managers
+            )
         )
         self.alignment = self.hash_block_size if self.fine_grained else self.scheduler_block_size
         for manager in self.managers:
@@ -258,6 +259,7 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
         one_round = (
             self.rules.hybrid_rounds == "one" and len(self.spec_groups) == 2 and self.spec_groups[0].is_full
         )
+        each_round = self.rules.draft_lookup == "each_round"
         dropped: set[int] = set()
         longest = 0
         length = max_length
@@ -266,13 +268,13 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
             for number, group in enumerate(self.spec_groups):
                 first = group.group_ids[0]
                 if group.is_full and first in blocks:
-                    current = min(current, lengths[first])
+                    current = self._shortened(current, group, lengths[first])
                     continue
-                # A drafter's block is dropped once for each length that is tried.
-                drop = group.use_eagle and number not in dropped
+                # A drafter's block is dropped once for each length that is tried (since 0.20).
+                drop = group.use_eagle and (each_round or number not in dropped)
                 found, reached = group.manager.find_longest_cache_hit(
                     block_hashes,
-                    self._with_margin(current, group, block_hashes) if drop else current,
+                    self._with_margin(current, group, block_hashes, max_length) if drop else current,
                     group.group_ids,
                     self.alignment,
                     drop,
@@ -297,12 +299,26 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
                     del blocks[i][cdiv(length, group.manager.block_size) :]
         return Hit(tuple(blocks[i] for i in range(len(self.managers))), length, longest)
 
-    def _with_margin(self, length: int, group: SpecGroup, block_hashes: Sequence[int]) -> int:
-        # What is dropped after the match may lie behind the candidate. A state is never dropped.
-        if isinstance(group.manager, MambaManager):
+    def _shortened(self, length: int, group: SpecGroup, cached: int) -> int:
+        # Up to 0.31 a state behind what full attention had may make a hit longer again: what is missing is
+        # allocated and never computed.
+        if self.rules.draft_lookup == "behind":
+            return min(length, cached)
+        return length // group.manager.block_size * group.manager.block_size
+
+    def _with_margin(
+        self, length: int, group: SpecGroup, block_hashes: Sequence[int], max_length: int
+    ) -> int:
+        # What is dropped after the match may lie behind the candidate. A state is never dropped, but up to
+        # 0.31 looked up as if it were.
+        if self.rules.draft_lookup == "each_round":
             return length
         fine = self.fine_grained and group.manager.supports_fine_grained_lookup
         margin = min(group.manager.block_size, self.hash_block_size) if fine else group.manager.block_size
+        if self.rules.draft_lookup == "prompt":
+            return min(length + margin, max_length)
+        if isinstance(group.manager, MambaManager):
+            return length
         return min(length + margin, len(block_hashes) * self.hash_block_size)
 
 

@@ -81,7 +81,7 @@ class KVCacheManager:
         if not self.enable_caching:
             return self._no_blocks(), 0, 0
         hit = self.coordinator.find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)
-        known = hit.longest > hit.length and self.rules.shared_prefix_boundary == "on"
+        known = hit.longest > hit.length and self.rules.shared_prefix_boundary != "off"
         return hit.blocks, hit.length, hit.longest if known else 0
 
     def record_prefix_cache_stats(self, request: Request, num_hits: int) -> None:

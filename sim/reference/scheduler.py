@@ -206,7 +206,7 @@ class Scheduler:
             padded = self._pads_decode(out, request, num_hit_tokens)
             if padded:
                 tokens += self.settings.num_speculative_tokens
-                if tokens > room:
+                if tokens > room or num_hit_tokens + tokens > self.settings.max_model_len:
                     break
             if 0 < threshold < tokens:
                 tokens = threshold
@@ -220,6 +220,9 @@ class Scheduler:
                 assert self._state_split.applies, "long_prefill_token_threshold cuts a padded decode"
                 padded, tokens = False, 1
             if not self.encoder_cache.has_room(request):
+                if self.rules.encoder_full == "skipped":
+                    set_aside.append(self.waiting.pop_request())
+                    continue
                 break
             new_blocks = self.kv_cache_manager.allocate_slots(
                 request,
@@ -228,8 +231,8 @@ class Scheduler:
                 new_computed_blocks=hit_blocks,
                 full_sequence_must_fit=self.settings.reserves_full_sequence,
                 has_scheduled_reqs=bool(self.running),
-                num_lookahead_tokens=self.settings.num_lookahead_tokens,
-                num_encoder_tokens=request.encoder_tokens,
+                num_lookahead_tokens=self._admission_lookahead,
+                num_encoder_tokens=self._cross_tokens(request),
             )
             if new_blocks is None:
                 self.encoder_cache.give_back(request)
@@ -253,16 +256,29 @@ class Scheduler:
     def _pads_decode(self, out: SchedulerOutput, request: Request, num_hit_tokens: int) -> bool:
         """Whether an admission that computes one token gets rows for drafts too, to look like a decode.
 
-        Not beside a prefill chunk, and only if the length limit leaves room for the rows and a token more.
+        Not beside a prefill chunk, and only if the length limit leaves room for the rows and a token more
+        (since 0.29; in 0.25 to 0.28 it is not admitted at all where the rows do not fit).
         """
         drafts = self.settings.num_speculative_tokens
+        rule = self.rules.draft_padding
         return (
             drafts > 0
+            and rule != "none"
             and request.num_tokens - num_hit_tokens == 1
             and not self._prefill_scheduled
-            and (bool(out.scheduled_running) or num_hit_tokens > 0)
-            and num_hit_tokens + 1 + drafts + 1 <= self.settings.max_model_len
+            and (bool(out.scheduled_running) or (rule == "hits" and num_hit_tokens > 0))
+            and (rule == "beside" or num_hit_tokens + 1 + drafts + 1 <= self.settings.max_model_len)
         )
+
+    @property
+    def _admission_lookahead(self) -> int:
+        """Slots for a drafter that an admission takes."""
+        return self.settings.num_lookahead_tokens if self.rules.draft_slots == "all" else 0
+
+    def _cross_tokens(self, request: Request) -> int:
+        """Encoder tokens that an admission takes blocks for."""
+        longest = self.rules.encoder_blocks == "most" and request.encoder_tokens > 0
+        return self.settings.encoder_tokens if longest else request.encoder_tokens
 
     def _awaits_last_token(self, request: Request) -> bool:
         """Whether the tokens in flight are known to reach ``max_tokens``: no further step is needed."""
@@ -313,6 +329,8 @@ class Scheduler:
             request.num_in_flight_tokens += tokens
             known = request.num_tokens + request.num_output_placeholders
             request.is_prefill_chunk = request.num_computed_tokens < known
+            if self.rules.encoder_freed == "schedule":
+                self.encoder_cache.give_back(request)
             if not request.is_prefill_chunk:
                 out.sampling.add(request_id)
         self.finished_req_ids = []
@@ -337,7 +355,7 @@ class Scheduler:
                 assert request.num_stale_output_tokens >= 0
                 if request.drop_stale_output:
                     continue
-            if request.num_computed_tokens > 0:
+            if request.num_computed_tokens > 0 and self.rules.encoder_freed == "output":
                 self.encoder_cache.give_back(request)
             if request_id not in out.sampling:
                 continue

@@ -89,9 +89,10 @@ class Settings:
     @property
     def token_budget(self) -> int:
         """Most tokens that one step may schedule."""
-        if self.max_num_scheduled_tokens is None:
-            return self.max_num_batched_tokens
-        return self.max_num_scheduled_tokens
+        if self.max_num_scheduled_tokens is not None:
+            return self.max_num_scheduled_tokens
+        reserved = self.speculative_method == "draft_model" and self.rules.draft_inputs == "reserved"
+        return self.max_num_batched_tokens - (self.max_num_seqs if reserved else 0)
 
     @property
     def active_seqs(self) -> int:
@@ -137,12 +138,12 @@ class Settings:
 
         vLLM 0.32.0, ``SpeculativeConfig.max_num_new_slots_for_drafting`` (``vllm/config/speculative.py``).
         """
-        return int(self.speculative_method == "draft_model")
+        return int(self.speculative_method == "draft_model" and self.rules.draft_inputs == "each")
 
     @property
     def groups(self) -> tuple[KVCacheGroup, ...]:
         """The groups with everything filled in that the engine decides; equal ones are looked up together."""
-        mode = "align" if self.enable_prefix_caching else "none"
+        mode = self.rules.state_tables if self.enable_prefix_caching else "none"
         return tuple(
             replace(
                 group,

@@ -6,7 +6,7 @@ Mirrors vLLM 0.32.0, ``Scheduler._mamba_block_aligned_split`` (``vllm/v1/core/sc
 from __future__ import annotations
 
 from sim.reference.managers.mamba import checkpoint_position, is_exported
-from sim.reference.request import Request
+from sim.reference.request import Request, RequestStatus
 from sim.reference.settings import Settings
 
 
@@ -23,7 +23,7 @@ class StateSplit:
 
     def __init__(self, settings: Settings, fine_grained: bool) -> None:
         self._settings = settings
-        self.applies = settings.enable_prefix_caching and any(g.type == "mamba" for g in settings.groups)
+        self.applies = any(g.mamba_cache_mode == "align" for g in settings.groups)
         self._fine_grained = fine_grained and settings.hash_block_size < settings.scheduler_block_size
         exporting = [g.prefill_checkpoint_alignment for g in settings.groups if g.type == "mamba"]
         self._alignment = exporting[0] if all(exporting) and exporting else None
@@ -39,6 +39,8 @@ class StateSplit:
             return tokens
         settings = self._settings
         size, drops = settings.block_size, settings.drops_hits
+        if settings.rules.state_chunks == "blocks":
+            return self._cut_to_blocks(request, start, tokens)
         end = start + tokens
         exported = end >= prefill_end and self._exports(start, end, prefill_end)
         if end < prefill_end:
@@ -61,6 +63,25 @@ class StateSplit:
             # Another request's prefix ends there: this state is worth having, too.
             stops.append(start + (junction - start) // size * size)
         return max(min((stop for stop in stops if start < stop < end), default=end) - start, 0)
+
+    def _cut_to_blocks(self, request: Request, start: int, tokens: int) -> int:
+        """The rule up to 0.25: whole blocks of tokens, wherever the chunk starts.
+
+        A prefix of another request's counts in the chunk that follows the look-up, and from its beginning.
+        """
+        size = self._settings.block_size
+        last = request.num_tokens // size * size
+        if self._settings.drops_hits:
+            last = max(last - size, 0)
+        if start + tokens < last:
+            tokens = tokens // size * size
+        elif start < last < start + tokens:
+            tokens = last - start
+        if request.status != RequestStatus.RUNNING and request.shared_prefix_boundary:
+            shared = request.shared_prefix_boundary - start
+            if size <= shared < tokens:
+                tokens = shared // size * size
+        return tokens
 
     def _exports(self, start: int, end: int, prefill_end: int) -> bool:
         """Whether the kernel exports the state at the prompt's checkpoint, so that nothing is cut."""

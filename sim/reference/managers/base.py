@@ -254,7 +254,7 @@ class SingleTypeKVCacheManager(ABC):
         if cached >= full:
             return
         reachable = [*boundaries]
-        if request.shared_prefix_boundary:
+        if request.shared_prefix_boundary and self.limits.rules.shared_prefix_boundary == "on":
             reachable.append(request.shared_prefix_boundary)
         mask = None
         if self.limits.rules.retention != "all":

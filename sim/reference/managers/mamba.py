@@ -152,7 +152,8 @@ class MambaManager(SingleTypeKVCacheManager):
         Attention may hit what the same batch computes, since layers run one after the other over all
         requests; a state must exist before the batch begins, so such a request waits for the next step.
         """
-        if new_computed_blocks and new_computed_blocks[-1].block_hash in self.cached_this_step:
+        waits = new_computed_blocks and new_computed_blocks[-1].block_hash in self.cached_this_step
+        if waits and self.limits.rules.state_wait == "on":
             return self.block_pool.num_gpu_blocks + 1
         if not self.aligned:
             return super().get_num_blocks_to_allocate(
@@ -266,8 +267,10 @@ class MambaManager(SingleTypeKVCacheManager):
         if self.aligned:
             if request.request_id in self.checkpoints:
                 key = self._cache_checkpoint(request, retention_interval)
-            else:
+            elif self.limits.rules.state_tails == "on":
                 key = self._cache_partial_tail(request, num_tokens)
+            else:
+                key = None
             if key is not None:
                 self.cached_this_step.add(key)
         for block in self.req_to_blocks.get(request.request_id, [])[before:after]:
@@ -321,7 +324,12 @@ class MambaManager(SingleTypeKVCacheManager):
     # ---- freeing -------------------------------------------------------------------------------------------
 
     def remove_skipped_blocks(self, request_id: str, num_computed_tokens: int) -> None:
-        """Free the states before the last one."""
+        """Free the states before the last one.
+
+        From 0.17 to 0.25 tokens in flight count as computed, but for drafts, which may be taken back.
+        """
+        if self.limits.rules.state_free_basis == "less_drafts":
+            num_computed_tokens = max(0, num_computed_tokens - self.num_speculative_blocks)
         super().remove_skipped_blocks(request_id, num_computed_tokens)
         position = self.last_state.get(request_id)
         if position is not None and position < cdiv(num_computed_tokens, self.block_size) - 1:
@@ -331,7 +339,7 @@ class MambaManager(SingleTypeKVCacheManager):
                 table[position] = self.block_pool.null_block
 
     def _null_out(self, request_id: str, num_blocks: int) -> None:
-        if not self.aligned:
+        if not self.aligned or self.limits.rules.states_retired == "to_gap":
             super()._null_out(request_id, num_blocks)
             return
         # Null blocks are gaps here, not the mark of what was freed before.

@@ -55,12 +55,14 @@ class SlidingWindowManager(SingleTypeKVCacheManager):
         needed = self._blocks_for_hit(drop_eagle_block)
         start = end = run = 0
         found: dict[int, list[KVCacheBlock]] = {}
+        # Before 0.20 the run itself must end where a hit may end.
+        behind = int(drop_eagle_block and self.limits.rules.draft_lookup != "each_round")
         for i in range(max_length // size - 1, -1, -1):
             blocks = self.block_pool.get_cached_block(hashes[i], group_ids)
             if blocks is None:
                 run = 0
                 continue
-            if run == 0 and (i + 1 - drop_eagle_block) * size % alignment_tokens:
+            if run == 0 and (i + 1 - behind) * size % alignment_tokens:
                 continue
             found[i] = blocks
             run += 1
