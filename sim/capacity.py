@@ -37,6 +37,19 @@ _PRIORITY_MODES = {
     "go_on": c.PRIORITY_GO_ON,
 }
 _WINDOW_BASES = {"optimistic": c.WINDOW_OPTIMISTIC, "processed": c.WINDOW_PROCESSED}
+_SHARED = {"off": c.SHARED_NONE, "chunks": c.SHARED_CHUNKS, "on": c.SHARED_KEPT}
+_CACHEABLE = {"all": c.CACHES_ALL, "common": c.CACHES_COMMON, "aligned": c.CACHES_ALIGNED}
+_LOOKUPS = {
+    "each_round": c.LOOKUP_EACH_ROUND,
+    "prompt": c.LOOKUP_IN_PROMPT,
+    "behind": c.LOOKUP_BEHIND,
+}
+_PADDINGS = {
+    "none": c.PADS_NONE,
+    "beside": c.PADS_BESIDE,
+    "fits": c.PADS_FITTING,
+    "hits": c.PADS_HITS,
+}
 _TAILS = {"off": c.TAIL_NONE, "whole": c.TAIL_WHOLE, "on": c.TAIL_USABLE}
 _LOG_ROWS = 16384
 _SAMPLED_ROWS = 1024
@@ -77,6 +90,8 @@ def _rules(e: EngineSettings) -> dict[str, int]:
         order = "split" if e.enable_prefix_caching else "append"
     if rules.retention == "all":
         retention = c.RETAIN_ALL
+    elif rules.retention == "uneven":
+        retention = c.RETAIN_UNEVEN
     elif e.prefix_cache_retention_interval is None:
         retention = c.RETAIN_DENSE
     else:
@@ -91,8 +106,8 @@ def _rules(e: EngineSettings) -> dict[str, int]:
         "queue_empty_batch": int(rules.empty_batch == "queued"),
         "window_free_basis": _WINDOW_BASES[rules.window_free_basis],
         "retention": retention,
-        "hybrid_aligned": int(rules.hybrid_cacheable == "aligned"),
-        "shared_prefix_boundary": int(rules.shared_prefix_boundary == "on"),
+        "hybrid_aligned": _CACHEABLE[rules.hybrid_cacheable],
+        "shared_prefix_boundary": _SHARED[rules.shared_prefix_boundary],
         "partial_tail_keys": _TAILS[rules.partial_tail_keys],
         "hybrid_one_round": int(rules.hybrid_rounds == "one"),
         "trims_all_hits": int(rules.trimmed_hits == "all"),
@@ -102,18 +117,31 @@ def _rules(e: EngineSettings) -> dict[str, int]:
             e.num_speculative_tokens > 0 and not e.async_scheduling and rules.accepted_cached == "output"
         ),
         "renews_states": int(rules.state_renewal == "on"),
+        "state_wait": int(rules.state_wait == "on"),
+        "state_tails": int(rules.state_tails == "on"),
+        "state_drafts": e.num_speculative_tokens if rules.state_free_basis == "less_drafts" else 0,
+        "states_to_gap": int(rules.states_retired == "to_gap"),
+        "whole_chunks": int(rules.state_chunks == "blocks"),
+        "draft_lookup": _LOOKUPS[rules.draft_lookup],
+        "draft_padding": _PADDINGS[rules.draft_padding],
+        "encoder_most": int(rules.encoder_blocks == "most"),
+        "encoder_freed_early": int(rules.encoder_freed == "schedule"),
+        "skips_full_encoder": int(rules.encoder_full == "skipped"),
     }
 
 
 def _draft_params(e: EngineSettings, layout: GroupLayout) -> dict[str, int]:
     """What the core is told of the drafter."""
+    dropping = any(g.drops for g in layout.groups)
     return {
         "num_drafts": e.num_speculative_tokens,
         "lookahead": e.num_lookahead_tokens,
+        "admission_lookahead": e.num_lookahead_tokens if e.rules.draft_slots == "all" else 0,
         "draft_slots": e.num_draft_slots,
         "draft_threshold": int((e.draft_acceptance or 0.0) * 2.0**63) - 1,
         "drops_checkpoint": int(e.drops_hits),
-        "eagle_groups": int(any(g.drops for g in layout.groups)),
+        "eagle_groups": int(dropping),
+        "replays_dropped": int(dropping and e.rules.draft_replay == "dropped"),
     }
 
 

@@ -35,7 +35,7 @@ class GroupConfig(Strict):
     )
     sliding_window: Positive | None = key(None, "Window of a `sliding_window` group.", "tokens")
     attention_chunk_size: Positive | None = key(None, "Chunk of a `chunked_local` group.", "tokens")
-    mamba_cache_mode: Literal["align", "none"] | None = key(None, "Caching of a `mamba` group.")
+    mamba_cache_mode: Literal["align", "all", "none"] | None = key(None, "Caching of a `mamba` group.")
     prefill_checkpoint_alignment: Positive | None = key(
         None,
         "A `mamba` group's kernel can export a state from inside a chunk at multiples of so many tokens"

@@ -54,7 +54,7 @@ def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pr
                 yield Problem(
                     (*place, key), f"{name}: {key} means nothing for a {group.type} group", "drop it"
                 )
-        mode = "align" if s.enable_prefix_caching else "none"
+        mode = s.rules.state_tables if s.enable_prefix_caching else "none"
         if group.type == "mamba" and group.mamba_cache_mode not in (None, mode):
             state = "on" if s.enable_prefix_caching else "off"
             yield Problem(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 from sim.config_groups import check_groups
 from sim.config_yaml import Problem
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError, raise_all
 from sim.profiles import (
     CROSS_RELEASES,
+    DRAFT_MODEL_SINCE,
     DRAFT_RELEASES,
     FIRST_RELEASE,
     LAST_RELEASE,
     MAMBA_RELEASES,
+    UNEVEN_DRAFTS_SINCE,
+    missing_group_keys,
+    release_key,
     releases,
 )
 from sim.sizing.plan import largest_that
@@ -74,8 +81,8 @@ def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> li
     if s.vllm not in releases():
         known = f"known: '{FIRST_RELEASE}' to '{LAST_RELEASE}'"
         out.append(Problem((*prefix, "vllm"), f"the rules of vLLM {s.vllm} are not known", known))
-    else:
-        out += _of_release(s, (*prefix, "vllm"))
+        return out
+    out += _of_release(s, (*prefix, "vllm"))
     return out + check_groups(s, prefix)
 
 
@@ -88,7 +95,7 @@ def _of_release(s: EngineSettings, place: tuple[str | int, ...]) -> list[Problem
         unknown.append(("cross-attention groups", CROSS_RELEASES))
     if s.num_speculative_tokens and s.vllm not in DRAFT_RELEASES:
         unknown.append(("drafts (num_speculative_tokens)", DRAFT_RELEASES))
-    return [
+    found = [
         Problem(
             place,
             f"{what} under the rules of vLLM {s.vllm} are not simulated",
@@ -96,6 +103,42 @@ def _of_release(s: EngineSettings, place: tuple[str | int, ...]) -> list[Problem
         )
         for what, known in unknown
     ]
+    return found or [*_missing_in(s, place)]
+
+
+def _missing_in(s: EngineSettings, place: tuple[str | int, ...]) -> Iterator[Problem]:
+    """What the release itself does not have, or fails at."""
+    engine = place[:-1]
+    for i, group in enumerate(s.kv_cache_groups):
+        for name, later in missing_group_keys(s.vllm).items():
+            if getattr(group, name) != later.absent:
+                yield Problem(
+                    (*engine, "kv_cache_groups", i, name),
+                    f"vLLM {s.vllm} has no {name} of a group: it came with {later.since}",
+                    f"leave it out, or use engine.vllm from '{later.since}' on",
+                )
+    if s.speculative_method == "draft_model" and _is_before(s.vllm, DRAFT_MODEL_SINCE):
+        yield Problem(
+            (*engine, "speculative_method"),
+            f"vLLM {s.vllm} has no drafts by a model of their own: they came with {DRAFT_MODEL_SINCE}",
+            f"use another speculative_method, or engine.vllm from '{DRAFT_MODEL_SINCE}' on",
+        )
+    sizes = [g.block_size or s.block_size for g in s.kv_cache_groups]
+    smaller = any(
+        g.type == "sliding_window" and size != math.lcm(*sizes)
+        for g, size in zip(s.kv_cache_groups, sizes, strict=True)
+    )
+    if smaller and s.drops_hits and s.enable_prefix_caching and _is_before(s.vllm, UNEVEN_DRAFTS_SINCE):
+        yield Problem(
+            (*engine, "speculative_method"),
+            f"vLLM {s.vllm} fails at {s.speculative_method} with windows whose blocks are smaller than those"
+            f" of other groups ({sizes} tokens)",
+            f"give all groups one block size, or use engine.vllm from '{UNEVEN_DRAFTS_SINCE}' on",
+        )
+
+
+def _is_before(release: str, other: str) -> bool:
+    return release_key(release) < release_key(other)
 
 
 def require_simulated(s: EngineSettings) -> None:

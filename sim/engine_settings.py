@@ -21,7 +21,7 @@ class KVCacheGroup:
         block_size: tokens of one block of this group; None: the engine's block size.
         sliding_window: window in tokens (type sliding_window).
         attention_chunk_size: chunk in tokens (type chunked_local).
-        mamba_cache_mode: "align" or "none" (type mamba).
+        mamba_cache_mode: "align" ("all" before 0.15) or "none" (type mamba).
         prefill_checkpoint_alignment: tokens after a chunk's beginning, or multiples of them, at which the
             kernel can export a state (type mamba; Mamba 2: 1); None: it can't.
         encoder_tokens: tokens of an encoder input (type cross_attention): the longest, and what a request has
@@ -112,7 +112,7 @@ class EngineSettings:
     @property
     def num_draft_slots(self) -> int:
         """Input tokens that the drafter adds to each scheduled request (vLLM 0.32.0, SpeculativeConfig)."""
-        return int(self.speculative_method == "draft_model")
+        return int(self.speculative_method == "draft_model" and self.rules.draft_inputs == "each")
 
     @property
     def encoder_tokens(self) -> int:
@@ -130,11 +130,10 @@ class EngineSettings:
     @property
     def scheduled_tokens(self) -> int:
         """Token budget of one schedule() call."""
-        return (
-            self.max_num_batched_tokens
-            if self.max_num_scheduled_tokens is None
-            else self.max_num_scheduled_tokens
-        )
+        if self.max_num_scheduled_tokens is not None:
+            return self.max_num_scheduled_tokens
+        reserved = self.speculative_method == "draft_model" and self.rules.draft_inputs == "reserved"
+        return self.max_num_batched_tokens - (self.max_num_seqs if reserved else 0)
 
     @property
     def active_seqs(self) -> int:

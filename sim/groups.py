@@ -67,8 +67,9 @@ class GroupLayout:
         block_size: least common multiple of the groups' block sizes: where a hit may end, tokens.
         hash_unit: tokens of one hash.
         hybrid: several groups under prefix caching.
-        mamba_align: prefix caching with a Mamba group.
+        mamba_align: prefix caching with a Mamba group, whose table has states at the ends of chunks only.
         drafts: there is a drafter, or a group is marked as one's.
+        state_tails: Mamba states inside a block may get keys.
     """
 
     groups: tuple[Group, ...]
@@ -78,6 +79,7 @@ class GroupLayout:
     hybrid: bool
     mamba_align: bool
     drafts: bool = False
+    state_tails: bool = True
 
     @property
     def plain(self) -> bool:
@@ -103,7 +105,9 @@ class GroupLayout:
         """
         larger = [g for g in self.groups if g.block_size > self.hash_unit]
         states = any(g.attention == c.GROUP_MAMBA for g in larger)
-        return self.hybrid and states and all(g.attention in _ENDS_INSIDE for g in larger)
+        return (
+            self.state_tails and self.hybrid and states and all(g.attention in _ENDS_INSIDE for g in larger)
+        )
 
     @property
     def hit_alignment(self) -> int:
@@ -170,6 +174,7 @@ def layout_of(engine: EngineSettings) -> GroupLayout:
     sizes = [g.block_size for g in groups]
     common = math.lcm(*sizes)
     caching = engine.enable_prefix_caching
+    aligned = caching and engine.rules.state_tables == "align"
     unit = common
     if caching and len(groups) > 1:
         unit = engine.prefix_match_unit or math.gcd(*sizes)
@@ -179,6 +184,7 @@ def layout_of(engine: EngineSettings) -> GroupLayout:
         block_size=common,
         hash_unit=unit,
         hybrid=caching and len(groups) > 1,
-        mamba_align=caching and any(g.attention == c.GROUP_MAMBA for g in groups),
+        mamba_align=aligned and any(g.attention == c.GROUP_MAMBA for g in groups),
         drafts=engine.num_speculative_tokens > 0 or bool(drops),
+        state_tails=engine.rules.state_tails == "on",
     )

@@ -46,9 +46,12 @@ VERSIONS = {
 PROFILES = ("0.13", "0.14", "0.19", "0.25", "0.27", "0.32", "0.33")
 FIRST_RELEASE, LAST_RELEASE = "0.13", "0.33"
 #: Releases whose rules for Mamba groups, for drafts and for cross attention are known; others are refused.
-MAMBA_RELEASES = ("0.32", "0.33")
-DRAFT_RELEASES = ("0.32", "0.33")
-CROSS_RELEASES = ("0.32",)
+MAMBA_RELEASES = ("0.14", "0.19", "0.24", "0.25", "0.32", "0.33")
+DRAFT_RELEASES = ("0.14", "0.19", "0.22", "0.24", "0.25", "0.32", "0.33")
+CROSS_RELEASES = ("0.14", "0.19", "0.24", "0.25", "0.32", "0.33")
+#: The first release with drafts by a separate model; its drafts under eagle or mtp follow windows of blocks
+#: smaller than the common size only since the second.
+DRAFT_MODEL_SINCE, UNEVEN_DRAFTS_SINCE = "0.15", "0.19"
 
 
 @dataclass(frozen=True)
@@ -199,16 +202,26 @@ SWITCHES: tuple[Switch, ...] = (
         "Which blocks of sliding-window groups are cached where the config does not say.",
         {
             "all": "every full block; prefix_cache_retention_interval does not exist",
+            "uneven": "those that a hit of some length needs where other groups have larger blocks, else all",
             "dense": "those that a hit of some length needs (interval null)",
             "boundary": "those that a hit of the whole prompt needs (interval 0)",
         },
-        (Onset("0.13", "all"), Onset("0.23", "dense", 43447), Onset("0.30", "boundary", 52216)),
+        (
+            Onset("0.13", "all"),
+            Onset("0.22", "uneven"),
+            Onset("0.23", "dense", 43447),
+            Onset("0.30", "boundary", 52216),
+        ),
     ),
     Switch(
         "hybrid_cacheable",
         "Several groups: up to where tokens are cached.",
-        {"all": "every full block of each group", "aligned": "rounded down to the common block size"},
-        (Onset("0.13", "all"), Onset("0.23", "aligned")),
+        {
+            "all": "every full block of each group",
+            "common": "rounded down to the common block size",
+            "aligned": "rounded down to the common block size, and the block that a drafter drops behind it",
+        },
+        (Onset("0.13", "all"), Onset("0.22", "common"), Onset("0.23", "aligned")),
     ),
     Switch(
         "shared_prefix_boundary",
@@ -261,14 +274,14 @@ SWITCHES: tuple[Switch, ...] = (
         "Drafts by eagle or mtp, several groups: what is looked up so that a block can be dropped from it.",
         {
             "each_round": "what is asked for; each round drops a block, and windows end where hits may end",
-            "prompt": "a block more, within the text that may hit; dropped once for each length that is tried",
+            "prompt": "a block more, within the text that may hit; dropped once for each length tried",
             "behind": "a block more, within what is known; dropped once, and no state is looked up so",
         },
         (Onset("0.13", "each_round"), Onset("0.20", "prompt"), Onset("0.32", "behind")),
     ),
     Switch(
         "draft_replay",
-        "Drafts by eagle or mtp: which blocks are kept for the same prompt (prefix_cache_retention_interval).",
+        "Drafts by eagle or mtp: which blocks prefix_cache_retention_interval keeps for the same prompt.",
         {
             "last_token": "those before its last token, as without drafts",
             "dropped": "those that a hit ends in once a block is dropped, of it and of a longer prompt",
@@ -280,9 +293,9 @@ SWITCHES: tuple[Switch, ...] = (
         "Drafts: which admissions of one token get rows for drafts, so that they look like a decode.",
         {
             "none": "none",
-            "beside": "those beside decodes alone; where the rows don't fit under max_model_len, nobody gets in",
-            "fits": "those beside decodes alone, if the rows and a token more fit under max_model_len",
-            "hits": "those beside decodes, or behind a prefix hit, if the rows and a token more fit",
+            "beside": "those beside decodes alone; where the rows exceed max_model_len, nobody gets in",
+            "fits": "those beside decodes alone, if max_model_len has room for the rows and a token more",
+            "hits": "those beside decodes, or behind a prefix hit, if there is room",
         },
         (
             Onset("0.13", "none"),
@@ -440,8 +453,8 @@ class Rules:
     graph_estimate: Literal["off", "on"] = "on"
     window_free_basis: Literal["optimistic", "processed"] = "processed"
     admission_cap: Literal["none", "batch", "in_flight"] = "in_flight"
-    retention: Literal["all", "dense", "boundary"] = "boundary"
-    hybrid_cacheable: Literal["all", "aligned"] = "aligned"
+    retention: Literal["all", "uneven", "dense", "boundary"] = "boundary"
+    hybrid_cacheable: Literal["all", "common", "aligned"] = "aligned"
     shared_prefix_boundary: Literal["off", "chunks", "on"] = "on"
     partial_tail_keys: Literal["off", "whole", "on"] = "on"
     hybrid_rounds: Literal["one", "until_equal"] = "one"

@@ -86,7 +86,9 @@ class EngineLoop(ABC):
         head = left[0]
         pool = f"pool of {self.settings.num_gpu_blocks} blocks"
         what = f"request {head.request_id!r} ({head.num_tokens} tokens, {pool})"
-        if not scheduler.running and log["num_scheduled_reqs"][-1] == 0 and not log["preempted"][-1]:
+        # a step with nothing but preemptions makes room; its update's row no longer says so
+        preempted = any(log["preempted"][-2:])
+        if not scheduler.running and log["num_scheduled_reqs"][-1] == 0 and not preempted:
             return f"{what} at the head of the queue is never admitted; {len(waiting)} requests wait for ever"
         if out_of_patience and not any(log["num_scheduled_reqs"][-_LAST_ROWS:]):
             return f"{what}: nobody is ever given a token"

@@ -53,8 +53,22 @@ OF_GROUPS = (
     "trimmed_hits",
     "skipped_hits",
     "draft_hits",
+    "draft_lookup",
+    "draft_replay",
+    "draft_padding",
+    "draft_slots",
+    "draft_inputs",
     "accepted_cached",
     "state_renewal",
+    "state_tables",
+    "state_wait",
+    "state_free_basis",
+    "state_chunks",
+    "state_tails",
+    "states_retired",
+    "encoder_freed",
+    "encoder_blocks",
+    "encoder_full",
 )
 #: Crowds for each ordinary case: what they are for is rare.
 CROWDS = 6

@@ -80,25 +80,30 @@ def find_in_window(
     out every window that holds the block. A block that is dropped lies behind the window.
     """
     behind = 1 if drop else 0
+    # up to 0.19 the run itself must end where a hit may
+    after = 0 if kv.params.draft_lookup == c.LOOKUP_EACH_ROUND else behind
     limit = max_length // kv.specs.block_size[s]
     ensure_hashes(kv, r, slot, limit * kv.specs.hash_ratio[s])
     need = max(kv.specs.tail_blocks[s] + behind, 1)
     end = limit
     while end >= need:
-        if not _ends_well(kv, s, end - behind, alignment):
+        if not _ends_well(kv, s, end - after, alignment):
             end -= 1
             continue
         i = end - need
         while i < end and _is_hit(kv, slot, s, i):
             i += 1
         if i == end:
-            set_hits(kv, slot, s, end - behind, end - need)
-            return end - behind
+            n = end - behind
+            while not _ends_well(kv, s, n, alignment):
+                n -= 1
+            set_hits(kv, slot, s, n, end - need)
+            return n
         end = i
     n = 0
     while n < limit and _is_hit(kv, slot, s, n):
         n += 1
-    while n > 0 and not _ends_well(kv, s, n - behind, alignment):
+    while n > 0 and not _ends_well(kv, s, n - after, alignment):
         n -= 1
     while not _ends_well(kv, s, n, alignment):
         n -= 1

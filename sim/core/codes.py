@@ -33,13 +33,35 @@ WINDOW_OPTIMISTIC = 0  # those of batches in flight too
 WINDOW_PROCESSED = 1  # processed ones only (>= 0.26)
 
 # Retention of window blocks where it is no interval (VLLM.md 5.4)
-RETAIN_ALL = -2  # every full block is cached (<= 0.22)
+RETAIN_ALL = -2  # every full block is cached (<= 0.21)
+RETAIN_UNEVEN = -3  # as dense where blocks are smaller than the common size, else all (0.22)
 RETAIN_DENSE = -1  # what a hit of some aligned length needs (interval null)
 
 # Groups of unequal block size: the further key of a prompt that ends inside a block
 TAIL_NONE = 0
 TAIL_WHOLE = 1  # at the last hash unit of the prompt (0.26 to 0.31)
 TAIL_USABLE = 2  # at the last one that a hit on the same prompt can use
+
+# ---- several groups: up to where tokens are cached ----
+CACHES_ALL = 0  # (<= 0.21)
+CACHES_COMMON = 1  # rounded down to the common block size (0.22)
+CACHES_ALIGNED = 2  # and the block behind it where a hit loses its last
+
+# ---- drafts: what is looked up where a hit loses its last block ----
+LOOKUP_EACH_ROUND = 0  # what is asked for; dropped in each round (<= 0.19)
+LOOKUP_IN_PROMPT = 1  # a block more within the text that may hit; dropped once for each length (0.20 to 0.31)
+LOOKUP_BEHIND = 2  # a block more within what is known; no state is looked up so
+
+# ---- drafts: which admissions of one token look like a decode ----
+PADS_NONE = 0  # (<= 0.24)
+PADS_BESIDE = 1  # those beside decodes alone; where the rows don't fit, nobody gets in (0.25 to 0.28)
+PADS_FITTING = 2  # those beside decodes alone, if the rows fit (0.29)
+PADS_HITS = 3  # those behind a prefix hit, too
+
+# ---- several groups: what becomes of a prefix that only some of them hit ----
+SHARED_NONE = 0  # nothing (<= 0.23)
+SHARED_CHUNKS = 1  # a first chunk ends there for a Mamba state (0.24 and 0.25)
+SHARED_KEPT = 2  # retained, and chunks end there
 
 # What the engine's clock counts
 CLOCK_TIME = 0

@@ -36,8 +36,14 @@ def _note_encoder(kv: KVCache, r: int, slot: int) -> None:
 
 @leaf
 def num_encoder_blocks(kv: KVCache, slot: int, g: int, fresh: bool) -> int:
-    """Blocks that a step takes from the pool: those of all encoder tokens at the admission, none later."""
-    return cdiv(kv.slots.encoder_tokens[slot], kv.groups.block_size[g]) if fresh else 0
+    """Blocks that a step takes from the pool: those of all encoder tokens at the admission, none later.
+
+    Up to 0.16 those of the longest input that there may be.
+    """
+    tokens = kv.slots.encoder_tokens[slot]
+    if kv.params.encoder_most and tokens > 0:
+        tokens = kv.params.encoder_tokens
+    return cdiv(tokens, kv.groups.block_size[g]) if fresh else 0
 
 
 @inner

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sim.core import codes as c
 from sim.core.block_hash import mix64
 from sim.core.jit import inner, leaf
 from sim.core.kv_tables import hold_tokens
@@ -80,14 +81,18 @@ def _no_padding(st: State, r: int, hit_tokens: int, num_decoding: int) -> int:
 def _padding(st: State, r: int, hit_tokens: int, num_decoding: int) -> int:
     """Rows for drafts of an admission that computes one token, so that it looks like a decode; 0: none.
 
-    Not beside a prefill chunk, and only if the length limit leaves room for the rows and a token more.
-    ``num_decoding`` running requests were scheduled in this step.
+    Not beside a prefill chunk, and only if the length limit leaves room for the rows and a token more (from
+    0.25 to 0.28 the caller refuses it where it does not). ``num_decoding`` running requests were scheduled in
+    this step.
     """
     n = st.params.num_drafts
-    if st.requests.num_tokens[r] - hit_tokens != 1 or st.ctl.prefill_scheduled:
+    rule = st.params.draft_padding
+    if rule == c.PADS_NONE or st.requests.num_tokens[r] - hit_tokens != 1 or st.ctl.prefill_scheduled:
         return 0
-    if num_decoding == 0 and hit_tokens == 0:
+    if num_decoding == 0 and (hit_tokens == 0 or rule != c.PADS_HITS):
         return 0
+    if rule == c.PADS_BESIDE:
+        return n
     return n if hit_tokens + n + 2 <= st.params.max_model_len else 0
 
 

@@ -41,18 +41,17 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
         current = length
         for s in range(kv.params.num_specs):
             if kv.specs.attention[s] == c.GROUP_FULL and kv.specs.hit_tokens[s] >= 0:
-                # what is cached of a prefix is cached of its beginnings
-                current = min(current, kv.specs.hit_tokens[s])
+                current = _shortened(kv, s, current)
                 continue
-            # a drafter's block is dropped once for each length that is tried
+            # a drafter's block is dropped once for each length that is tried (>= 0.20)
             drop = kv.specs.drops[s] > kv.specs.dropped[s]
-            limit = _with_margin(kv, r, s, current) if drop else current
+            limit = _with_margin(kv, r, s, current, max_length) if drop else current
             if kv.params.fine_grained:
                 found = find_inside(kv, r, slot, s, limit, drop)
             else:
                 found = find_in_spec(kv, r, slot, s, limit, kv.params.hit_alignment, drop)
             if drop:
-                kv.specs.dropped[s] = 1
+                kv.specs.dropped[s] = kv.params.draft_lookup != c.LOOKUP_EACH_ROUND
             elif found < current:
                 for other in range(kv.params.num_specs):
                     kv.specs.dropped[other] = 0
@@ -66,7 +65,7 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
             break
     for s in range(kv.params.num_specs):
         if kv.specs.attention[s] == c.GROUP_FULL and (s == 0 or kv.params.trims_all_hits):
-            set_hits(kv, slot, s, cdiv(length, kv.specs.block_size[s]), 0)
+            set_hits(kv, slot, s, cdiv(min(length, kv.specs.hit_tokens[s]), kv.specs.block_size[s]), 0)
     if kv.params.fine_grained:
         note_shared_blocks(kv, slot, length)
     if kv.params.shared_prefix_boundary:
@@ -75,12 +74,30 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
 
 
 @leaf
-def _with_margin(kv: KVCache, r: int, s: int, length: int) -> int:
-    """Tokens to look up so that the block that is dropped may lie behind ``length``; a state never is."""
-    if kv.specs.attention[s] == c.GROUP_MAMBA:
+def _shortened(kv: KVCache, s: int, length: int) -> int:
+    """What full attention, which was asked before, has of ``length`` tokens: what is cached of a prefix is
+    cached of its beginnings.
+
+    Up to 0.31 a state behind what it had may make the hit longer again.
+    """
+    if kv.params.draft_lookup == c.LOOKUP_BEHIND:
+        return min(length, np.int64(kv.specs.hit_tokens[s]))
+    return length // kv.specs.block_size[s] * kv.specs.block_size[s]
+
+
+@leaf
+def _with_margin(kv: KVCache, r: int, s: int, length: int, max_length: int) -> int:
+    """Tokens to look up so that the block that is dropped may lie behind ``length``; a state never is, but up
+    to 0.31 looked up as if it were.
+    """
+    if kv.params.draft_lookup == c.LOOKUP_EACH_ROUND:
         return length
     unit = kv.hash_mult.size
     margin = unit if kv.params.fine_grained else np.int64(kv.specs.block_size[s])
+    if kv.params.draft_lookup == c.LOOKUP_IN_PROMPT:
+        return min(length + margin, max_length)
+    if kv.specs.attention[s] == c.GROUP_MAMBA:
+        return length
     return min(length + margin, kv.requests.num_tokens[r] // unit * unit)
 
 
@@ -92,7 +109,7 @@ def _num_cacheable_tokens(kv: KVCache, g: int, num_tokens: int) -> int:
     if kv.params.hybrid == 0 or kv.params.hybrid_aligned == 0 or kv.params.fine_grained:
         return num_tokens
     aligned = num_tokens // kv.params.scheduler_block_size * kv.params.scheduler_block_size
-    if kv.groups.drops[g] and aligned > 0:
+    if kv.groups.drops[g] and aligned > 0 and kv.params.hybrid_aligned == c.CACHES_ALIGNED:
         return min(num_tokens, aligned + kv.groups.block_size[g])
     return aligned
 
@@ -105,7 +122,8 @@ def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
         before = np.int64(kv.tables.num_cached[g, slot])
         kv_groups.cache_blocks(kv, r, slot, g, cacheable)
         if kv.groups.attention[g] == c.GROUP_MAMBA:
-            states.cache_special_state(kv, r, slot, g, before, cacheable)
+            if kv.params.state_tails:
+                states.cache_special_state(kv, r, slot, g, before, cacheable)
         elif kv.groups.attention[g] == c.GROUP_FULL and kv.groups.hash_ratio[g] > 1:
             if kv.params.partial_tail_keys:
                 cache_partial_tail(kv, r, slot, g, cacheable)

@@ -49,7 +49,10 @@ def remove_left_behind(kv: KVCache, r: int, slot: int) -> None:
     if kv.params.window_free_basis == c.WINDOW_PROCESSED:
         processed = max(processed - kv.requests.in_flight[r], 0)
     for g in range(kv.params.num_groups):
-        remove_skipped_blocks(kv, slot, g, processed)
+        if kv.groups.attention[g] == c.GROUP_MAMBA:
+            remove_skipped_blocks(kv, slot, g, max(processed - kv.params.state_drafts, 0))
+        else:
+            remove_skipped_blocks(kv, slot, g, processed)
 
 
 @inner
@@ -58,19 +61,20 @@ def remove_skipped_blocks(kv: KVCache, slot: int, g: int, processed: int) -> Non
     if kv.groups.attention[g] in (c.GROUP_FULL, c.GROUP_CROSS):
         return
     end = min(skipped_blocks(kv, g, processed), kv.tables.length[g, slot])
-    if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
+    if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.mamba_align:
         retire_states(kv, slot, g, end, processed)
     elif end > 0:
         give_up(kv, slot, g, 0, end, False)
 
 
 @leaf
-def _with_lookahead(kv: KVCache, g: int, num_tokens: int) -> int:
+def _with_lookahead(kv: KVCache, g: int, num_tokens: int, fresh: bool) -> int:
     """Tokens that a step over ``num_tokens`` in all needs slots for: a drafter writes some beyond them.
 
-    Without prefix caching a Mamba group has a state for each draft.
+    A Mamba group whose tables are like those of other kinds has a block for the state of each draft.
     """
-    tokens = min(num_tokens + kv.params.lookahead, kv.params.max_model_len)
+    lookahead = kv.params.admission_lookahead if fresh else kv.params.lookahead
+    tokens = min(num_tokens + lookahead, kv.params.max_model_len)
     return tokens + _draft_states(kv, g) * kv.groups.block_size[g]
 
 
@@ -92,12 +96,12 @@ def num_new_blocks(
     size = kv.groups.block_size[g]
     if kv.groups.attention[g] == c.GROUP_CROSS:
         return num_encoder_blocks(kv, slot, g, fresh)
-    if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
+    if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.mamba_align:
         return num_new_states(kv, r, slot, g, num_tokens, computed, fresh)
     if whole:
         required = cdiv(num_tokens + _draft_states(kv, g) * size, size)
     else:
-        required = cdiv(_with_lookahead(kv, g, num_tokens), size)
+        required = cdiv(_with_lookahead(kv, g, num_tokens, fresh), size)
     if whole and kv.groups.admission_cap[g] > 0:
         required = min(required, kv.groups.admission_cap[g])
     if not fresh:
@@ -112,7 +116,7 @@ def allocate_new_blocks(
     kv: KVCache, r: int, slot: int, g: int, num_tokens: int, computed: int, fresh: bool
 ) -> None:
     """Append blocks until the table has slots for ``num_tokens`` and for what a drafter writes."""
-    if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.enable_caching:
+    if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.mamba_align:
         allocate_states(kv, r, slot, g, num_tokens, computed, fresh)
         return
     if kv.groups.attention[g] == c.GROUP_CROSS:
@@ -120,7 +124,7 @@ def allocate_new_blocks(
         return
     if kv.states.shared[g, slot] >= 0:
         copy_shared_block(kv, slot, g)
-    grow_table(kv, slot, g, cdiv(_with_lookahead(kv, g, num_tokens), kv.groups.block_size[g]))
+    grow_table(kv, slot, g, cdiv(_with_lookahead(kv, g, num_tokens, fresh), kv.groups.block_size[g]))
 
 
 @inner
@@ -134,8 +138,9 @@ def _cache_block(kv: KVCache, r: int, slot: int, g: int, i: int) -> None:
         drop_keys(kv.pool, b)
     cache_full_block(kv.pool, r, b, h, g)
     follow_chain(kv.pool, b, h, kv.hashes[slot, i * ratio - 1] if i > 0 else NO_PARENT)
-    if kv.groups.attention[g] == c.GROUP_MAMBA and i != kv.states.exported_at[g, slot]:
-        note_state(kv, kv.pool.blocks.block_hash[b])
+    if kv.params.state_wait and kv.groups.attention[g] == c.GROUP_MAMBA:
+        if i != kv.states.exported_at[g, slot]:
+            note_state(kv, kv.pool.blocks.block_hash[b])
 
 
 @inner

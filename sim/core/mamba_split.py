@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from sim.core import codes as c
 from sim.core.jit import inner, leaf
 from sim.core.state import State
 from sim.core.states import is_exported, last_checkpoint
@@ -55,9 +56,36 @@ def _mamba_block_aligned_split(st: State, r: int, start: int, num_new_tokens: in
     return max(stop - start, 0)
 
 
+@inner
+def _split_to_blocks(st: State, r: int, start: int, num_new_tokens: int) -> int:
+    """The rule up to 0.25: whole blocks of tokens, wherever the chunk starts.
+
+    A prefix that only some groups have ends the chunk that follows the look-up.
+    """
+    rq = st.requests
+    size = st.params.block_size
+    if start >= max(rq.prompt_len[r], rq.num_tokens[r] - 1):
+        return num_new_tokens
+    last = rq.num_tokens[r] // size * size
+    if st.params.drops_checkpoint:
+        last = max(last - size, 0)
+    n = num_new_tokens
+    if start + n < last:
+        n = n // size * size
+    elif start < last:
+        n = min(n, last - start)
+    if rq.status[r] != c.S_RUNNING and rq.shared_boundary[r] > 0:
+        shared = rq.shared_boundary[r] - start
+        if size <= shared < n:
+            n = shared // size * size
+    return n
+
+
 @leaf
 def fit_chunk(st: State, r: int, start: int, num_new_tokens: int) -> int:
     """Tokens of the chunk that starts at ``start``; 0 when it has to wait for a larger budget."""
     if st.params.mamba_align:
+        if st.params.whole_chunks:
+            return _split_to_blocks(st, r, start, num_new_tokens)
         return _mamba_block_aligned_split(st, r, start, num_new_tokens)
     return num_new_tokens

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import numpy as np
+
 from sim.core import codes as c
 from sim.core.jit import inner, leaf
 from sim.core.state import KVCache
@@ -34,9 +36,14 @@ def selected(kv: KVCache, r: int, g: int) -> Selection:
         return 1, 1, 0, 0, 0, 0
     need = 1
     shift = 0
+    uneven = interval == c.RETAIN_UNEVEN
+    if uneven:
+        if kv.params.hit_alignment <= kv.groups.block_size[g]:
+            return 1, 1, 0, 0, 0, 0
+        interval = np.int64(c.RETAIN_DENSE)
     if kind == c.GROUP_SLIDING_WINDOW:
-        # a block that is dropped lies behind the window
-        shift = kv.groups.drops[g]
+        # a block that is dropped lies behind the window (0.22 forgets it)
+        shift = 0 if uneven else np.int64(kv.groups.drops[g])
         need = kv.specs.tail_blocks[kv.groups.spec[g]] + shift
     elif interval == c.RETAIN_DENSE:
         return 1, 1, 0, 0, 0, 0
@@ -50,11 +57,11 @@ def selected(kv: KVCache, r: int, g: int) -> Selection:
     if interval == c.RETAIN_DENSE:
         return blocks, need, shift, 0, 0, 0
     shared = 0
-    if kv.requests.shared_boundary[r] > 0:
+    if kv.requests.shared_boundary[r] > 0 and kv.params.shared_prefix_boundary == c.SHARED_KEPT:
         shared = _end_of_boundary(kv, g, kv.requests.shared_boundary[r]) + shift
     prompt = kv.requests.prompt_len[r]
-    if kv.params.eagle_groups == 0:
-        return blocks, need, shift, _end_of_boundary(kv, g, prompt - 1), 0, shared
+    if kv.params.replays_dropped == 0:
+        return blocks, need, shift, _end_of_boundary(kv, g, prompt - 1) + shift, 0, shared
     # a block is dropped from what matches: the same prompt matches up to its last token but one, a longer
     # one up to its last whole block
     unit = kv.params.scheduler_block_size

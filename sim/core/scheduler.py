@@ -237,10 +237,30 @@ def _record_admission(st: State, r: int, hits: int, now: int) -> None:
 
 
 @inner
+def _pass_over(st: State, r: int, passed_over: int) -> int:
+    """Take the head out of the queue for the rest of the scan (>= 0.33); returns how many are out by now.
+
+    They stand at the end of the heap's array, which has room for all requests, until ``_put_back``.
+    """
+    waiting_remove(st, r)
+    st.queues.wait_heap[st.queues.wait_heap.size - 1 - passed_over] = r
+    return passed_over + 1
+
+
+@inner
+def _put_back(st: State, passed_over: int) -> None:
+    """Requests that were passed over go to the front of the queue again, in their old order."""
+    heap = st.queues.wait_heap
+    for i in range(passed_over - 1, -1, -1):
+        waiting_push(st, heap[heap.size - 1 - i], True)
+
+
+@inner
 def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> None:
     """Admit from the head of the queue until something does not fit; the first refusal ends the scan."""
     rq = st.requests
     num_decoding = st.queues.batches.entries[batch]
+    passed_over = 0
     while budget > 0 and st.ctl.num_waiting > 0:
         room = drafts.room(st, batch, budget)
         if room <= 0 or st.ctl.num_running >= st.params.max_num_active_seqs:
@@ -252,7 +272,7 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
             _record_lookup(st, r, hit_tokens)
         pad = drafts.padding(st, r, hit_tokens, num_decoding)
         n = rq.num_tokens[r] - hit_tokens + pad
-        if pad > 0 and n > room:
+        if pad > 0 and (n > room or hit_tokens + n > st.params.max_model_len):
             break
         if 0 < threshold < n:
             n = threshold
@@ -267,6 +287,9 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
             n = 1
         if not encoder_cache.has_room(st, r):
             st.count.fail_encoder += 1
+            if st.params.skips_full_encoder:
+                passed_over = _pass_over(st, r, passed_over)
+                continue
             break
         outcome = kv.can_admit(st.kv, r, slot, n, hit_tokens, st.ctl.num_running > 0)
         if outcome != kv.ALLOCATED:
@@ -287,6 +310,7 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
         drafts.set_proposed(st, r, pad)
         _add_to_batch(st, batch, r, n)
         budget -= n
+    _put_back(st, passed_over)
 
 
 @inner
@@ -309,6 +333,8 @@ def _after_schedule(st: State, batch: int) -> None:
         draft_tokens += verified
         rq.num_computed[r] = before + n
         rq.in_flight[r] += n
+        if st.params.encoder_freed_early:
+            encoder_cache.give_back(st, r)
         sampled = before + n >= rq.num_tokens[r] + rq.placeholders[r]
         st.queues.entries.sampled[batch, i] = sampled
         if sampled:
@@ -414,7 +440,7 @@ def update_from_output(st: State, batch: int, now: int) -> None:
         stale = rq.stale[r] > 0
         if stale:
             rq.stale[r] -= n
-        if rq.num_computed[r] > 0:
+        if rq.num_computed[r] > 0 and st.params.encoder_freed_early == 0:
             encoder_cache.give_back(st, r)
         if st.queues.entries.sampled[batch, i] == 0:
             continue

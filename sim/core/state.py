@@ -47,8 +47,15 @@ PARAMS = _dtype(
         "export_alignment": np.int64,  # tokens between states that all Mamba kernels export, 0: none
         "num_drafts": np.int64,  # draft tokens that a decode step verifies
         "lookahead": np.int64,  # slots beyond the scheduled tokens, which the drafter writes
+        "admission_lookahead": np.int64,  # the same for a request that is to be admitted
+        "draft_lookup": np.int64,  # LOOKUP_*
+        "draft_padding": np.int64,  # PADS_*
+        "replays_dropped": np.int64,  # prompts are retained for hits that have lost a block
         "encoder_tokens": np.int64,  # of a request that has no number of its own
         "encoder_budget": np.int64,  # encoder tokens that a step runs at most, and slots of the encoder cache
+        "encoder_most": np.int64,  # an admission takes the blocks of the longest encoder input
+        "encoder_freed_early": np.int64,  # slots of the encoder cache come back when the step is scheduled
+        "skips_full_encoder": np.int64,  # a request without room in the encoder is passed over
         "draft_slots": np.int64,  # input tokens that the drafter adds to each scheduled request
         "draft_threshold": np.int64,  # a draft is right when a 63-bit draw is at most this
         "drops_checkpoint": np.int64,  # eagle or mtp: Mamba states are kept one block further left
@@ -72,8 +79,8 @@ PARAMS = _dtype(
         "queue_empty_batch": np.int64,  # async: a batch without tokens may wait in the batch queue
         "window_free_basis": np.int64,  # WINDOW_*: computed tokens that move a window on
         "retention": np.int64,  # RETAIN_*, or the retention interval in tokens
-        "hybrid_aligned": np.int64,  # several groups: tokens are cached up to the common block size
-        "shared_prefix_boundary": np.int64,  # several groups: retain at a prefix that only some groups hit
+        "hybrid_aligned": np.int64,  # CACHES_*, several groups
+        "shared_prefix_boundary": np.int64,  # SHARED_*, several groups: a prefix that only some groups hit
         "partial_width": np.int64,  # keys inside a block that it can have, see ``partial_keys``
         "partial_tail_keys": np.int64,  # TAIL_*, groups of unequal block size: a key for a prompt's last part
         "hybrid_one_round": np.int64,  # full attention and one other spec: one look-up each is enough
@@ -81,6 +88,11 @@ PARAMS = _dtype(
         "hash_lookahead": np.int64,  # 1: a hash covers the token behind its unit too
         "caches_accepted": np.int64,  # synchronous: blocks that accepted drafts fill are cached at once
         "renews_states": np.int64,  # the state at a prompt's end is new in each step at which it stands there
+        "state_wait": np.int64,  # a hit on a state of this very step waits for the next one
+        "state_tails": np.int64,  # states at a prompt's last hash unit, and exported ones, get keys
+        "state_drafts": np.int64,  # computed tokens that may be drafts, and don't count when states are freed
+        "states_to_gap": np.int64,  # states that lie behind are freed up to the first gap only
+        "whole_chunks": np.int64,  # prefill chunks are whole blocks of tokens, wherever they start
         "trims_all_hits": np.int64,  # all full-attention specs are cut to the common hit, not just the first
         "clock": np.int64,  # CLOCK_*
         "idle_run": np.int64,  # logical clock: step through idle indices instead of skipping them

@@ -142,7 +142,10 @@ def retire_states(kv: KVCache, slot: int, g: int, end: int, processed: int) -> N
     """Free the states that lie behind, and the one before the running state once it has been copied
     (``remove_skipped_blocks``).
     """
-    if end > kv.tables.retired[g, slot]:
+    if kv.params.states_to_gap:
+        # up to 0.29 what lies behind a gap stays until its request ends
+        give_up(kv, slot, g, 0, end, False)
+    elif end > kv.tables.retired[g, slot]:
         give_up(kv, slot, g, kv.tables.retired[g, slot], end, True)
         kv.tables.retired[g, slot] = end
     last = kv.tables.last_state[g, slot]

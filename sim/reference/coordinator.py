@@ -216,7 +216,9 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
         super().__init__(settings, enable_kv_cache_events, metrics_collector)
         self.fine_grained = (
             self.rules.state_tails == "on"
-            and any(isinstance(m, MambaManager) and m.block_size > self.hash_block_size for m in self.managers)
+            and any(
+                isinstance(m, MambaManager) and m.block_size > self.hash_block_size for m in self.managers
+            )
             and all(
                 m.supports_fine_grained_lookup or m.block_size == self.hash_block_size for m in self.managers
             )
@@ -244,7 +246,7 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
         if self.fine_grained or self.rules.hybrid_cacheable == "all":
             return num_tokens
         aligned = num_tokens // self.scheduler_block_size * self.scheduler_block_size
-        if manager.use_eagle and aligned:
+        if manager.use_eagle and aligned and self.rules.hybrid_cacheable == "aligned":
             return min(num_tokens, aligned + manager.block_size)
         return aligned
 

@@ -24,7 +24,8 @@ class KVCacheGroup:
         block_size: tokens per block, or None for the engine's.
         sliding_window: tokens that a token reads, itself included (type ``sliding_window``).
         attention_chunk_size: tokens of a chunk (type ``chunked_local``).
-        mamba_cache_mode: ``align`` with prefix caching, ``none`` without; None for what applies.
+        mamba_cache_mode: ``align`` (before 0.15 ``all``) with prefix caching, ``none`` without; None for
+            what applies.
         prefill_checkpoint_alignment: the kernel of a ``mamba`` group can export a state from inside a chunk,
             so many tokens or a multiple of them after its beginning (Mamba 2: 1); None: it can't.
         encoder_tokens: tokens of the longest encoder input, which a request has that says nothing else (type

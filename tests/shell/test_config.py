@@ -216,13 +216,13 @@ def test_every_shipped_model_can_run(write, caching: str) -> None:
 def test_what_is_not_simulated_yet_is_refused(write) -> None:
     path = write(
         GOOD.replace(
-            "engine:\n", "engine:\n  vllm: '0.25'\n  kv_cache_groups: [{type: full}, {type: mamba}]\n"
+            "engine:\n", "engine:\n  vllm: '0.13'\n  kv_cache_groups: [{type: full}, {type: mamba}]\n"
         )
     )
     found = problems(path)
-    assert found[0].startswith("a.yaml:4:9: Mamba groups under the rules of vLLM 0.25 are not simulated")
-    with pytest.raises(InputError, match=r"Mamba groups under the rules of vLLM 0\.25"):
-        require_simulated(EngineSettings(vllm="0.25", kv_cache_groups=(KVCacheGroup("mamba"),)))
+    assert found[0].startswith("a.yaml:4:9: Mamba groups under the rules of vLLM 0.13 are not simulated")
+    with pytest.raises(InputError, match=r"Mamba groups under the rules of vLLM 0\.13"):
+        require_simulated(EngineSettings(vllm="0.13", kv_cache_groups=(KVCacheGroup("mamba"),)))
 
 
 @pytest.mark.parametrize(

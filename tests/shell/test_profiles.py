@@ -78,10 +78,12 @@ def test_releases_in_between_take_the_last_value_before_them() -> None:
     changed = [(s.name, o.release) for s, o in changes_between("0.31", "0.33")]
     assert changed == [
         ("partial_tail_keys", "0.32"),
+        ("draft_lookup", "0.32"),
         ("priority_mode", "0.33"),
         ("draft_hits", "0.33"),
         ("accepted_cached", "0.33"),
         ("state_renewal", "0.33"),
+        ("encoder_full", "0.33"),
     ]
 
 

@@ -82,8 +82,27 @@ def test_releases_whose_rules_for_states_or_drafts_are_not_known_are_refused() -
         assert [p.path for p in mamba] == [("vllm",)] * (release not in MAMBA_RELEASES)
         drafts = replace(settings, num_speculative_tokens=2, speculative_method="ngram")
         assert [p.path for p in check_simulated(drafts)] == [("vllm",)] * (release not in DRAFT_RELEASES)
-    mamba = check_simulated(EngineSettings(vllm="0.14", kv_cache_groups=(KVCacheGroup("mamba"),)))
-    assert mamba[0].message == "Mamba groups under the rules of vLLM 0.14 are not simulated"
+    mamba = check_simulated(EngineSettings(vllm="0.13", kv_cache_groups=(KVCacheGroup("mamba"),)))
+    assert mamba[0].message == "Mamba groups under the rules of vLLM 0.13 are not simulated"
+
+
+def test_what_a_release_does_not_have_yet_is_refused_at_its_place() -> None:
+    states = (KVCacheGroup(), KVCacheGroup("mamba", prefill_checkpoint_alignment=1))
+    found = check_simulated(EngineSettings(vllm="0.25", kv_cache_groups=states))
+    assert [(p.path[:2], p.path[-1]) for p in found] == [
+        (("kv_cache_groups", 1), "prefill_checkpoint_alignment")
+    ]
+    drafts = EngineSettings(vllm="0.14", num_speculative_tokens=2, speculative_method="draft_model")
+    assert [p.path for p in check_simulated(drafts)] == [("speculative_method",)]
+    assert check_simulated(replace(drafts, vllm="0.19")) == []
+    windows = (KVCacheGroup(block_size=32), KVCacheGroup("sliding_window", sliding_window=8))
+    uneven = replace(drafts, speculative_method="mtp", kv_cache_groups=windows)
+    assert [p.path for p in check_simulated(uneven)] == [("speculative_method",)]
+    assert check_simulated(replace(uneven, vllm="0.19")) == []
+    marked = (KVCacheGroup(is_eagle_group=True),)
+    assert (
+        "came with 0.20" in check_simulated(replace(uneven, vllm="0.19", kv_cache_groups=marked))[0].message
+    )
 
 
 def test_there_are_recordings_of_the_profiles() -> None:

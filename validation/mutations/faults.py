@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from validation.mutations.fault import Fault
 from validation.mutations.group_faults import GROUP_FAULTS
+from validation.mutations.release_faults import RELEASE_FAULTS
 
 _POOL = "sim/core/block_pool.py"
 _TABLES = "sim/core/kv_tables.py"
@@ -215,4 +216,4 @@ _PLAIN = (
     ),
 )
 
-FAULTS = _PLAIN + GROUP_FAULTS
+FAULTS = _PLAIN + GROUP_FAULTS + RELEASE_FAULTS

@@ -257,7 +257,8 @@ class SingleTypeKVCacheManager(ABC):
         if request.shared_prefix_boundary and self.limits.rules.shared_prefix_boundary == "on":
             reachable.append(request.shared_prefix_boundary)
         mask = None
-        if self.limits.rules.retention != "all":
+        rule = self.limits.rules.retention
+        if rule in ("dense", "boundary") or (rule == "uneven" and self.alignment_tokens > self.block_size):
             mask = self.reachable_block_mask(cached, full, retention_interval, reachable)
         self.block_pool.cache_full_blocks(
             request,

@@ -97,8 +97,10 @@ class SlidingWindowManager(SingleTypeKVCacheManager):
         size, align = self.block_size, self.alignment_tokens
         if align % size:
             return None
-        needed = self._blocks_for_hit(self.use_eagle)
-        shift = int(self.use_eagle)
+        # 0.22 forgets the block behind the window that a drafter's group drops.
+        drops = self.use_eagle and self.limits.rules.retention != "uneven"
+        needed = self._blocks_for_hit(drops)
+        shift = int(drops)
         mask = [False] * (last_block - first_block)
         interval = align if retention_interval is None else retention_interval
         if interval:

@@ -1,0 +1,128 @@
+"""Faults in the rules of other releases about drafts, states and encoders, caught by their recordings."""
+
+from __future__ import annotations
+
+from validation.mutations.fault import Fault
+
+_GROUPS = "sim/core/kv_groups.py"
+_COORDINATOR = "sim/core/kv_cache_coordinator.py"
+
+RELEASE_FAULTS = (
+    Fault(
+        "admission_lookahead",
+        "up to 0.22 an admission takes no slots for a drafter",
+        "it takes them",
+        _GROUPS,
+        "lookahead = kv.params.admission_lookahead if fresh else kv.params.lookahead",
+        "lookahead = kv.params.lookahead",
+        recording="releases/0.19/speculative_20",
+    ),
+    Fault(
+        "dropped_each_round",
+        "up to 0.19 a drafter's block is dropped from what may hit",
+        "from a block more",
+        _COORDINATOR,
+        "    if kv.params.draft_lookup == c.LOOKUP_EACH_ROUND:\n        return length\n",
+        "",
+        recording="releases/0.19/speculative_39",
+    ),
+    Fault(
+        "margin_of_states",
+        "from 0.20 to 0.31 a block more is looked up for a drafter, of states too",
+        "of states not",
+        _COORDINATOR,
+        "    if kv.params.draft_lookup == c.LOOKUP_IN_PROMPT:\n",
+        "    if kv.params.draft_lookup == c.LOOKUP_IN_PROMPT and kv.specs.attention[s] != c.GROUP_MAMBA:\n",
+        recording="releases/0.25/speculative_7",
+    ),
+    Fault(
+        "replays_dropped",
+        "up to 0.29 a prompt is retained as if no block were dropped from its hit",
+        "for the hit that has lost a block",
+        "sim/core/retention.py",
+        "if kv.params.replays_dropped == 0:",
+        "if kv.params.eagle_groups == 0:",
+        recording="releases/0.25/speculative_11",
+    ),
+    Fault(
+        "padding_beside",
+        "from 0.25 to 0.28 only admissions beside decodes get rows for drafts",
+        "those behind a prefix hit get them, too",
+        "sim/core/drafts.py",
+        "(hit_tokens == 0 or rule != c.PADS_HITS)",
+        "hit_tokens == 0",
+        recording="releases/0.25/speculative_81",
+    ),
+    Fault(
+        "state_drafts",
+        "from 0.17 to 0.25 states are freed as if the drafts of a step were rejected",
+        "they count as computed",
+        _GROUPS,
+        "max(processed - kv.params.state_drafts, 0)",
+        "max(processed, 0)",
+        recording="releases/0.25/speculative_59",
+    ),
+    Fault(
+        "whole_chunks",
+        "up to 0.25 the last chunk of a prompt begins behind its last whole block",
+        "behind the last one that an equal prompt can hit",
+        "sim/core/mamba_split.py",
+        "    last = rq.num_tokens[r] // size * size\n",
+        "    last = (rq.num_tokens[r] - 1) // size * size\n",
+        recording="releases/0.25/mamba_22",
+    ),
+    Fault(
+        "shared_chunk",
+        "in 0.24 and 0.25 a first chunk ends where a prefix ends that only some groups have",
+        "it does not",
+        "sim/core/mamba_split.py",
+        "if size <= shared < n:",
+        "if size <= shared < 0:",
+        recording="releases/0.25/mamba_59",
+    ),
+    Fault(
+        "state_wait",
+        "up to 0.16 a hit on a state that the same step computes is taken",
+        "it waits",
+        _GROUPS,
+        "if kv.params.state_wait and kv.groups.attention[g] == c.GROUP_MAMBA:",
+        "if kv.groups.attention[g] == c.GROUP_MAMBA:",
+        recording="releases/0.14/mamba_10",
+    ),
+    Fault(
+        "state_tables",
+        "up to 0.14 a cached Mamba table has a state in every block",
+        "only at the ends of chunks",
+        "sim/groups.py",
+        'aligned = caching and engine.rules.state_tables == "align"',
+        "aligned = caching",
+        recording="releases/0.14/mamba_10",
+    ),
+    Fault(
+        "encoder_most",
+        "up to 0.16 cross attention takes blocks for the longest encoder input",
+        "for the request's own",
+        "sim/core/cross_attention.py",
+        "if kv.params.encoder_most and tokens > 0:",
+        "if kv.params.encoder_most and tokens < 0:",
+        recording="releases/0.14/cross_attention_26",
+    ),
+    Fault(
+        "encoder_freed_early",
+        "up to 0.19 the slots of an encoder input come back as soon as its step is scheduled",
+        "with the step's output",
+        "sim/core/scheduler.py",
+        "if st.params.encoder_freed_early:\n",
+        "if st.params.encoder_freed_early < 0:\n",
+        recording="releases/0.19/cross_attention_64",
+    ),
+    Fault(
+        "encoder_skipped",
+        "since 0.33 a request without room in the encoder is passed over",
+        "it ends the scan",
+        "sim/core/scheduler.py",
+        "if st.params.skips_full_encoder:",
+        "if st.params.skips_full_encoder < 0:",
+        recording="releases/0.33/cross_attention_64",
+    ),
+)
