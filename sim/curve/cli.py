@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from sim.option_types import FiniteRange
+
 _FORMATS = ("auto", "mooncake", "azure", "burstgpt", "vllm", "logical", "native")
 _ENDINGS = (".csv", ".parquet", ".json", ".png", ".svg")
 
@@ -29,7 +31,7 @@ _ENDINGS = (".csv", ".parquet", ".json", ".png", ".svg")
 )
 @click.option(
     "--sample",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=1.0,
     metavar="SHARE",
     help="Follow only this share of the blocks, chosen by hash, as in 0.01; rates then have an error.",

@@ -349,6 +349,7 @@ def test_command_on_a_trace(curve_of: Callable[..., Result]) -> None:
         (["t.jsonl", "--hash-block-size", "16"], "t.jsonl:1:60: 3 hash_ids for 1200 tokens"),
         (["t.jsonl", "--out", "c.pdf"], "--out c.pdf: unknown ending"),
         (["t.jsonl", "--sample", "1e-9"], "--sample: none of 72 blocks looked up is in the sample"),
+        (["t.jsonl", "--sample", "nan"], "'nan' is not a finite number"),
     ],
 )
 def test_bad_input(curve_of: Callable[..., Result], args: list[str], told: str) -> None:
