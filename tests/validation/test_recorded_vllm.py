@@ -104,6 +104,7 @@ def test_recordings_with_groups_show_what_they_are_kept_for() -> None:
         "unequal block sizes + preemption",
         "unequal block sizes + hits",
         "unequal block sizes + several keys a block",
+        "mamba + unequal block sizes",
         "three block sizes",
         "hash unit + mamba",
         "hash unit + hits after preemption",

@@ -1,9 +1,10 @@
 """The faults: a rule of vLLM, where the kernel follows it, and the smallest change that breaks it.
 
-Those of KV-cache groups and drafts are in `group_faults`. A patch is text: `old` must stand exactly `times`
-times in the file, otherwise the check fails and says which fault has to be written anew. The test of a fault
-replays a recording of a real vLLM that the fault changes: one that there is (`Fault.recording`), or one in
-tests/recorded_vllm/mutations, which `python -m validation.mutations --make` makes.
+Those of KV-cache groups and drafts are in `group_faults` and `state_faults`. A patch is text: `old` must
+stand exactly `times` times in the file, otherwise the check fails and says which fault has to be written
+anew. The test of a fault replays a recording of a real vLLM that the fault changes: one that there is
+(`Fault.recording`), or one in tests/recorded_vllm/mutations, which `python -m validation.mutations --make`
+makes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from validation.mutations.fault import Fault
 from validation.mutations.group_faults import GROUP_FAULTS
 from validation.mutations.release_faults import RELEASE_FAULTS
+from validation.mutations.state_faults import STATE_FAULTS
 
 _POOL = "sim/core/block_pool.py"
 _TABLES = "sim/core/kv_tables.py"
@@ -216,4 +218,4 @@ _PLAIN = (
     ),
 )
 
-FAULTS = _PLAIN + GROUP_FAULTS + RELEASE_FAULTS
+FAULTS = _PLAIN + GROUP_FAULTS + STATE_FAULTS + RELEASE_FAULTS
