@@ -243,7 +243,7 @@ STATE_FAULTS = (
         "the block that a drafter costs may lie behind the length that is tried",
         "it is the last one before",
         _COORDINATOR,
-        "limit = _with_margin(kv, r, s, current) if drop else current",
+        "limit = _with_margin(kv, r, s, current, max_length) if drop else current",
         "limit = current",
         recording="groups/speculative_1",
     ),
