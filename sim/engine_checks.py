@@ -123,6 +123,15 @@ def _missing_in(s: EngineSettings, place: tuple[str | int, ...]) -> Iterator[Pro
             f"vLLM {s.vllm} has no drafts by a model of their own: they came with {DRAFT_MODEL_SINCE}",
             f"use another speculative_method, or engine.vllm from '{DRAFT_MODEL_SINCE}' on",
         )
+    if s.speculative_method == "draft_model" and s.rules.draft_inputs == "reserved":
+        left = s.max_num_batched_tokens - s.max_num_seqs
+        if not 0 < s.scheduled_tokens <= left:
+            yield Problem(
+                (*engine, "max_num_batched_tokens"),
+                f"max_num_batched_tokens ({s.max_num_batched_tokens}) leaves {left} tokens a step beside the"
+                f" draft model's own inputs, one for each of max_num_seqs ({s.max_num_seqs})",
+                "raise max_num_batched_tokens, or lower max_num_seqs or max_num_scheduled_tokens",
+            )
     sizes = [g.block_size or s.block_size for g in s.kv_cache_groups]
     smaller = any(
         g.type == "sliding_window" and size != math.lcm(*sizes)

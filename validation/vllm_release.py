@@ -81,6 +81,15 @@ def hash_lookahead(config: Any) -> dict[str, int]:
     return {"num_hash_lookahead_tokens": int(tokens)} if tokens else {}
 
 
+def reserve_draft_inputs(config: Any) -> None:
+    """Take a draft model's own inputs off the step's tokens, as 0.17 to 0.27 do when a configuration is made.
+
+    Raises ValueError where that leaves none, or fewer than the configuration asks for.
+    """
+    if (0, 17) <= minor_of(installed()) < (0, 28):
+        config._set_max_num_scheduled_tokens()
+
+
 def make_scheduler(config: Any, groups: Any, block_size: int, hash_block_size: int) -> Any:
     """The scheduler that the configuration asks for, with statistics."""
     import inspect

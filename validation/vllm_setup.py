@@ -132,6 +132,7 @@ def vllm_config(settings: EngineSettings, folder: Path, device: str = "cpu") -> 
     if settings.num_speculative_tokens:
         with refusals("this drafter"):
             config.speculative_config = _speculative_config(settings)
+            vllm_release.reserve_draft_inputs(config)
     return config
 
 

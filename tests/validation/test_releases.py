@@ -95,6 +95,9 @@ def test_what_a_release_does_not_have_yet_is_refused_at_its_place() -> None:
     drafts = EngineSettings(vllm="0.14", num_speculative_tokens=2, speculative_method="draft_model")
     assert [p.path for p in check_simulated(drafts)] == [("speculative_method",)]
     assert check_simulated(replace(drafts, vllm="0.19")) == []
+    crowded = replace(drafts, vllm="0.25", max_num_seqs=64, max_num_batched_tokens=64)
+    assert [p.path for p in check_simulated(crowded)] == [("max_num_batched_tokens",)]
+    assert check_simulated(replace(crowded, vllm="0.32")) == []
     windows = (KVCacheGroup(block_size=32), KVCacheGroup("sliding_window", sliding_window=8))
     uneven = replace(drafts, speculative_method="mtp", kv_cache_groups=windows)
     assert [p.path for p in check_simulated(uneven)] == [("speculative_method",)]
