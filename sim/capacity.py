@@ -14,6 +14,7 @@ from sim.core import codes as c
 from sim.core import state as s
 from sim.core.block_hash import hash_multipliers
 from sim.core.engine import init_engine
+from sim.core.free_queue import ring_places
 from sim.core.prefix_map import table_words
 from sim.core.probes import bitmap_words
 from sim.core.residency import HISTORY
@@ -191,6 +192,7 @@ def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions
             "num_blocks": e.num_gpu_blocks,
             "num_groups": len(layout.groups),
             "num_specs": len(layout.specs),
+            "windows_only": int(layout.windows_only),
             "hybrid": int(layout.hybrid),
             "block_size": e.block_size,
             "scheduler_block_size": layout.block_size,
@@ -241,15 +243,18 @@ def _groups(layout: GroupLayout) -> tuple[s.Record, s.Record]:
     groups.admission_cap[:] = [g.admission_cap for g in layout.groups]
     groups.token_slots[:] = [g.token_slots for g in layout.groups]
     groups.export_alignment[:] = [g.export_alignment for g in layout.groups]
+    if layout.windows_only:
+        groups.like_last[1:] = np.diff(groups.spec) == 0
+    specs.first_group[:] = [groups.spec.tolist().index(s) for s in range(specs.size)]
     specs.tail_blocks[:] = [g.tail_blocks for g in layout.specs]
     return groups, specs
 
 
-def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
+def _pool(params: s.Record, ctl: s.Record, slots: int, plain: bool) -> s.Pool:
     n = int(params.num_blocks)
     keys = n * int(params.partial_width)
     partial_capacity = 1 << (2 * keys).bit_length()
-    blocks = record_array(s.BLOCK, n + 2)
+    blocks = record_array(s.BLOCK, n)
     event_rows = 1
     if params.log_events:
         per_phase = (
@@ -259,12 +264,14 @@ def _pool(params: s.Record, ctl: s.Record, slots: int) -> s.Pool:
     followed = record_array(s.FOLLOWED, n if params.follow_blocks else 1)
     followed["birth"] = -1
     return s.Pool(
+        plain=plain,
         params=params,
         ctl=ctl,
         meta=record(s.POOL_META, {}),
         runs=record(s.FREE_RUNS, {}),
+        queue=record(s.FREE_QUEUE, {}),
+        ring=np.zeros(ring_places(n), dtype=np.int32),
         blocks=blocks,
-        reused=np.zeros(n, dtype=np.uint8),
         table=aligned_zeros(np.dtype(np.uint64), table_words(n)),
         partial_keys=np.zeros(max(keys, 1), dtype=np.uint64),
         partial_table=np.zeros(2 * partial_capacity, dtype=np.uint64),
@@ -358,14 +365,17 @@ def allocate(
         params=params,
         ctl=ctl,
         count=count,
-        pool=_pool(params, ctl, slots),
+        pool=_pool(params, ctl, slots, layout.plain),
         groups=groups,
         specs=specs,
         requests=requests,
         tables=tables,
+        keyed=record_array(s.KEYED, (1, 1) if layout.plain else tables.shape),
+        due=record_array(s.DUE, 1 if layout.plain else slots),
         table_blocks=np.zeros((groups.size, slots, table_width), dtype=np.int32),
         states=states,
-        copies=np.zeros((states.size, 3), dtype=np.int32),
+        copies=np.zeros((1, states.size, 3), dtype=np.int32),
+        held_by_copies=np.zeros((1, 1, 2 * states.size), dtype=np.int32),
         slots=record_array(s.SLOT, slots),
         hashes=np.zeros((slots, hash_units), dtype=np.uint64),
         step_keys=np.zeros((12 + 2 * drafted) * groups.size * slots, dtype=np.uint64),

@@ -88,6 +88,15 @@ class GroupLayout:
         return full and not self.mixed and not self.drafts
 
     @property
+    def windows_only(self) -> bool:
+        """Full attention, windows and chunks alone, without drafts and prefixes that end inside a block.
+
+        Groups of one spec have tables of one shape.
+        """
+        states = any(g.attention in (c.GROUP_MAMBA, c.GROUP_CROSS) for g in self.groups)
+        return not (states or self.drafts or self.partial_width)
+
+    @property
     def partial_width(self) -> int:
         """Boundaries inside a block of full attention or of states at which a prefix may end: keys of it."""
         ratios = [g.block_size // self.hash_unit for g in self.groups if g.attention in _ENDS_INSIDE]

@@ -11,12 +11,13 @@ from sim.core import codes as c
 from sim.core.block_hash import group_key
 from sim.core.events import emit
 from sim.core.free_queue import (
-    queue_insert_after,
-    queue_last,
-    queue_popleft,
+    queue_append,
+    queue_first,
+    queue_make_room,
+    queue_place,
+    queue_prepend,
     queue_remove,
     queue_reset,
-    queue_take,
 )
 from sim.core.jit import inner, leaf
 from sim.core.partial_keys import clear_partial_keys, drop_partial_keys, has_partial_key
@@ -27,18 +28,21 @@ from sim.core.residency import follow_access, follow_allocation, follow_eviction
 from sim.core.state import Pool
 
 NULL_BLOCK = 0
+# How far ahead records of blocks, and places of keys, are fetched from a table being freed or from the queue.
+_PREFETCH_BLOCKS = 8
+_PREFETCH_RECORDS = 20
+_PREFETCH_KEYS = 8
 _NO_HASH = np.uint64(0)
 
 
 @leaf
 def init_pool(pool: Pool) -> None:
-    """Fill the free queue in ascending order and take block 0 out as the null block."""
+    """Fill the free queue with all blocks but the null block in ascending order."""
     n = pool.params.num_blocks
     for b in range(pool.blocks.size):
         pool.blocks.dup_prev[b] = -1
         pool.blocks.dup_next[b] = -1
     queue_reset(pool, n)
-    queue_popleft(pool, n)
     probe_reset(pool, n)
 
 
@@ -77,16 +81,10 @@ def maybe_evict_cached_block(pool: Pool, b: int) -> bool:
     pool.blocks.block_hash[b] = _NO_HASH
     pool.meta.num_cached -= 1
     pool.meta.evictions += 1
-    pool.meta.evicted_unused += pool.reused[b] == 0
+    pool.meta.evicted_unused += pool.blocks.reused[b] == 0
     if pool.params.partial_width:
         drop_partial_keys(pool, b)
     return True
-
-
-@leaf
-def _following(pool: Pool, b: int) -> int:
-    """The next block in the free queue; 0 behind its end."""
-    return max(np.int64(pool.blocks.next_free[b]), 0)
 
 
 @leaf
@@ -101,35 +99,26 @@ def _give_out(pool: Pool, b: int) -> None:
 
 
 @leaf
-def get_new_block(pool: Pool) -> int:
-    """Take the front block (``get_new_blocks`` of one); the caller has made sure that a block is free."""
-    b = queue_popleft(pool, pool.params.num_blocks)
-    _give_out(pool, b)
-    return b
-
-
-@leaf
 def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: int, count: int) -> None:
     """Take blocks from the front, evict what they cache, and give each one reference (``get_new_blocks``).
 
     Writes their ids to ``out[group, slot, first : first + count]``. The caller has made sure that so many are
     free.
     """
-    b = np.int64(pool.blocks.next_free[pool.params.num_blocks])
-    # what the next blocks will need is fetched meanwhile: some blocks are taken in a row, as a rule
-    second = _following(pool, b)
-    third = _following(pool, second)
-    fourth = _following(pool, third)
+    position = np.int64(pool.queue.first)
     for i in range(first, first + count):
-        map_prefetch(pool, pool.blocks.block_hash[third])
-        fifth = _following(pool, fourth)
-        prefetch(pool.blocks, fifth)
-        pool.blocks.prev_free[b] = -1
-        pool.blocks.next_free[b] = -1
+        position = queue_first(pool, position)
+        b = np.int64(pool.ring[queue_place(pool, position)])
+        # what the next blocks will need is fetched meanwhile; behind the queue's end stand ids too
+        prefetch(pool.blocks, pool.ring[queue_place(pool, position + _PREFETCH_RECORDS)])
+        soon = pool.ring[queue_place(pool, position + _PREFETCH_KEYS)]
+        map_prefetch(pool, pool.blocks.block_hash[soon])
+        position += 1
+        pool.blocks.place[b] = -1
         _give_out(pool, b)
         out[group, slot, i] = b
-        b, second, third, fourth = second, third, fourth, fifth
-    queue_take(pool, pool.params.num_blocks, b, count)
+    pool.queue.first = position
+    pool.meta.num_free -= count
 
 
 @leaf
@@ -143,39 +132,69 @@ def touch(pool: Pool, b: int) -> None:
         if pool.blocks.mark[b] > 0:
             pool.ctl.memo_free -= 1
     pool.blocks.ref_cnt[b] += 1
-    pool.reused[b] = 1
+    pool.blocks.reused[b] = 1
     follow_access(pool, b)
 
 
 @leaf
-def free_block(pool: Pool, b: int, front: int) -> int:
-    """Drop one reference of one block of an ordered list being freed (``free_blocks``).
-
-    ``front`` is the block behind which the next unhashed block of this list goes, at first the head sentinel:
-    the list's unhashed blocks keep their order at the front of the queue, its hashed ones at the tail; all go
-    to the tail where ``front`` is below 0.
-    Splitting the list block by block gives the same queue as vLLM's prepend_n followed by append_n, because
-    the two ends do not meet: while the queue is empty, the head sentinel is the last element for both.
-
-    Returns the new ``front``.
-    """
-    if b == NULL_BLOCK:
-        return front
+def _drop_reference(pool: Pool, b: int) -> bool:
+    """One reference less; True when it was the last one."""
     pool.blocks.ref_cnt[b] -= 1
-    if pool.blocks.ref_cnt[b] != 0:
-        return front
-    hashed = pool.blocks.block_hash[b] != _NO_HASH
-    if hashed:
+    return pool.blocks.ref_cnt[b] == 0
+
+
+@leaf
+def _enqueue(pool: Pool, b: int, last: bool) -> None:
+    """Put a block without references into the free queue, which has room for it, as the last or the first."""
+    if pool.blocks.block_hash[b] != _NO_HASH:
         pool.meta.num_cached_free += 1
         if pool.blocks.mark[b] > 0:
             pool.ctl.memo_free += 1
-    if hashed or front < 0 or pool.params.free_order == c.FREE_APPEND:
-        queue_insert_after(pool, b, queue_last(pool, pool.params.num_blocks + 1))
+    if last:
+        queue_append(pool, b)
     else:
-        queue_insert_after(pool, b, front)
-        front = b
+        queue_prepend(pool, b)
     probe_free(pool, b)
-    return front
+
+
+@leaf
+def free_block(pool: Pool, b: int, last: bool) -> None:
+    """Drop one reference of one block (``free_blocks`` of one); see there for ``last``."""
+    if b != NULL_BLOCK and _drop_reference(pool, b):
+        queue_make_room(pool, 1)
+        _enqueue(pool, b, last or pool.blocks.block_hash[b] != _NO_HASH)
+
+
+@leaf
+def free_blocks(
+    pool: Pool, places: np.ndarray, group: int, slot: int, first: int, end: int, last: bool
+) -> None:
+    """Drop one reference of each block at the places first..end-1 of a table, the last place first.
+
+    Hashed blocks go to the tail of the free queue, the others to its front unless ``last`` sends them to the
+    tail too. What the table holds at those places is lost: blocks that go to the front keep their order, so
+    they are collected at the last places and then put there backwards.
+    """
+    queue_make_room(pool, end - first)
+    kept = end
+    for i in range(end - 1, first - 1, -1):
+        if i >= _PREFETCH_BLOCKS:
+            prefetch(pool.blocks, places[group, slot, i - _PREFETCH_BLOCKS])
+        b = np.int64(places[group, slot, i])
+        if b == NULL_BLOCK or not _drop_reference(pool, b):
+            continue
+        if last or pool.blocks.block_hash[b] != _NO_HASH:
+            _enqueue(pool, b, True)
+        else:
+            kept -= 1
+            places[group, slot, kept] = b
+    for i in range(kept, end):
+        _enqueue(pool, np.int64(places[group, slot, i]), False)
+
+
+@leaf
+def settle(pool: Pool) -> None:
+    """A step ends: every block that was freed stands in the free queue already."""
 
 
 @leaf
@@ -183,7 +202,7 @@ def cache_full_block(pool: Pool, request: int, b: int, block_hash: np.uint64, gr
     """Put a full block without a key into the prefix map (one step of ``cache_full_blocks``)."""
     key = group_key(block_hash, group)
     pool.blocks.block_hash[b] = key
-    pool.reused[b] = 0
+    pool.blocks.reused[b] = 0
     map_insert(pool, key, b)
     pool.meta.num_cached += 1
     emit(pool, c.EV_BLOCK_STORED, request, b, np.int64(key), group)

@@ -8,13 +8,16 @@ lengths stay 0, and their number to ``tables.hits``; the hits before ``tables.fi
 from __future__ import annotations
 
 from sim.core import codes as c
-from sim.core.block_hash import ensure_hashes
+from sim.core.block_hash import ensure_hashes, group_key
 from sim.core.block_pool import get_cached_block
 from sim.core.jit import inner, leaf
+from sim.core.prefix_map import map_prefetch
 from sim.core.state import KVCache
 
 # Hashes are made in chunks while a look-up goes on; those behind the first miss are needed soon after anyway.
 _LOOKUP_CHUNK = 32
+# Blocks are looked up so far behind their keys being fetched.
+_PREFETCH_AHEAD = 8
 
 
 @inner
@@ -30,6 +33,17 @@ def _is_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
             return False
         kv.table_blocks[g, slot, i] = b
     return True
+
+
+@inner
+def _prefetch_keys(kv: KVCache, slot: int, s: int, first: int, end: int) -> None:
+    """Fetch what ``_is_hit`` of the blocks first..end-1 will ask for, as far as they are hashed."""
+    ratio = kv.specs.hash_ratio[s]
+    for i in range(first, min(end, kv.slots.num_hashed[slot] // ratio)):
+        h = kv.hashes[slot, (i + 1) * ratio - 1]
+        for g in range(kv.params.num_groups):
+            if kv.groups.spec[g] == s:
+                map_prefetch(kv.pool, group_key(h, g))
 
 
 @inner
@@ -56,6 +70,10 @@ def find_in_full(kv: KVCache, r: int, slot: int, s: int, max_length: int) -> int
     while n < limit:
         if (n + 1) * ratio > kv.slots.num_hashed[slot]:
             ensure_hashes(kv, r, slot, min(limit, n + _LOOKUP_CHUNK) * ratio)
+            if not kv.plain:
+                _prefetch_keys(kv, slot, s, n, n + _PREFETCH_AHEAD)
+        if not kv.plain:
+            _prefetch_keys(kv, slot, s, n + _PREFETCH_AHEAD, n + _PREFETCH_AHEAD + 1)
         if not _is_hit(kv, slot, s, n):
             break
         n += 1
@@ -91,8 +109,11 @@ def find_in_window(
             end -= 1
             continue
         i = end - need
+        _prefetch_keys(kv, slot, s, i, min(i + _PREFETCH_AHEAD, end))
         while i < end and _is_hit(kv, slot, s, i):
             i += 1
+            if i + _PREFETCH_AHEAD <= end:
+                _prefetch_keys(kv, slot, s, i + _PREFETCH_AHEAD - 1, i + _PREFETCH_AHEAD)
         if i == end:
             n = end - behind
             while not _ends_well(kv, s, n, alignment):

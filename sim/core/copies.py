@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim.core.block_pool import free_block, get_new_block
+from sim.core import codes as c
+from sim.core.block_pool import free_blocks
 from sim.core.jit import inner, leaf
 from sim.core.kv_tables import replace_block
 from sim.core.partial_tail import move_keys
+from sim.core.spare_blocks import get_new_blocks, settle
 from sim.core.state import KVCache
 
 
@@ -20,13 +22,12 @@ from sim.core.state import KVCache
 def _take_copy(kv: KVCache, g: int, source: int) -> int:
     """A new block for the copy of another one, noted for this step's batch."""
     kv.count.grants += 1
-    copy = get_new_block(kv.pool)
     n = kv.ctl.num_copies
-    kv.copies[n, 0] = g
-    kv.copies[n, 1] = source
-    kv.copies[n, 2] = copy
+    kv.copies[0, n, 0] = g
+    kv.copies[0, n, 1] = source
+    get_new_blocks(kv.pool, kv.copies, 0, n, 2, 1)
     kv.ctl.num_copies = n + 1
-    return copy
+    return np.int64(kv.copies[0, n, 2])
 
 
 @inner
@@ -70,9 +71,14 @@ def release_copies(kv: KVCache) -> None:
     if n == 0:
         return
     kv.ctl.num_copies = 0
-    front = kv.params.num_blocks
+    settle(kv.pool)
+    # blocks are freed from the last place to the first
+    first = kv.held_by_copies.size
     for g in range(kv.params.num_groups):
         for i in range(n):
-            if kv.copies[i, 0] == g:
-                front = free_block(kv.pool, kv.copies[i, 1], front)
-                front = free_block(kv.pool, kv.copies[i, 2], front)
+            if kv.copies[0, i, 0] == g:
+                first -= 2
+                kv.held_by_copies[0, 0, first + 1] = kv.copies[0, i, 1]
+                kv.held_by_copies[0, 0, first] = kv.copies[0, i, 2]
+    last = kv.params.free_order == c.FREE_APPEND
+    free_blocks(kv.pool, kv.held_by_copies, 0, 0, first, kv.held_by_copies.size, last)

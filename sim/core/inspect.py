@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sim.core import codes as c
+from sim.core.free_queue import GAP, queue_place
 from sim.core.jit import entry
 from sim.core.probes import largest_free_run
 from sim.core.state import Pool, State
@@ -14,11 +15,11 @@ from sim.core.state import Pool, State
 def free_queue_order(pool: Pool, out: np.ndarray) -> int:
     """Write the ids of the free queue in queue order into ``out`` (int32[>= N]); returns their number."""
     n = 0
-    b = pool.blocks.next_free[pool.params.num_blocks]
-    while b != pool.params.num_blocks + 1:
-        out[n] = b
-        n += 1
-        b = pool.blocks.next_free[b]
+    for position in range(pool.queue.first, pool.queue.end):
+        b = pool.ring[queue_place(pool, position)]
+        if b != GAP:
+            out[n] = b
+            n += 1
     return n
 
 

@@ -117,6 +117,8 @@ def _num_cacheable_tokens(kv: KVCache, g: int, num_tokens: int) -> int:
 @inner
 def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
     """Offer what ``num_tokens`` known tokens fill to the prefix map, group by group."""
+    if kv.params.windows_only and num_tokens < kv.due.fills[slot]:
+        return
     for g in range(kv.params.num_groups):
         cacheable = _num_cacheable_tokens(kv, g, num_tokens)
         before = np.int64(kv.tables.num_cached[g, slot])

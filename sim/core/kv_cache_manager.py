@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.core import cache_hit, cross_attention, kv_rules, kv_tables
+from sim.core import cache_hit, cross_attention, kv_rules, kv_tables, pool_rules
 from sim.core.block_pool import get_num_free_blocks
 from sim.core.jit import inner, leaf
 from sim.core.state import KVCache
@@ -67,6 +67,12 @@ def new_step_starts(kv: KVCache) -> None:
 
 
 @leaf
+def step_ends(kv: KVCache) -> None:
+    """Everything that was freed goes to its place in the free queue."""
+    pool_rules.settle(kv.pool)
+
+
+@leaf
 def _skipped_hits(kv: KVCache, g: int, hit_tokens: int) -> int:
     """Leading hits that attention will not read, and that are left where they are (>= 0.14)."""
     if kv.params.takes_skipped_hits:
@@ -75,12 +81,25 @@ def _skipped_hits(kv: KVCache, g: int, hit_tokens: int) -> int:
 
 
 @inner
-def _blocks_to_admit(kv: KVCache, r: int, slot: int, num_tokens: int, hit_tokens: int, whole: bool) -> int:
-    """Free blocks that slots for ``num_tokens`` take from a waiting request's point of view."""
-    need = 0
+def _free_hits(kv: KVCache, r: int, slot: int, hit_tokens: int) -> int:
+    """Hit blocks that a waiting request takes out of the free queue."""
+    free = 0
     for g in range(kv.params.num_groups):
-        need += kv_rules.num_new_blocks(kv, r, slot, g, num_tokens, hit_tokens, whole, True)
-        need += cache_hit.count_free_hits(kv, r, slot, g, _skipped_hits(kv, g, hit_tokens))
+        free += cache_hit.count_free_hits(kv, r, slot, g, _skipped_hits(kv, g, hit_tokens))
+    return free
+
+
+@inner
+def _new_blocks(
+    kv: KVCache, r: int, slot: int, num_tokens: int, computed: int, whole: bool, fresh: bool
+) -> int:
+    """Blocks that slots for ``num_tokens`` need in all groups, beyond the hits, see ``num_new_blocks``."""
+    need = 0
+    of_group = 0
+    for g in range(kv.params.num_groups):
+        if kv.groups.like_last[g] == 0:
+            of_group = kv_rules.num_new_blocks(kv, r, slot, g, num_tokens, computed, whole, fresh)
+        need += of_group
     return need
 
 
@@ -95,12 +114,15 @@ def can_admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_tokens: i
         return FAIL_STATE
     watermark = kv.params.watermark_blocks if has_running else 0
     free = get_num_free_blocks(kv.pool)
+    hits = _free_hits(kv, r, slot, hit_tokens)
     limit = kv.params.max_model_len
     if kv.params.reserve_full_isl:
-        need = _blocks_to_admit(kv, r, slot, min(kv.requests.num_tokens[r], limit), hit_tokens, True)
+        whole = min(kv.requests.num_tokens[r], limit)
+        need = hits + _new_blocks(kv, r, slot, whole, hit_tokens, True, True)
         if need + watermark > free:
             return FAIL_WATERMARK if need <= free else FAIL_RESERVE
-    need = _blocks_to_admit(kv, r, slot, min(hit_tokens + num_new_tokens, limit), hit_tokens, False)
+    tokens = min(hit_tokens + num_new_tokens, limit)
+    need = hits + _new_blocks(kv, r, slot, tokens, hit_tokens, False, True)
     if need + watermark > free:
         return FAIL_WATERMARK if need <= free else FAIL_POOL
     return ALLOCATED
@@ -113,18 +135,16 @@ def blocks_wanted(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_token
     """
     tokens = kv.requests.num_tokens[r] if kv.params.reserve_full_isl else hit_tokens + num_new_tokens
     whole = kv.params.reserve_full_isl != 0
-    return _blocks_to_admit(kv, r, slot, min(tokens, kv.params.max_model_len), hit_tokens, whole)
+    tokens = min(tokens, kv.params.max_model_len)
+    return _free_hits(kv, r, slot, hit_tokens) + _new_blocks(kv, r, slot, tokens, hit_tokens, whole, True)
 
 
-@inner
+@leaf
 def blocks_wanted_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> int:
     """Free blocks that a running request asks for."""
     computed = kv.requests.num_computed[r]
     target = min(computed + num_new_tokens, kv.params.max_model_len)
-    need = 0
-    for g in range(kv.params.num_groups):
-        need += kv_rules.num_new_blocks(kv, r, slot, g, target, computed, False, False)
-    return need
+    return _new_blocks(kv, r, slot, target, computed, False, False)
 
 
 @leaf
@@ -134,19 +154,25 @@ def admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_tokens: int) 
     if kv.params.enable_caching:
         for g in range(kv.params.num_groups):
             kv_rules.adopt_hits(kv, slot, g, _skipped_hits(kv, g, hit_tokens))
-    _grow(kv, r, slot, hit_tokens, num_new_tokens, True)
+    target = min(hit_tokens + num_new_tokens, kv.params.max_model_len)
+    _grow(kv, r, slot, hit_tokens, target, True)
+    _cache_known(kv, r, slot, hit_tokens + num_new_tokens)
 
 
 @inner
-def _grow(kv: KVCache, r: int, slot: int, computed: int, num_new_tokens: int, fresh: bool) -> None:
-    target = min(computed + num_new_tokens, kv.params.max_model_len)
+def _grow(kv: KVCache, r: int, slot: int, computed: int, target: int, fresh: bool) -> None:
+    """New blocks for a request that is to have ``target`` computed tokens."""
     for g in range(kv.params.num_groups):
         kv_rules.allocate_new_blocks(kv, r, slot, g, target, computed, fresh)
     held = kv_tables.blocks_held(kv, slot)
     if held > kv.requests.peak_blocks[r]:
         kv.requests.peak_blocks[r] = held
-    # tokens that are only placeholders have no identity yet and stay out of the cache
-    cache_blocks(kv, r, slot, min(computed + num_new_tokens, kv.requests.num_tokens[r]))
+
+
+@leaf
+def _cache_known(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
+    """Cache what a step fills; tokens that are only placeholders have no identity yet and stay out."""
+    cache_blocks(kv, r, slot, min(num_tokens, kv.requests.num_tokens[r]))
 
 
 @leaf
@@ -158,9 +184,12 @@ def allocate_running(kv: KVCache, r: int, slot: int, num_new_tokens: int) -> boo
     if computed + num_new_tokens <= kv.requests.quiet[r]:
         return True
     kv_rules.remove_left_behind(kv, r, slot)
-    if blocks_wanted_running(kv, r, slot, num_new_tokens) > get_num_free_blocks(kv.pool):
-        return False
-    _grow(kv, r, slot, computed, num_new_tokens, False)
+    target = min(computed + num_new_tokens, kv.params.max_model_len)
+    if kv_rules.outgrows_tables(kv, slot, target):
+        if _new_blocks(kv, r, slot, target, computed, False, False) > get_num_free_blocks(kv.pool):
+            return False
+        _grow(kv, r, slot, computed, target, False)
+    _cache_known(kv, r, slot, computed + num_new_tokens)
     return True
 
 
@@ -180,5 +209,5 @@ def free(kv: KVCache, r: int) -> None:
         return
     cross_attention.drop_encoder(kv, slot)
     for g in range(kv.params.num_groups):
-        kv_tables.free_table(kv, slot, g)
+        kv_rules.free_table(kv, slot, g)
     release_slot(kv, r)

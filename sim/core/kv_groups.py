@@ -7,15 +7,17 @@ from __future__ import annotations
 import numpy as np
 
 from sim.core import codes as c
-from sim.core.block_hash import ensure_hashes
+from sim.core.block_hash import ensure_hashes, group_key
 from sim.core.block_pool import NULL_BLOCK, cache_full_block
 from sim.core.copies import copy_shared_block
 from sim.core.cross_attention import allocate_encoder_blocks, num_encoder_blocks
 from sim.core.jit import inner, leaf
-from sim.core.kv_tables import NO_PARENT, cdiv, give_up, grow_table
+from sim.core.kv_tables import NO_PARENT, PREFETCH_KEYS, cdiv, give_up_window, grow_table, note_keys
 from sim.core.partial_tail import drop_keys
+from sim.core.prefetch import prefetch
+from sim.core.prefix_map import map_prefetch
 from sim.core.residency import follow_chain
-from sim.core.retention import next_selected, selected
+from sim.core.retention import next_selected, selected, selects_all
 from sim.core.state import KVCache
 from sim.core.states import allocate_states, note_state, num_new_states, retire_states
 
@@ -48,6 +50,10 @@ def remove_left_behind(kv: KVCache, r: int, slot: int) -> None:
     processed = kv.requests.num_computed[r]
     if kv.params.window_free_basis == c.WINDOW_PROCESSED:
         processed = max(processed - kv.requests.in_flight[r], 0)
+    if kv.params.windows_only and processed < kv.due.leaves[slot]:
+        return
+    for g in range(kv.params.num_groups):
+        prefetch(kv.pool.blocks, kv.table_blocks[g, slot, kv.tables.nulls[g, slot]])
     for g in range(kv.params.num_groups):
         if kv.groups.attention[g] == c.GROUP_MAMBA:
             remove_skipped_blocks(kv, slot, g, max(processed - kv.params.state_drafts, 0))
@@ -63,8 +69,8 @@ def remove_skipped_blocks(kv: KVCache, slot: int, g: int, processed: int) -> Non
     end = min(skipped_blocks(kv, g, processed), kv.tables.length[g, slot])
     if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.mamba_align:
         retire_states(kv, slot, g, end, processed)
-    elif end > 0:
-        give_up(kv, slot, g, 0, end, False)
+    elif end > kv.tables.nulls[g, slot]:
+        give_up_window(kv, slot, g, end)
 
 
 @leaf
@@ -116,6 +122,9 @@ def allocate_new_blocks(
     kv: KVCache, r: int, slot: int, g: int, num_tokens: int, computed: int, fresh: bool
 ) -> None:
     """Append blocks until the table has slots for ``num_tokens`` and for what a drafter writes."""
+    if kv.groups.like_last[g]:
+        grow_table(kv, slot, g, np.int64(kv.tables.length[g - 1, slot]))
+        return
     if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.mamba_align:
         allocate_states(kv, r, slot, g, num_tokens, computed, fresh)
         return
@@ -143,6 +152,12 @@ def _cache_block(kv: KVCache, r: int, slot: int, g: int, i: int) -> None:
             note_state(kv, kv.pool.blocks.block_hash[b])
 
 
+@leaf
+def outgrows_tables(kv: KVCache, slot: int, num_tokens: int) -> bool:
+    """Whether slots for ``num_tokens`` may take a block."""
+    return kv.params.windows_only == 0 or num_tokens >= kv.due.grows[slot]
+
+
 @inner
 def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> None:
     """Offer the blocks that ``num_tokens`` known tokens fill to the prefix map, in order of position."""
@@ -158,10 +173,17 @@ def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> Non
     i = next_selected(selection, done, full)
     if i < full:
         ensure_hashes(kv, r, slot, full * kv.groups.hash_ratio[g])
+        note_keys(kv, slot, g, i, full)
+    ratio = kv.groups.hash_ratio[g]
+    every = selects_all(selection)
+    for near in range(i, min(i + PREFETCH_KEYS, full)):
+        map_prefetch(kv.pool, group_key(kv.hashes[slot, (near + 1) * ratio - 1], g))
     while i < full:
+        if i + PREFETCH_KEYS < full:
+            map_prefetch(kv.pool, group_key(kv.hashes[slot, (i + PREFETCH_KEYS + 1) * ratio - 1], g))
         if kv.table_blocks[g, slot, i] != NULL_BLOCK:
             _cache_block(kv, r, slot, g, i)
-        i = next_selected(selection, i + 1, full)
+        i = i + 1 if every else next_selected(selection, i + 1, full)
     kv.tables.num_cached[g, slot] = full
 
 
@@ -180,8 +202,34 @@ def _changes_within_block(kv: KVCache, r: int, slot: int, g: int) -> bool:
 
 
 @inner
+def _note_due(kv: KVCache, slot: int) -> int:
+    """Note when the tables of a running request change next; its quiet tokens."""
+    leaves = np.int64(kv.params.max_model_len + 1)
+    grows = leaves
+    fills = leaves
+    for s in range(kv.params.num_specs):
+        g = kv.specs.first_group[s]
+        size = kv.specs.block_size[s]
+        nulls = kv.tables.nulls[g, slot]
+        grows = min(grows, kv.tables.length[g, slot] * size + 1)
+        if kv.params.enable_caching:
+            fills = min(fills, (kv.tables.num_cached[g, slot] + 1) * size)
+        if kv.specs.attention[s] == c.GROUP_SLIDING_WINDOW:
+            leaves = min(leaves, (nulls + 1) * size + kv.specs.window[s] - 1)
+        elif kv.specs.attention[s] == c.GROUP_CHUNKED_LOCAL:
+            chunk = kv.specs.window[s]
+            leaves = min(leaves, (nulls * size // chunk + 1) * chunk)
+    kv.due.leaves[slot] = leaves
+    kv.due.grows[slot] = grows
+    kv.due.fills[slot] = fills
+    return min(leaves, grows - 1, fills - 1)
+
+
+@inner
 def quiet_tokens(kv: KVCache, r: int, slot: int) -> int:
     """Up to how many computed tokens a running request will need no block, fill none and give none up."""
+    if kv.params.windows_only:
+        return _note_due(kv, slot)
     quiet = np.int64(kv.params.max_model_len)
     for g in range(kv.params.num_groups):
         size = kv.groups.block_size[g]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes
-from sim.core.block_pool import cache_full_block, touch
+from sim.core.block_pool import cache_full_block, free_blocks, touch
 from sim.core.cache_hit import find_in_full, set_hits
 from sim.core.jit import inner, leaf
-from sim.core.kv_tables import NO_PARENT, PREFETCH_KEYS, append_blocks, cdiv, grow_table
+from sim.core.kv_tables import NO_PARENT, PREFETCH_KEYS, append_blocks, cdiv, empty_table, grow_table
 from sim.core.prefix_map import map_prefetch
 from sim.core.residency import follow_chain
 from sim.core.state import KVCache, State
@@ -48,6 +49,12 @@ def num_new_blocks(
     return max(cdiv(num_tokens, kv.groups.block_size[g]) - have, 0)
 
 
+@leaf
+def outgrows_tables(kv: KVCache, slot: int, num_tokens: int) -> bool:
+    """Whether slots for ``num_tokens`` take a block."""
+    return num_tokens > kv.tables.length[0, slot] * kv.groups.block_size[0]
+
+
 @inner
 def adopt_hits(kv: KVCache, slot: int, g: int, skipped: int) -> None:
     """Touch the hit blocks in ascending position and make them the beginning of the table."""
@@ -56,6 +63,14 @@ def adopt_hits(kv: KVCache, slot: int, g: int, skipped: int) -> None:
         touch(kv.pool, kv.table_blocks[g, slot, i])
     append_blocks(kv, slot, g, 0, hits)
     kv.tables.num_cached[g, slot] = hits
+
+
+@inner
+def free_table(kv: KVCache, slot: int, g: int) -> None:
+    """Free the slot's blocks of the group, the tail of the table first, and empty the table."""
+    last = kv.params.free_order != c.FREE_SPLIT
+    free_blocks(kv.pool, kv.table_blocks, g, slot, 0, kv.tables.length[g, slot], last)
+    empty_table(kv, slot, g)
 
 
 @leaf

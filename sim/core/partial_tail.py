@@ -56,7 +56,7 @@ def cache_prefix(kv: KVCache, r: int, slot: int, g: int, b: int, units: int) -> 
         if pool.blocks.block_hash[b] != _NO_HASH:
             return key
         pool.blocks.block_hash[b] = key
-        pool.reused[b] = 0
+        pool.blocks.reused[b] = 0
         pool.meta.num_cached += 1
     before = (units - 1) // ratio * ratio
     follow_chain(pool, b, h, kv.hashes[slot, before - 1] if before > 0 else NO_PARENT)
@@ -94,6 +94,6 @@ def move_keys(pool: Pool, source: int, target: int) -> None:
     if whole:
         map_insert(pool, key, target)
     move_partial_keys(pool, source, target)
-    pool.reused[target] = pool.reused[source]
+    pool.blocks.reused[target] = pool.blocks.reused[source]
     if pool.params.follow_blocks:
         follow_chain(pool, target, pool.followed.hash[source], pool.followed.parent[source])

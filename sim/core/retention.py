@@ -81,6 +81,12 @@ def keeps_multiple(kv: KVCache, g: int, num_tokens: int) -> bool:
 
 
 @leaf
+def selects_all(selection: Selection) -> bool:
+    """Whether every block is selected."""
+    return 0 < selection[0] <= selection[1] and selection[2] == 0
+
+
+@leaf
 def next_selected(selection: Selection, i: int, end: int) -> int:
     """The first selected block from i on, ``end`` when there is none before it.
 

@@ -392,6 +392,7 @@ def schedule(st: State, batch: int) -> None:
     if st.ctl.num_preempted == 0:
         _schedule_waiting(st, batch, budget, threshold)
     release_copies(st.kv)
+    kv.step_ends(st.kv)
     _after_schedule(st, batch)
     st.ctl.finished_pending = 0
 
@@ -473,6 +474,7 @@ def update_from_output(st: State, batch: int, now: int) -> None:
                 st.queues.lists.running[kept] = r
                 kept += 1
         st.ctl.num_running = kept
+    kv.step_ends(st.kv)
 
 
 @leaf

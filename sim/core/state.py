@@ -21,7 +21,6 @@ from sim.core.struct import Struct
 #: A record (np.record) or record array (np.recarray); fields are attributes, checked by the jitted code.
 Record = Any
 
-U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
@@ -38,6 +37,7 @@ PARAMS = _dtype(
         "num_blocks": np.int64,  # N, the null block included
         "num_groups": np.int64,  # G
         "num_specs": np.int64,  # P
+        "windows_only": np.int64,  # full attention, windows and chunks, without drafts and keys inside blocks
         "hybrid": np.int64,  # several groups under prefix caching (HybridKVCacheCoordinator)
         "block_size": np.int64,  # the engine's own, tokens
         "scheduler_block_size": np.int64,  # least common multiple of the groups' block sizes
@@ -215,17 +215,27 @@ FREE_RUNS = _dtype(
     }
 )
 
-#: One block (vLLM 0.32.0, KVCacheBlock), half a cache line. Block 0 is the null block; N and N+1 are the free
-#: queue's sentinels.
+#: The free queue: positions in it only grow at its end and fall at its front, see free_queue.
+FREE_QUEUE = _dtype(
+    {
+        "first": np.int64,  # position of the front
+        "end": np.int64,  # one behind the last position
+        "spare": np.int64,  # blocks at the front that do not know that they are free; none between two phases
+        "unranked": np.int64,  # of these, the first ones, whose free runs are not measured yet
+        "moved": np.int64,  # 1: the number of free runs is to be counted anew when the step ends
+    }
+)
+
+#: One block (vLLM 0.32.0, KVCacheBlock), half a cache line. Block 0 is the null block.
 BLOCK = _dtype(
     {
-        "prev_free": np.int32,  # neighbours in the free queue, -1: not in it
-        "next_free": np.int32,
+        "block_hash": np.uint64,  # key in the prefix map, 0: none
+        "place": np.int32,  # in the ring of the free queue, -1: not in it
         "dup_prev": np.int32,  # ring of the blocks with one key, in order of insertion; -1: not in the map
         "dup_next": np.int32,
-        "block_hash": np.uint64,  # key in the prefix map, 0: none
         "ref_cnt": np.int32,  # not kept for the null block
         "mark": np.int32,  # position + 1 among the hits of the remembered look-up, 0: not among them
+        "reused": np.int32,  # 1: hit at least once since it was cached
     }
 )
 
@@ -251,6 +261,7 @@ GROUP = _dtype(
         "block_size": np.int64,  # tokens
         "hash_ratio": np.int64,  # hash units a block
         "spec": np.int64,  # index of the group's spec
+        "like_last": np.int64,  # 1: all about its tables but the blocks is as in the group before
         "window": np.int64,  # tokens of a sliding window or of an attention chunk
         "admission_cap": np.int64,  # blocks that one request can hold at once, 0: no limit
         "drops": np.int64,  # 1: hits lose their last block, which the drafter wants computed
@@ -268,6 +279,7 @@ SPEC = _dtype(
         "block_size": np.int64,  # tokens
         "hash_ratio": np.int64,
         "window": np.int64,
+        "first_group": np.int64,
         "tail_blocks": np.int64,  # cached blocks in a row that a hit in a sliding window needs
         "hit_tokens": np.int64,  # of the look-up in progress, -1: not looked up
         "drops": np.int64,  # 1: hits lose their last block
@@ -298,6 +310,18 @@ STATES = _dtype(
     }
 )
 
+#: Where the blocks of one table stand that may have a key or another owner: group x slot.
+KEYED = _dtype({"first": np.int32, "end": np.int32})
+
+#: When something happens to the tables of a slot's running request, in tokens; not before.
+DUE = _dtype(
+    {
+        "leaves": np.int32,  # processed tokens with which a block leaves its window
+        "grows": np.int32,  # tokens that need a block more
+        "fills": np.int32,  # known tokens that fill a block
+    }
+)
+
 #: One slot's chain of hashes.
 SLOT = _dtype(
     {
@@ -323,7 +347,7 @@ REQUEST = _dtype(
         "slot": np.int32,  # -1: none
         "batch_pos": np.int32,  # position in the batch being built, -1: not in it
         "status": np.int32,  # S_*
-        "quiet": np.int32,  # up to so many computed tokens it needs no block and fills none, see _note_quiet
+        "quiet": np.int32,  # up to so many computed tokens it needs no block, fills none and gives none up
         "preemptions": np.int32,
         "peak_blocks": np.int32,
         "lost": np.int32,  # tokens computed before the last preemption
@@ -408,12 +432,14 @@ NOTE = _dtype(
 class Pool(Struct):
     """BlockPool (vLLM 0.32.0, v1/core/block_pool.py)."""
 
+    plain: bool  # see KVCache
     params: Record  # PARAMS
     ctl: Record  # CONTROL
     meta: Record  # POOL_META
     runs: Record  # FREE_RUNS
-    blocks: Record  # BLOCK[N+2]
-    reused: U8  # (N,) 1: hit at least once since it was cached
+    queue: Record  # FREE_QUEUE
+    ring: I32  # see free_queue: ids of the free blocks by place, 0: none
+    blocks: Record  # BLOCK[N]
     table: U64  # prefix map, see prefix_map: buckets of eight words
     partial_keys: U64  # (N*partial_width or 1,) by place of the boundary in its block, 0: none
     partial_table: U64  # (2*capacity,) [2*i] a key (0: empty), [2*i+1] the first place that has it
@@ -440,9 +466,12 @@ class KVCache(Struct):
     specs: Record  # SPEC[P], full attention first
     requests: Record  # REQUEST[R+2]
     tables: Record  # TABLE[G, S]
+    keyed: Record  # KEYED[G, S], or [1, 1] in a plain engine
+    due: Record  # DUE[S], or [1] in a plain engine; kept where params.windows_only
     table_blocks: I32  # (G, S, B)
     states: Record  # STATES[G, S], or [1, 1] for a plain engine
-    copies: I32  # (G*S, 3) group, block and copy of it that this step's batch makes
+    copies: I32  # (1, G*S, 3) group, block and copy of it that this step's batch makes
+    held_by_copies: I32  # (1, 1, 2*G*S) the blocks and copies, to be freed
     slots: Record  # SLOT[S]
     hashes: U64  # (S, H)
     step_keys: U64  # ((12 + 2*drafts)*G*S,) keys of the Mamba states cached since the last schedule() began

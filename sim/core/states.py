@@ -144,13 +144,16 @@ def retire_states(kv: KVCache, slot: int, g: int, end: int, processed: int) -> N
     """
     if kv.params.states_to_gap:
         # up to 0.29 what lies behind a gap stays until its request ends
-        give_up(kv, slot, g, 0, end, False)
+        first = end
+        while first > 0 and kv.table_blocks[g, slot, first - 1] != NULL_BLOCK:
+            first -= 1
+        give_up(kv, slot, g, first, end)
     elif end > kv.tables.retired[g, slot]:
-        give_up(kv, slot, g, kv.tables.retired[g, slot], end, True)
+        give_up(kv, slot, g, kv.tables.retired[g, slot], end)
         kv.tables.retired[g, slot] = end
     last = kv.tables.last_state[g, slot]
     if 0 <= last < cdiv(processed, kv.groups.block_size[g]) - 1:
-        give_up(kv, slot, g, last, last + 1, True)
+        give_up(kv, slot, g, last, last + 1)
 
 
 @inner

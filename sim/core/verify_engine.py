@@ -132,6 +132,48 @@ def inv_27(st: State) -> Iterator[str]:
         yield f"{ctl.num_ended_watched} watched requests have ended"
 
 
+def inv_33(st: State) -> Iterator[str]:
+    """INV-33: the blocks of a window's table that have a key or another owner stand where that is noted."""
+    kv = st.kv
+    for g, slot in np.ndindex(kv.keyed.shape):
+        if kv.groups.attention[g] not in (c.GROUP_SLIDING_WINDOW, c.GROUP_CHUNKED_LOCAL):
+            continue
+        noted = range(kv.keyed.first[g, slot], kv.keyed.end[g, slot])
+        for i, b in enumerate(kv.table_blocks[g, slot, : kv.tables.length[g, slot]].tolist()):
+            known = kv.pool.blocks.block_hash[b] != 0 or kv.pool.blocks.ref_cnt[b] != 1
+            if b and known and i not in noted:
+                yield f"block {b} at place {i} of slot {slot}, group {g} is known, noted are {noted}"
+
+
+def inv_34(st: State) -> Iterator[str]:
+    """INV-34: nothing happens to the tables of a running request before it is noted as due."""
+    kv = st.kv
+    if not st.params.windows_only or kv.due.size < kv.slots.size:
+        return
+    for r in st.queues.lists.running[: st.ctl.num_running]:
+        slot = kv.requests.slot[r]
+        due = kv.due[slot]
+        for g in range(kv.groups.size):
+            table, size, window = kv.tables[g, slot], kv.groups.block_size[g], kv.groups.window[g]
+            if due.grows > table.length * size + 1:
+                yield f"request {r} is to grow at {due.grows} tokens, group {g} has {table.length} blocks"
+            if st.params.enable_caching and due.fills > (table.num_cached + 1) * size:
+                yield f"request {r} fills at {due.fills} tokens, {table.num_cached} are cached in group {g}"
+            leaves = (table.nulls + 1) * size
+            if kv.groups.attention[g] == c.GROUP_SLIDING_WINDOW:
+                leaves += window - 1
+            elif kv.groups.attention[g] == c.GROUP_CHUNKED_LOCAL:
+                leaves = -(-leaves // window) * window
+            else:
+                continue
+            if due.leaves > leaves:
+                yield f"request {r} gives up at {due.leaves} tokens, group {g} gave up {table.nulls} blocks"
+        if kv.requests.quiet[r] > min(due.leaves, due.grows - 1, due.fills - 1):
+            yield f"request {r} is quiet up to {kv.requests.quiet[r]} tokens, due are {due}"
+
+
 ENGINE_INVARIANTS: dict[str, EngineCheck] = {
-    f"INV-{i}": check for i, check in enumerate((inv_23, inv_24, inv_25, inv_26, inv_27), 23)
+    **{f"INV-{i}": check for i, check in enumerate((inv_23, inv_24, inv_25, inv_26, inv_27), 23)},
+    "INV-33": inv_33,
+    "INV-34": inv_34,
 }

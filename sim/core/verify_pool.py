@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import numpy as np
 
+from sim.core.free_queue import GAP
 from sim.core.prefix_map import BUCKET
 from sim.core.probes import FIRST_BIT
 from sim.core.state import Pool
@@ -17,33 +17,32 @@ PoolCheck = Callable[[Pool], Iterator[str]]
 def inv_1(pool: Pool) -> Iterator[str]:
     """INV-1: a block without references, and no other, is in the free queue, once; the null block is not.
 
-    The queue is a list linked both ways between its two sentinels, as long as ``num_free`` says.
+    Each knows its place in the queue's ring, and there are as many as ``num_free`` says.
     """
     n = int(pool.params.num_blocks)
-    following, before = pool.blocks["next_free"].tolist(), pool.blocks["prev_free"].tolist()
-    walk = [n]
-    while walk[-1] != n + 1:
-        b = following[walk[-1]]
-        if not (0 <= b < n or b == n + 1) or len(walk) > n + 1:
-            yield f"the free queue goes from {walk[-1]} to {b} after {len(walk) - 1} blocks"
-            return
-        walk.append(b)
-    for a, b in pairwise(walk):
-        if before[b] != a:
-            yield f"block {b} follows {a} in the free queue, and points back to {before[b]}"
-    if before[n] != -1 or following[n + 1] != -1:
-        yield "the free queue goes beyond its sentinels"
-    members = walk[1:-1]
-    if len(members) != pool.meta.num_free:
-        yield f"{len(members)} blocks in the free queue, num_free is {pool.meta.num_free}"
-    counts = np.bincount(np.array(members, dtype=np.int64), minlength=n)
-    wanted = pool.blocks["ref_cnt"][:n] == 0
+    first, end = int(pool.queue.first), int(pool.queue.end)
+    if not 0 <= end - first <= pool.ring.size:
+        yield f"the free queue stands at {first} to {end} in a ring of {pool.ring.size} places"
+        return
+    if pool.queue.spare:
+        yield f"{pool.queue.spare} blocks at the front of the free queue do not know that they are free"
+    places = np.arange(first, end) & (pool.ring.size - 1)
+    members = pool.ring[places]
+    places, members = places[members != GAP], members[members != GAP]
+    if members.size and not 0 < members.min() <= members.max() < n:
+        yield f"the free queue goes from block {members.min()} to block {members.max()}"
+        return
+    if members.size != pool.meta.num_free:
+        yield f"{members.size} blocks in the free queue, num_free is {pool.meta.num_free}"
+    counts = np.bincount(members, minlength=n)
+    wanted = pool.blocks["ref_cnt"] == 0
     wanted[0] = False
     for b in np.flatnonzero(counts != wanted):
         yield f"block {b} is {counts[b]} times in the free queue with {pool.blocks.ref_cnt[b]} references"
-    for b in np.flatnonzero(counts == 0):
-        if before[b] != -1 or following[b] != -1:
-            yield f"block {b} has neighbours {before[b]} and {following[b]}, but is not in the free queue"
+    known = np.full(n, -1)
+    known[members] = places
+    for b in np.flatnonzero(pool.blocks["place"] != known):
+        yield f"block {b} stands at place {known[b]} of the free queue, and says {pool.blocks.place[b]}"
 
 
 def inv_2(pool: Pool) -> Iterator[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from sim.core.block_hash import mix64
-from sim.core.block_pool import cache_full_block, free_block, get_cached_block, get_new_block, touch
+from sim.core.block_pool import cache_full_block, free_block, get_cached_block, get_new_blocks, touch
 from sim.core.jit import entry, leaf
 from sim.core.state import KVCache
 
@@ -51,10 +51,10 @@ def replay(kv: KVCache, num_requests: int, tail_first: bool, counts: np.ndarray)
                     counts[LEADING_BLOCKS] += 1
             else:
                 leading = False
-                b = get_new_block(pool)
+                get_new_blocks(pool, kv.table_blocks, 0, 0, i, 1)
+                b = int(kv.table_blocks[0, 0, i])
                 cache_full_block(pool, r, b, key, 0)
             kv.table_blocks[0, 0, i] = b
-        front = kv.params.num_blocks
         for i in range(n):
             at = n - 1 - i if tail_first else i
-            front = free_block(pool, kv.table_blocks[0, 0, at], front)
+            free_block(pool, kv.table_blocks[0, 0, at], False)

@@ -12,8 +12,9 @@ import pytest
 from sim.capacity import LogOptions, allocate
 from sim.core import codes as c
 from sim.core.engine import run_until
+from sim.core.free_queue import GAP
 from sim.core.prefix_map import BUCKET
-from sim.core.state import State
+from sim.core.state import DUE, KEYED, State
 from sim.core.verify import INVARIANTS, verify
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.step_time import constant
@@ -88,6 +89,17 @@ def give_up_too_much(st: State) -> None:
     st.kv.table_blocks[0, slot(st), 0] = 0
 
 
+def forget_keys(st: State) -> None:
+    """... or has keys that nobody noted."""
+    st.kv.groups.attention[0] = c.GROUP_SLIDING_WINDOW
+    st.kv.keyed = np.zeros(st.kv.tables.shape, dtype=KEYED).view(np.recarray)
+
+
+def forget_what_is_due(st: State) -> None:
+    """Running requests that are never due."""
+    st.kv.due = np.full(st.kv.slots.size, 10**6, dtype=np.int32).repeat(len(DUE)).view(DUE).view(np.recarray)
+
+
 def running(st: State, i: int = 0) -> int:
     return int(st.queues.lists.running[i])
 
@@ -98,7 +110,14 @@ def slot(st: State) -> int:
 
 def free_block(st: State) -> int:
     """The first block of the free queue."""
-    return int(st.kv.pool.blocks.next_free[st.params.num_blocks])
+    return int(np.flatnonzero(st.kv.pool.blocks.place == first_place(st))[0])
+
+
+def first_place(st: State) -> int:
+    """Where the first block of the free queue stands in its ring."""
+    pool = st.kv.pool
+    places = np.arange(pool.queue.first, pool.queue.end) & (pool.ring.size - 1)
+    return int(places[pool.ring[places] != GAP][0])
 
 
 def cached_block(st: State) -> int:
@@ -196,10 +215,12 @@ def ctl(st: State) -> np.ndarray:
 
 SPOILERS: dict[str, dict[str, Callable[[State], None]]] = {
     "INV-1": {
-        "link": add(lambda s: s.kv.pool.blocks.prev_free, free_block),
+        "place": add(lambda s: s.kv.pool.blocks.place, free_block),
+        "ends": gauge(lambda s: s.kv.pool.queue, "end", 10**6),
+        "spare": gauge(lambda s: s.kv.pool.queue, "spare"),
         "length": gauge(meta, "num_free"),
         "member": add(lambda s: s.kv.pool.blocks.ref_cnt, free_block),
-        "stranger": add(lambda s: s.kv.pool.blocks.next_free, lambda s: s.kv.table_blocks[0, slot(s), 0], 3),
+        "stranger": add(lambda s: s.kv.pool.ring, first_place, 10**6),
     },
     "INV-2": {"negative": add(lambda s: s.kv.pool.blocks.ref_cnt, free_block, -1)},
     "INV-3": {"key": add(lambda s: s.kv.pool.blocks.block_hash, lambda s: 0)},
@@ -334,6 +355,8 @@ SPOILERS: dict[str, dict[str, Callable[[State], None]]] = {
         "owner": add(lambda s: s.kv.slots.encoder_tokens, slot),
     },
     "INV-32": {"copy": gauge(ctl, "num_copies")},
+    "INV-33": {"key": forget_keys},
+    "INV-34": {"due": forget_what_is_due},
 }
 
 

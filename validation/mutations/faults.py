@@ -15,7 +15,6 @@ from validation.mutations.release_faults import RELEASE_FAULTS
 from validation.mutations.state_faults import STATE_FAULTS
 
 _POOL = "sim/core/block_pool.py"
-_TABLES = "sim/core/kv_tables.py"
 _MANAGER = "sim/core/kv_cache_manager.py"
 _SCHEDULER = "sim/core/scheduler.py"
 _QUEUE = "sim/core/request_queue.py"
@@ -29,24 +28,24 @@ _PLAIN = (
         "freed blocks without a hash go to the front of the free queue",
         "all freed blocks go to the tail",
         _POOL,
-        "if hashed or front < 0 or pool.params.free_order == c.FREE_APPEND:",
-        "if hashed or True:",
+        "if last or pool.blocks.block_hash[b] != _NO_HASH:",
+        "if True:",
     ),
     Fault(
         "free_order_hashed",
         "freed blocks with a hash go to the tail of the free queue",
         "all freed blocks go to the front",
         _POOL,
-        "if hashed or front < 0 or pool.params.free_order == c.FREE_APPEND:",
-        "if front < 0 or pool.params.free_order == c.FREE_APPEND:",
+        "if last or pool.blocks.block_hash[b] != _NO_HASH:",
+        "if last:",
     ),
     Fault(
         "tail_first",
         "a request's blocks are freed from the tail of its table",
         "they are freed from the head",
-        _TABLES,
-        "for i in range(n - 1, first - 1, -1):",
-        "for i in range(first, n):",
+        _POOL,
+        "for i in range(end - 1, first - 1, -1):",
+        "for i in range(first, end):",
     ),
     Fault(
         "duplicate_choice",
@@ -85,16 +84,16 @@ _PLAIN = (
         "a request is admitted only if all its known tokens would fit",
         "it is admitted if this step's tokens fit",
         _MANAGER,
-        "if kv.params.reserve_full_isl:\n        need =",
-        "if False:\n        need =",
+        "if kv.params.reserve_full_isl:\n        whole =",
+        "if False:\n        whole =",
     ),
     Fault(
         "evictable_hits",
         "hit blocks that nobody references count as taken from the free queue",
         "they count as free",
         _MANAGER,
-        "        need += cache_hit.count_free_hits(kv, r, slot, g, _skipped_hits(kv, g, hit_tokens))\n",
-        "",
+        "    hits = _free_hits(kv, r, slot, hit_tokens)\n",
+        "    hits = 0\n",
     ),
     Fault(
         "null_block",
@@ -109,16 +108,16 @@ _PLAIN = (
         "tokens that are still placeholders are not cached when they are scheduled",
         "they are",
         _MANAGER,
-        "min(computed + num_new_tokens, kv.requests.num_tokens[r])",
-        "computed + num_new_tokens",
+        "min(num_tokens, kv.requests.num_tokens[r])",
+        "num_tokens",
     ),
     Fault(
         "cached_a_step_late",
         "blocks that this step fills are cached when it is scheduled",
         "they are cached with the next step",
         _MANAGER,
-        "min(computed + num_new_tokens, kv.requests.num_tokens[r])",
-        "min(computed, kv.requests.num_tokens[r])",
+        "min(num_tokens, kv.requests.num_tokens[r])",
+        "min(kv.requests.num_computed[r], kv.requests.num_tokens[r])",
     ),
     Fault(
         "victim_fcfs",

@@ -142,8 +142,8 @@ GROUP_FAULTS = (
         "a request's tables are freed group by group, the first one first",
         "the last one first",
         _MANAGER,
-        "    for g in range(kv.params.num_groups):\n        kv_tables.free_table(kv, slot, g)\n",
-        "    for g in range(kv.params.num_groups - 1, -1, -1):\n        kv_tables.free_table(kv, slot, g)\n",
+        "    for g in range(kv.params.num_groups):\n        kv_rules.free_table(kv, slot, g)\n",
+        "    for g in range(kv.params.num_groups - 1, -1, -1):\n        kv_rules.free_table(kv, slot, g)\n",
         recording="groups/mixed_50",
     ),
     Fault(

@@ -1,0 +1,196 @@
+"""Blocks that one step gives back and takes again.
+
+Attention windows move on with every chunk of a prompt: some blocks fall behind, as many are needed in front.
+Most of those that fall behind have no key, so they go to the front of the free queue and are the next ones to
+be taken. While a step lasts they stand in the queue without a note in their records, which look as if the
+blocks were in use, and the free runs that they are part of are not measured. ``settle`` makes up for it when
+the step ends, with those that are left.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sim.core import block_pool, probes
+from sim.core.bits import count_ones
+from sim.core.free_queue import queue_make_room, queue_place
+from sim.core.jit import inner, leaf
+from sim.core.prefetch import prefetch
+from sim.core.probes import FIRST_BIT, probe_free, probe_take
+from sim.core.residency import follow_allocation
+from sim.core.state import Pool
+
+_PREFETCH_BLOCKS = 12
+_NO_HASH = np.uint64(0)
+_ZERO = np.uint64(0)
+_ONE = np.uint64(1)
+_63 = np.uint64(63)
+_FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
+# A run of so many blocks holds a whole word of the bitmap, or sixteen bits in a row of one.
+_HOLDS_A_WORD = 127
+_HOLDS_SIXTEEN = 31
+
+
+@inner
+def make_spare(pool: Pool, places: np.ndarray, group: int, slot: int, first: int, end: int) -> None:
+    """Free the blocks at the places first..end-1 of a table, the last place first.
+
+    None of them has a key or another owner, nor is the null block among them.
+    """
+    if first >= end:
+        return
+    queue_make_room(pool, end - first)
+    position = np.int64(pool.queue.first)
+    for i in range(first, end):
+        b = np.int64(places[group, slot, i])
+        position -= 1
+        pool.ring[queue_place(pool, position)] = b
+        bit = b + FIRST_BIT
+        pool.free_bits[bit >> 6] |= _ONE << np.uint64(bit & 63)
+    pool.queue.first = position
+    pool.queue.spare += end - first
+    pool.queue.unranked += end - first
+    pool.queue.moved = 1
+    pool.meta.num_free += end - first
+
+
+@inner
+def free_blocks(pool: Pool, places: np.ndarray, group: int, slot: int, first: int, end: int) -> None:
+    """Drop one reference of each block at the places first..end-1 of a table, the last place first.
+
+    Hashed blocks go to the tail of the free queue, the others to its front. Places may hold the null block.
+    What the table holds at those places is lost.
+    """
+    kept = end
+    for i in range(max(first, end - _PREFETCH_BLOCKS), end):
+        prefetch(pool.blocks, places[group, slot, i])
+    for i in range(end - 1, first - 1, -1):
+        if i >= first + _PREFETCH_BLOCKS:
+            prefetch(pool.blocks, places[group, slot, i - _PREFETCH_BLOCKS])
+        b = np.int64(places[group, slot, i])
+        if b == block_pool.NULL_BLOCK:
+            continue
+        if pool.blocks.block_hash[b] != _NO_HASH:
+            block_pool.free_block(pool, b, True)
+        elif pool.blocks.ref_cnt[b] > 1:
+            pool.blocks.ref_cnt[b] -= 1
+        else:
+            kept -= 1
+            places[group, slot, kept] = b
+    make_spare(pool, places, group, slot, kept, end)
+
+
+@leaf
+def _leave_bitmap(pool: Pool, b: int) -> None:
+    """A spare block is taken."""
+    if 0 <= b - pool.runs.top < pool.runs.length:
+        probe_take(pool, b)
+    else:
+        bit = b + FIRST_BIT
+        pool.free_bits[bit >> 6] &= ~(_ONE << np.uint64(bit & 63))
+
+
+@inner
+def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: int, count: int) -> None:
+    """Take blocks from the front, spare ones first, and give each one reference (``get_new_blocks``).
+
+    Writes their ids to ``out[group, slot, first : first + count]``. The caller has made sure that so many are
+    free.
+    """
+    spare = min(count, pool.queue.spare)
+    if spare > 0:
+        position = np.int64(pool.queue.first)
+        for i in range(first, first + spare):
+            b = np.int64(pool.ring[queue_place(pool, position)])
+            position += 1
+            out[group, slot, i] = b
+            _leave_bitmap(pool, b)
+        if pool.params.follow_blocks:
+            for i in range(first, first + spare):
+                pool.meta.allocations += 1
+                follow_allocation(pool, np.int64(out[group, slot, i]))
+        else:
+            pool.meta.allocations += spare
+        pool.queue.first = position
+        pool.queue.spare -= spare
+        pool.queue.unranked = max(pool.queue.unranked - spare, 0)
+        pool.queue.moved = 1
+        pool.meta.num_free -= spare
+    if spare < count:
+        block_pool.get_new_blocks(pool, out, group, slot, first + spare, count - spare)
+
+
+@inner
+def _rank(pool: Pool) -> None:
+    """Measure the free runs of the blocks that came free since that was done last."""
+    for position in range(pool.queue.first, pool.queue.first + pool.queue.unranked):
+        probe_free(pool, np.int64(pool.ring[queue_place(pool, position)]))
+    pool.queue.unranked = 0
+
+
+@inner
+def _has_word(pool: Pool) -> bool:
+    """Whether all blocks of some word of the bitmap are free."""
+    found = 0
+    for w in range(pool.free_bits.size):
+        found += pool.free_bits[w] == _FULL
+    return found > 0
+
+
+@inner
+def _has_sixteen(pool: Pool) -> bool:
+    """Whether sixteen blocks in a row are free in some word of the bitmap."""
+    found = _ZERO
+    for w in range(pool.free_bits.size):
+        word = pool.free_bits[w]
+        word &= word >> np.uint64(1)
+        word &= word >> np.uint64(2)
+        word &= word >> np.uint64(4)
+        word &= word >> np.uint64(8)
+        found |= word
+    return found != _ZERO
+
+
+@inner
+def fits_in_a_run(pool: Pool, n: int) -> bool:
+    """Whether n blocks in a row are free, of which one is."""
+    if n <= max(pool.runs.length, 1):
+        return True
+    if pool.queue.moved:
+        if pool.queue.unranked == 0 and n > pool.runs.bound:
+            return False
+        if n >= _HOLDS_A_WORD:
+            if not _has_word(pool):
+                return False
+        elif n >= _HOLDS_SIXTEEN and not _has_sixteen(pool):
+            return False
+        _rank(pool)
+        _count_runs(pool)
+    return probes.fits_in_a_run(pool, n)
+
+
+@inner
+def _count_runs(pool: Pool) -> None:
+    """Count the free runs: bits without one before them."""
+    number = 0
+    for w in range(1, pool.free_bits.size):
+        word = pool.free_bits[w]
+        number += count_ones(word & ~((word << _ONE) | (pool.free_bits[w - 1] >> _63)))
+    pool.runs.number = number
+
+
+@inner
+def settle(pool: Pool) -> None:
+    """A step ends: the blocks that nobody has taken again stand at the front of the free queue."""
+    if pool.queue.moved == 0:
+        return
+    _rank(pool)
+    for position in range(pool.queue.first, pool.queue.first + pool.queue.spare):
+        prefetch(pool.blocks, pool.ring[queue_place(pool, position + _PREFETCH_BLOCKS)])
+        place = queue_place(pool, position)
+        b = pool.ring[place]
+        pool.blocks.ref_cnt[b] = 0
+        pool.blocks.place[b] = place
+    _count_runs(pool)
+    pool.queue.spare = 0
+    pool.queue.moved = 0
