@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import cases, scale, table, tracking_overhead
+from tests.benchmarks import cases, hybrid, scale, table, tracking_overhead
 from tests.benchmarks.lifecycle import LifeCycle
 from tests.benchmarks.processes import first_step, run_simulation
 
@@ -42,6 +42,9 @@ def test_table_of_small_cases(trace: Path) -> None:
     assert mooncake.requests == 20
     command = run_simulation(cases.TEN_THOUSAND, [FEW])
     step = first_step(table.CHAT)
+    groups = hybrid.ready(["workload.duration=2s"], [f"workload.path={trace}"])
+    for case in groups.values():
+        case.measure()
     measured = table.Rounds(
         life={n: [50.0] for n in table.POOLS},
         control=[control],
@@ -52,10 +55,20 @@ def test_table_of_small_cases(trace: Path) -> None:
         mooncake=[mooncake],
         mooncake_command=[command],
         first_step=[step],
+        hybrid=groups,
     )
     shown = table.render(table.to_rows(measured, {**step, "cached": False}))
     assert "Mooncake hour" in shown
     assert "first run ever" in shown
+    assert "chat: five groups by one" in shown
+
+
+def test_hybrid(trace: Path) -> None:
+    found = hybrid.ready(["workload.duration=2s"], [f"workload.path={trace}"])
+    for case in found.values():
+        case.measure()
+    assert [line.split(":")[0] for line in hybrid.lines(found)] == ["chat", "Mooncake hour"]
+    assert all(case.pair.blocks[0] < case.pair.blocks[1] for case in found.values())
 
 
 def test_scale(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from tests.benchmarks import cases
+from tests.benchmarks import cases, hybrid
 from tests.benchmarks.lifecycle import LifeCycle
 from tests.benchmarks.processes import (
     Command,
@@ -121,6 +121,7 @@ class Rounds:
     mooncake: list[cases.Timing] = field(default_factory=list)
     mooncake_command: list[Command] = field(default_factory=list)
     first_step: list[dict[str, Any]] = field(default_factory=list)
+    hybrid: dict[str, hybrid.Case] = field(default_factory=dict)
 
 
 def _life(pool: LifeCycle) -> float:
@@ -150,6 +151,7 @@ def measure(rounds: int) -> Rounds:
     if python is None:
         _say("no real vLLM: set KVPOOL_VLLM_PYTHON to a Python that has it; its ratio is left out")
     overrides = cases.mooncake_overrides()
+    out.hybrid = hybrid.ready()
     with ExitStack() as stack:
         vllm = stack.enter_context(VllmWorker(python, CONTROL_REQUESTS)) if python else None
         for i in range(rounds):
@@ -165,6 +167,8 @@ def measure(rounds: int) -> Rounds:
             if mooncake is not None:
                 out.mooncake.append(cases.run_config(MOONCAKE, overrides))
                 out.mooncake_command.append(run_simulation(MOONCAKE, overrides))
+            for case in out.hybrid.values():
+                case.measure()
             out.first_step.append(first_step(CHAT))
     return out
 
@@ -246,6 +250,9 @@ def to_rows(r: Rounds, compiled: dict[str, Any] | None) -> list[Row]:
     rows += _config_rows("10,000 requests of 1000/200", r.ten_thousand, r.ten_thousand_command, 0.3, None)
     rows += _config_rows("Mooncake hour, 12,031 requests", r.mooncake, r.mooncake_command, 1.5, 500)
     rows += _control_rows(r)
+    for name, case in r.hybrid.items():
+        ours = case.pair.ratio
+        rows.append(Row(f"{name}: five groups by one", ours, "x", hybrid.TARGET, detail=vars(case.pair)))
     step = {key: _median(s[key] for s in r.first_step) for key in ("cpu_s", "wall_s")}
     rows.append(Row("chat.yaml to its first step, warm", step["cpu_s"], "s", 1.0, detail=step))
     if compiled is not None:
