@@ -44,11 +44,6 @@ def _plain_equal_high_halves(array: np.ndarray, index: int, word: np.uint64) -> 
     return sum(1 << j for j in range(LANES) if (int(array[index + j]) ^ int(word)) & _MASK < 2**32)
 
 
-def _plain_count_ones(x: np.uint64) -> int:
-    """Set bits."""
-    return int(x).bit_count()
-
-
 def _lower_count(name: str) -> Any:
     def lower(_typing: Any, word: Any) -> Any:
         def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -60,15 +55,6 @@ def _lower_count(name: str) -> Any:
         return types.int64(types.uint64), generate
 
     return lower
-
-
-def _lower_count_ones(_typing: Any, _word: Any) -> Any:
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(_WORD, [_WORD])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.ctpop.i64")
-        return builder.call(function, arguments)
-
-    return types.int64(types.uint64), generate
 
 
 def _lower_compare(drop: int) -> Any:
@@ -148,12 +134,10 @@ def make_token_sum(step: int, factor: int) -> Any:
 if numba.config.DISABLE_JIT:
     leading_zeros = _plain_leading_zeros
     trailing_zeros = _plain_trailing_zeros
-    count_ones = _plain_count_ones
     equal_words = _plain_equal_words
     equal_high_halves = _plain_equal_high_halves
 else:
     leading_zeros = intrinsic(_lower_count("llvm.ctlz.i64"))
     trailing_zeros = intrinsic(_lower_count("llvm.cttz.i64"))
-    count_ones = intrinsic(_lower_count_ones)
     equal_words = intrinsic(_lower_compare(0))
     equal_high_halves = intrinsic(_lower_compare(32))
