@@ -12,23 +12,15 @@ from __future__ import annotations
 import numpy as np
 
 from sim.core import block_pool, probes
-from sim.core.bits import count_ones
 from sim.core.free_queue import queue_make_room, queue_place
 from sim.core.jit import inner, leaf
 from sim.core.prefetch import prefetch
-from sim.core.probes import FIRST_BIT, probe_free, probe_take
+from sim.core.probes import blocks_in_full_words, enter_unranked, probe_take, rank_free
 from sim.core.residency import follow_allocation
 from sim.core.state import Pool
 
 _PREFETCH_BLOCKS = 12
 _NO_HASH = np.uint64(0)
-_ZERO = np.uint64(0)
-_ONE = np.uint64(1)
-_63 = np.uint64(63)
-_FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
-# A run of so many blocks holds a whole word of the bitmap, or sixteen bits in a row of one.
-_HOLDS_A_WORD = 127
-_HOLDS_SIXTEEN = 31
 
 
 @inner
@@ -45,12 +37,10 @@ def make_spare(pool: Pool, places: np.ndarray, group: int, slot: int, first: int
         b = np.int64(places[group, slot, i])
         position -= 1
         pool.ring[queue_place(pool, position)] = b
-        bit = b + FIRST_BIT
-        pool.free_bits[bit >> 6] |= _ONE << np.uint64(bit & 63)
+        pool.queue.filled |= enter_unranked(pool, b)
     pool.queue.first = position
     pool.queue.spare += end - first
     pool.queue.unranked += end - first
-    pool.queue.moved = 1
     pool.meta.num_free += end - first
 
 
@@ -80,16 +70,6 @@ def free_blocks(pool: Pool, places: np.ndarray, group: int, slot: int, first: in
     make_spare(pool, places, group, slot, kept, end)
 
 
-@leaf
-def _leave_bitmap(pool: Pool, b: int) -> None:
-    """A spare block is taken."""
-    if 0 <= b - pool.runs.top < pool.runs.length:
-        probe_take(pool, b)
-    else:
-        bit = b + FIRST_BIT
-        pool.free_bits[bit >> 6] &= ~(_ONE << np.uint64(bit & 63))
-
-
 @inner
 def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: int, count: int) -> None:
     """Take blocks from the front, spare ones first, and give each one reference (``get_new_blocks``).
@@ -104,7 +84,7 @@ def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: in
             b = np.int64(pool.ring[queue_place(pool, position)])
             position += 1
             out[group, slot, i] = b
-            _leave_bitmap(pool, b)
+            probe_take(pool, b)
         if pool.params.follow_blocks:
             for i in range(first, first + spare):
                 pool.meta.allocations += 1
@@ -114,7 +94,6 @@ def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: in
         pool.queue.first = position
         pool.queue.spare -= spare
         pool.queue.unranked = max(pool.queue.unranked - spare, 0)
-        pool.queue.moved = 1
         pool.meta.num_free -= spare
     if spare < count:
         block_pool.get_new_blocks(pool, out, group, slot, first + spare, count - spare)
@@ -122,68 +101,29 @@ def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: in
 
 @inner
 def _rank(pool: Pool) -> None:
-    """Measure the free runs of the blocks that came free since that was done last."""
+    """Measure the free runs of the blocks that came free since this was done last."""
     for position in range(pool.queue.first, pool.queue.first + pool.queue.unranked):
-        probe_free(pool, np.int64(pool.ring[queue_place(pool, position)]))
+        rank_free(pool, np.int64(pool.ring[queue_place(pool, position)]))
     pool.queue.unranked = 0
+    pool.queue.filled = 0
 
 
-@inner
-def _has_word(pool: Pool) -> bool:
-    """Whether all blocks of some word of the bitmap are free."""
-    found = 0
-    for w in range(pool.free_bits.size):
-        found += pool.free_bits[w] == _FULL
-    return found > 0
-
-
-@inner
-def _has_sixteen(pool: Pool) -> bool:
-    """Whether sixteen blocks in a row are free in some word of the bitmap."""
-    found = _ZERO
-    for w in range(pool.free_bits.size):
-        word = pool.free_bits[w]
-        word &= word >> np.uint64(1)
-        word &= word >> np.uint64(2)
-        word &= word >> np.uint64(4)
-        word &= word >> np.uint64(8)
-        found |= word
-    return found != _ZERO
-
-
-@inner
+@leaf
 def fits_in_a_run(pool: Pool, n: int) -> bool:
     """Whether n blocks in a row are free, of which one is."""
     if n <= max(pool.runs.length, 1):
         return True
-    if pool.queue.moved:
-        if pool.queue.unranked == 0 and n > pool.runs.bound:
-            return False
-        if n >= _HOLDS_A_WORD:
-            if not _has_word(pool):
-                return False
-        elif n >= _HOLDS_SIXTEEN and not _has_sixteen(pool):
-            return False
-        _rank(pool)
-        _count_runs(pool)
+    if n > pool.meta.num_free - pool.runs.number + 1:
+        return False  # every other run has a block at least
+    if pool.queue.filled == 0 and max(pool.runs.length, pool.runs.bound) < blocks_in_full_words(n):
+        return False  # its words were full when all runs were ranked
+    _rank(pool)
     return probes.fits_in_a_run(pool, n)
-
-
-@inner
-def _count_runs(pool: Pool) -> None:
-    """Count the free runs: bits without one before them."""
-    number = 0
-    for w in range(1, pool.free_bits.size):
-        word = pool.free_bits[w]
-        number += count_ones(word & ~((word << _ONE) | (pool.free_bits[w - 1] >> _63)))
-    pool.runs.number = number
 
 
 @inner
 def settle(pool: Pool) -> None:
     """A step ends: the blocks that nobody has taken again stand at the front of the free queue."""
-    if pool.queue.moved == 0:
-        return
     _rank(pool)
     for position in range(pool.queue.first, pool.queue.first + pool.queue.spare):
         prefetch(pool.blocks, pool.ring[queue_place(pool, position + _PREFETCH_BLOCKS)])
@@ -191,6 +131,4 @@ def settle(pool: Pool) -> None:
         b = pool.ring[place]
         pool.blocks.ref_cnt[b] = 0
         pool.blocks.place[b] = place
-    _count_runs(pool)
     pool.queue.spare = 0
-    pool.queue.moved = 0

@@ -222,7 +222,7 @@ FREE_QUEUE = _dtype(
         "end": np.int64,  # one behind the last position
         "spare": np.int64,  # blocks at the front that do not know that they are free; none between two phases
         "unranked": np.int64,  # of these, the first ones, whose free runs are not measured yet
-        "moved": np.int64,  # 1: the number of free runs is to be counted anew when the step ends
+        "filled": np.int64,  # 1: unranked blocks have filled a word of the bitmap
     }
 )
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.capacity import LogOptions, allocate
-from sim.core import bits
+from sim.core import bits, spare_blocks
 from sim.core.block_hash import ensure_hashes
 from sim.core.free_queue import queue_append, queue_make_room, queue_remove
 from sim.core.inspect import largest_run
@@ -218,3 +218,64 @@ def test_step_times_are_those_of_the_twin(
     on_the_axes = [(int(t), 0, 0, int(x), 0, 0, 0) for t in tokens_axis for x in context_axis]
     for f in [*features, *on_the_axes, (0,) * 7]:
         assert duration(core, np.array(f)) == duration_ns(model, BatchFeatures(*f))
+
+
+@entry
+def take_blocks(pool: Pool, places: np.ndarray, first: int, count: int) -> None:
+    spare_blocks.get_new_blocks(pool, places, 0, 0, first, count)
+
+
+@entry
+def give_blocks(pool: Pool, places: np.ndarray, first: int, end: int) -> None:
+    spare_blocks.make_spare(pool, places, 0, 0, first, end)
+
+
+@entry
+def ask_within_a_step(pool: Pool, n: int) -> bool:
+    return spare_blocks.fits_in_a_run(pool, n)
+
+
+@entry
+def end_step(pool: Pool) -> None:
+    spare_blocks.settle(pool)
+
+
+@pytest.mark.parametrize("num_blocks", [40, 700])
+def test_whether_a_run_is_long_enough_within_a_step(num_blocks: int) -> None:
+    """Blocks that are given back and taken again in a step are in runs like any others."""
+    state = allocate(
+        EngineSettings(num_gpu_blocks=num_blocks),
+        empty_workload(),
+        constant(1),
+        LogOptions(sample_period_ns=0),
+    )
+    pool = state.kv.pool
+    rng = random.Random(num_blocks)
+    places = np.zeros((1, 1, num_blocks), dtype=np.int32)
+    held = 0
+    for _ in range(400):
+        free = num_blocks - 1 - held
+        if rng.random() < 0.5 and free:
+            count = rng.randint(1, min(free, rng.choice([2, 30, 700])))
+            take_blocks(pool, places, held, count)
+            held += count
+        elif held:
+            # some are swapped first, so that not always the last ones go
+            for _ in range(rng.choice([0, 0, 30])):
+                i, j = rng.randrange(held), rng.randrange(held)
+                places[0, 0, [i, j]] = places[0, 0, [j, i]]
+            first = held - rng.randint(1, held)
+            give_blocks(pool, places, first, held)
+            held = first
+        used = set(places[0, 0, :held].tolist())
+        text = "".join("x" if b in used else "o" for b in range(1, num_blocks))
+        lengths = [len(run) for run in text.split("x") if run]
+        assert pool.runs.number == len(lengths)
+        longest = max(lengths, default=0)
+        if rng.random() < 0.7 and longest:
+            wanted = rng.choice([1, longest - 1, longest, longest + 1, 65, 127, 128, 300])
+            assert ask_within_a_step(pool, wanted) == (wanted <= longest)
+        if rng.random() < 0.3:
+            end_step(pool)
+            assert list(INVARIANTS["INV-18"](pool)) == []
+            assert largest_run(pool) == longest
