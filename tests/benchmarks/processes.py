@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,15 +14,34 @@ from typing import Any
 
 from tests.benchmarks.cases import ROOT
 
+# The kernel counts what the process held that a command was forked from, so a small one launches it.
+_LAUNCHER = """
+import json, os, sys, time
+began = time.monotonic()
+_, status, usage = os.wait4(os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ), 0)
+told = {"began": began, "ended": time.monotonic(), "cpu_s": usage.ru_utime + usage.ru_stime}
+os.write(int(sys.argv[1]), json.dumps({**told, "maxrss": usage.ru_maxrss}).encode())
+sys.exit(status != 0)
+"""
+
 
 @dataclass(frozen=True)
 class Command:
-    """A finished command: CPU and wall seconds, peak resident memory in MB (10**6 bytes), what it printed."""
+    """A finished command.
+
+    Attributes:
+        cpu_s: CPU seconds.
+        wall_s: wall seconds.
+        peak_mb: peak resident memory in MB (10**6 bytes).
+        stdout: what it printed.
+        began: when it was started, on the monotonic clock.
+    """
 
     cpu_s: float
     wall_s: float
     peak_mb: float
     stdout: str
+    began: float
 
 
 def run_command(arguments: list[str], env: dict[str, str] | None = None) -> Command:
@@ -32,21 +50,25 @@ def run_command(arguments: list[str], env: dict[str, str] | None = None) -> Comm
     Raises:
         RuntimeError: the command failed.
     """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        began = time.perf_counter()
-        child = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdout=out, stderr=err, env=env or dict(os.environ)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as told:
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(told.fileno())]
+        child = subprocess.run(
+            [*launcher, sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=out,
+            stderr=err,
+            env=env,
+            pass_fds=[told.fileno()],
+            check=False,
         )
-        _, status, usage = os.wait4(child.pid, 0)
-        wall = time.perf_counter() - began
-        child.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
+        for file in (out, err, told):
+            file.seek(0)
         if child.returncode != 0:
             raise RuntimeError(f"{' '.join(arguments)} failed:\n{err.read().decode()}")
         text = out.read().decode()
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-    return Command(usage.ru_utime + usage.ru_stime, wall, peak, text)
+        usage = json.loads(told.read())
+    peak = usage["maxrss"] * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return Command(usage["cpu_s"], usage["ended"] - usage["began"], peak, text, usage["began"])
 
 
 def run_simulation(config: Path, overrides: list[str], env: dict[str, str] | None = None) -> Command:
@@ -70,10 +92,10 @@ def run_simulation(config: Path, overrides: list[str], env: dict[str, str] | Non
 def first_step(config: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
     """CPU and wall seconds from the start of ``python -m sim run CONFIG`` to its first simulated phase."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
         arguments = ["-m", "tests.benchmarks.first_step", str(config), f"{folder}/run"]
-        report = json.loads(run_command(arguments, env).stdout.splitlines()[-1])
-    return {"cpu_s": report["cpu_s"], "wall_s": report["at"] - began, "cached": report["cached"]}
+        command = run_command(arguments, env)
+    report = json.loads(command.stdout.splitlines()[-1])
+    return {"cpu_s": report["cpu_s"], "wall_s": report["at"] - command.began, "cached": report["cached"]}
 
 
 def compile_time(config: Path) -> dict[str, Any]:
