@@ -28,6 +28,12 @@ from workloads.builder import WorkloadBuilder
 from workloads.requests import Workload
 
 
+def pool_of(num_blocks: int) -> Pool:
+    """All blocks free."""
+    engine = EngineSettings(num_gpu_blocks=num_blocks)
+    return allocate(engine, empty_workload(), constant(1), LogOptions(sample_period_ns=0)).kv.pool
+
+
 @entry
 def move(pool: Pool, first: int, count: int, stride: int) -> None:
     """Turn blocks over, free to used and used to free."""
@@ -55,13 +61,7 @@ def ask_whether_fits(pool: Pool, n: int) -> bool:
 )
 def test_free_runs_after_random_moves(num_blocks: int, moves: int) -> None:
     """The number of runs at any time, and the largest whenever somebody asks, now and then."""
-    state = allocate(
-        EngineSettings(num_gpu_blocks=num_blocks),
-        empty_workload(),
-        constant(1),
-        LogOptions(sample_period_ns=0),
-    )
-    pool = state.kv.pool
+    pool = pool_of(num_blocks)
     rng = random.Random(num_blocks)
     for _ in range(moves):
         # single blocks, stretches and combs, so that runs of all lengths come, merge and split
@@ -243,13 +243,7 @@ def end_step(pool: Pool) -> None:
 @pytest.mark.parametrize("num_blocks", [40, 700])
 def test_whether_a_run_is_long_enough_within_a_step(num_blocks: int) -> None:
     """Blocks that are given back and taken again in a step are in runs like any others."""
-    state = allocate(
-        EngineSettings(num_gpu_blocks=num_blocks),
-        empty_workload(),
-        constant(1),
-        LogOptions(sample_period_ns=0),
-    )
-    pool = state.kv.pool
+    pool = pool_of(num_blocks)
     rng = random.Random(num_blocks)
     places = np.zeros((1, 1, num_blocks), dtype=np.int32)
     held = 0
