@@ -104,10 +104,10 @@ class SharedKeys(Strict):
     num_speculative_tokens: Annotated[int, Field(ge=0, le=1024)] = key(
         0, "Draft tokens that a decode step verifies; needs `speculative_method`.", "tokens"
     )
-    speculative_method: Literal["eagle", "mtp", "draft_model", "ngram"] | None = key(
+    speculative_method: Literal["eagle", "eagle3", "mtp", "draft_model", "ngram"] | None = key(
         None,
-        "Where drafts come from. All but `ngram` write slots beyond the scheduled tokens; with `eagle` and"
-        " `mtp` the last block of a prefix hit is computed again.",
+        "Where drafts come from. All but `ngram` write slots beyond the scheduled tokens; with `eagle`,"
+        " `eagle3` and `mtp` the last block of a prefix hit is computed again.",
     )
     arrival_time: Literal["seq", "step"] = key(
         "seq",
@@ -153,6 +153,9 @@ class SharedKeys(Strict):
         """The keys of `EngineSettings` as they are in force; numbers that are left to vLLM stay `auto`."""
         found = {f.name: getattr(self, f.name) for f in fields(EngineSettings) if hasattr(self, f.name)}
         found |= {"kv_cache_groups": self.groups() or (KVCacheGroup(),), "switches": self.switches.changed()}
+        if self.speculative_method == "eagle3":
+            # Its head is another one, its rules are the same.
+            found["speculative_method"] = "eagle"
         return found | self.release_defaults()
 
 
@@ -263,6 +266,12 @@ class EngineConfig(SharedKeys):
         " `model` is given. `fit`: the longest that fits the pool, up to that (vLLM's `--max-model-len"
         " auto`).",
         "tokens",
+    )
+    speculative_model: str | None = key(
+        None,
+        "The drafter of `eagle`, `eagle3` and `draft_model`: a known name, or the path of its config.json."
+        " Its layers join the KV-cache groups, and its weights take memory (docs/sizing.md). Layers for `mtp`"
+        " are in the `model`'s own config.",
     )
     draft_acceptance: Annotated[float, Field(ge=0.0, le=1.0)] | None = key(
         None,

@@ -20,10 +20,11 @@ from sim.config_workload import AnyClient
 from sim.config_yaml import Problem, to_input_errors
 from sim.engine_checks import check_settings
 from sim.engine_settings import EngineSettings
-from sim.errors import raise_all
+from sim.errors import did_you_mean, raise_all
 from sim.fleet.config import FleetSettings, RoundRobin
 from sim.gpus import Gpu, find_gpu
-from sim.models import ModelShape, find_model, is_path, load_model
+from sim.models import ModelShape, find_model, is_path, load_model, model_names
+from sim.models.drafters import OWN_CONFIG, find_drafter, head_names
 from sim.resolve_engine import batch_limits, engine_settings, pool_problems
 from sim.sizing import PoolSize, element_bytes
 from sim.step_time import StepTime, affine, constant, roofline
@@ -88,7 +89,8 @@ def resolve(loaded: Loaded) -> Resolved:
     gpu = find_gpu(config.gpu) if isinstance(config.gpu, str) else config.gpu
     # what is not given takes the release's own default
     engine = config.engine.model_copy(update=config.engine.release_defaults())
-    settings, pool = engine_settings(engine, model, gpu, problems)
+    drafter = load_drafter(loaded, model)
+    settings, pool = engine_settings(engine, model, gpu, problems, drafter)
     if settings is None or pool is None:
         raise_all(to_input_errors(problems, document))
         raise AssertionError("an engine that can't be resolved has problems")
@@ -184,6 +186,37 @@ def load_shape(loaded: Loaded) -> ModelShape | None:
 _LOOKED = "it was looked for beside the config and in the working folder"
 
 
+def load_drafter(loaded: Loaded, model: ModelShape | None) -> ModelShape | None:
+    """The config's drafter, if it is known and has layers.
+
+    Raises:
+        InputError: a `speculative_model` that is not found, is of no known family, or means nothing.
+    """
+    e, here = loaded.config.engine, ("engine", "speculative_model")
+    name, method = e.speculative_model, e.speculative_method
+    problem: Problem | None = None
+    drafter: ModelShape | None = None
+    if name is None:
+        drafter = model.mtp if model is not None and method == "mtp" else None
+    elif method not in OWN_CONFIG:
+        hint = f"it belongs to {', '.join(OWN_CONFIG)}: leave it out"
+        problem = Problem(here, f"speculative_model means nothing with speculative_method {method}", hint)
+    elif model is None:
+        problem = Problem(here, "speculative_model needs a model", "give `model`, or leave it out")
+    else:
+        file = str(find_file(name, loaded.folder)) if is_path(name) else name
+        if is_path(name) and not Path(file).exists():
+            problem = Problem(here, f"no such file '{name}'", _LOOKED)
+        else:
+            drafter = find_drafter(file, method, model)
+            if drafter is None:
+                known = model_names() if method == "draft_model" else head_names()
+                hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
+                problem = Problem(here, f"unknown drafter '{name}'", f"{hint}; or a path to its config.json")
+    raise_all(to_input_errors([problem] if problem else [], loaded.document))
+    return drafter
+
+
 def _step_time(
     loaded: Loaded, model: ModelShape | None, gpu: Gpu | None, problems: list[Problem]
 ) -> StepTime | None:
@@ -267,6 +300,9 @@ def _resolved_config(loaded: Loaded, s: EngineSettings) -> dict[str, Any]:
         out["step_time"] = RooflineStep().model_dump(mode="json")
     if config.model is not None and is_path(config.model):
         out["model"] = portable_path(config.model, loaded.folder)
+    drafter = config.engine.speculative_model
+    if drafter is not None and is_path(drafter):
+        engine["speculative_model"] = portable_path(drafter, loaded.folder)
     if isinstance(config.gpu, str):
         known = find_gpu(config.gpu)
         out["gpu"] = known.name if known else config.gpu

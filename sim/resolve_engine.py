@@ -12,19 +12,27 @@ from sim.engine_checks import check_pool
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.gpus import GIB, Gpu
 from sim.models import ModelShape
+from sim.models.reader import BY_HAND
+from sim.profiles import release_key
 from sim.sizing.budget import estimated_parts, left_over
 from sim.sizing.layers import DEFAULT_BLOCK_SIZE, CacheArgs, CacheLayout, cache_layout
 from sim.sizing.plan import Limits, PoolPlan, plan_pool
 from sim.sizing.pool import PoolSize, core_groups
-from sim.sizing.specs import CannotGroup
+from sim.sizing.specs import FULL_KINDS, CannotGroup
 
 BIG_GPU = 70 * GIB
 HUGE_GPU = 160 * GIB
 DEFAULT_LENGTH = 4096
+#: From this release on the group with the layers for multi-token prediction is marked as the drafter's.
+MTP_GROUP_SINCE = "0.31"
 
 
 def engine_settings(
-    e: EngineConfig, model: ModelShape | None, gpu: Gpu | None, problems: list[Problem]
+    e: EngineConfig,
+    model: ModelShape | None,
+    gpu: Gpu | None,
+    problems: list[Problem],
+    drafter: ModelShape | None = None,
 ) -> tuple[EngineSettings | None, PoolSize | None]:
     """Every `auto` of the `engine:` section; None where `problems` say why there is no pool."""
     fit = e.max_model_len == "fit"
@@ -36,9 +44,10 @@ def engine_settings(
     seqs, tokens = batch_limits(e, gpu, max_model_len)
     if model is not None:
         check_parallel(e, model, problems)
+        problems += drafter_problems(e, model, drafter)
         if problems:
             return None, None
-    pool = pool_size(e, model, gpu, max_model_len, tokens, seqs, problems)
+    pool = pool_size(e, model, gpu, max_model_len, tokens, seqs, problems, drafter)
     if pool is None:
         return None, None
     if fit and pool.plan is not None and pool.plan.longest:
@@ -139,6 +148,41 @@ def check_parallel(e: EngineConfig, model: ModelShape, problems: list[Problem]) 
         )
 
 
+def drafter_problems(e: EngineConfig, model: ModelShape, drafter: ModelShape | None) -> list[Problem]:
+    """A drafter that is not known although the pool depends on it, and drafters that vLLM refuses."""
+    method, at = e.speculative_method, ("engine", "speculative_method")
+    if not e.num_speculative_tokens or method in (None, "ngram"):
+        return []
+    if drafter is None and method == "mtp":
+        message = f"{model.name} has no layers for multi-token prediction that are known here"
+        return [Problem(at, message, f"use another speculative_method, or {BY_HAND}")]
+    if drafter is None:
+        plain = all(c.kind in FULL_KINDS for c in model.cache_layers)
+        if e.num_gpu_blocks != "auto" and (plain or e.groups() is not None):
+            return []
+        given = "give engine.num_gpu_blocks as vLLM's log prints it" if plain else BY_HAND
+        message = f"which layers the drafter ({method}) of {model.name} has is not known"
+        hint = f"name its config.json with engine.speculative_model, or {given}"
+        return [Problem(at, message, hint)]
+    if method == "mtp" and min(drafter.layers, e.num_speculative_tokens) > 1:
+        message = f"{drafter.layers} modules for multi-token prediction in turn are not simulated"
+        return [Problem(at, message, "use num_speculative_tokens 1")]
+    found: list[Problem] = []
+    here = ("engine", "speculative_model")
+    if method == "draft_model":
+        others = {c.kind for c in drafter.cache_layers} - {"full", "mla", "sliding_window"}
+        if others:
+            kinds = ", ".join(sorted(others))
+            found.append(Problem(here, f"{drafter.name} as a drafter: its layers ({kinds}) are not covered"))
+        if drafter.vocab != model.vocab:
+            sizes = f"{drafter.vocab} tokens, {model.name} has {model.vocab}"
+            message = f"{drafter.name} has a vocabulary of {sizes}: vLLM refuses this drafter"
+            found.append(Problem(here, message, "use a draft model of the same family"))
+    if drafter is not model.mtp:
+        check_parallel(e, drafter, found)
+    return found
+
+
 def cache_args(e: EngineConfig, model: ModelShape, gpu: Gpu | None, max_model_len: int) -> CacheArgs:
     """The arguments that shape the layers' caches."""
     return CacheArgs(
@@ -172,6 +216,7 @@ def pool_size(
     tokens: int,
     seqs: int,
     problems: list[Problem],
+    drafter: ModelShape | None = None,
 ) -> PoolSize | None:
     """The pool: of the given size, from the given memory, or estimated."""
     if model is None:
@@ -179,9 +224,10 @@ def pool_size(
     if e.num_gpu_blocks == "auto" and e.kv_cache_memory_bytes is None and gpu is None:
         _missing(model, gpu, problems)
         return None
-    layout = cache_layout(model, cache_args(e, model, gpu, max_model_len))
+    layout = cache_layout(model, cache_args(e, model, gpu, max_model_len), drafter)
     limits = limits_of(e, model, max_model_len, tokens)
     hybrid, rules = not e.disable_hybrid_kv_cache_manager, e.rules()
+    mark = e.speculative_method == "mtp" and release_key(e.vllm) >= release_key(MTP_GROUP_SINCE)
 
     def planned(available: int, override: int | None = None) -> PoolPlan:
         return plan_pool(
@@ -191,6 +237,7 @@ def pool_size(
             hybrid_manager=hybrid,
             num_gpu_blocks_override=override,
             pad_up_to=float(rules.group_ratio),
+            mark_last=mark,
         )
 
     try:
@@ -209,6 +256,7 @@ def pool_size(
             max_num_batched_tokens=tokens,
             max_num_seqs=seqs,
             cuda_graphs=rules.graph_estimate == "on" and not e.enforce_eager,
+            drafter=drafter,
         )
         plan = planned(left_over(parts))
     except CannotGroup as why:
@@ -217,13 +265,13 @@ def pool_size(
         )
         return None
     if plan.num_blocks < 2 and plan.groups:
-        shown = ", ".join(f"{k} {v / GIB:.1f} GiB" for k, v in parts.items())
+        shown = ", ".join(f"{k} {v / GIB:.1f} GiB" for k, v in parts.items() if v)
         problems.append(
             Problem(
                 ("model",),
                 f"{model.name} leaves no room for a KV cache on {gpu.name} with tensor_parallel_size"
                 f" {e.tensor_parallel_size}",
-                f"{shown}: use more or larger GPUs, or quantization fp8",
+                f"{shown}: use more or larger GPUs" + ("" if model.quantization else ", or quantization fp8"),
             )
         )
         return None

@@ -105,9 +105,14 @@ def load_model(path: str | Path) -> ModelShape:
             all problems at once.
     """
     document = read_json(path)
+    return shape_from_config(document, name_of(path, document))
+
+
+def name_of(path: str | Path, document: Document) -> str:
+    """Name of the model in this file: its own, or that of its folder or file."""
     parent = Path(path).resolve().parent.name
     name = str(document.data.get("_name_or_path") or (parent if Path(path).name == "config.json" else ""))
-    return shape_from_config(document, name or Path(path).stem)
+    return name or Path(path).stem
 
 
 def shape_from_config(document: Document, name: str) -> ModelShape:
@@ -141,5 +146,6 @@ __all__ = [
     "known_name",
     "load_model",
     "model_names",
+    "name_of",
     "shape_from_config",
 ]

@@ -125,8 +125,9 @@ def deepseek(r: Reader) -> ModelShape:
     experts, shared = r.number("n_routed_experts"), r.number("n_shared_experts", 1)
     chosen, first = r.number("num_experts_per_tok", 8), r.number("first_k_dense_replace", 0, 0)
     every = r.number("moe_layer_freq", 1)
-    for i in range(n):
-        layers.append(CacheLayer("mla", 1, latent + rope, 0, 2 * heads * (nope + rope + value)))
+    layer = CacheLayer("mla", 1, latent + rope, 0, 2 * heads * (nope + rope + value))
+
+    def count(t: Tally, i: int) -> None:
         t.mla(h, heads, r.get("q_lora_rank"), latent, nope, rope, value)
         if i >= first and i % every == 0:
             t.moe(h, expert_inner, experts, chosen)
@@ -134,10 +135,21 @@ def deepseek(r: Reader) -> ModelShape:
         else:
             t.mlp(h, inner)
         t.whole += 2 * h
+
+    for i in range(n):
+        layers.append(layer)
+        count(t, i)
     t.whole += h
-    if r.get("num_nextn_predict_layers"):
-        r.notes.append("layers for multi-token prediction are loaded with a speculative config only")
-    return _decoder(r, t, layers, max(inner, (chosen + shared) * expert_inner), heads, 1)
+    shape = _decoder(r, t, layers, max(inner, (chosen + shared) * expert_inner), heads, 1)
+    more = r.number("num_nextn_predict_layers", 0, 0)
+    if not more or shape.model_type != "deepseek_v3":
+        return shape
+    m = Tally()
+    for i in range(n, n + more):
+        count(m, i)
+        # projection of embedding and hidden state, which is not split, and the norms around it
+        m.whole += 2 * h * h + 3 * h
+    return _with_mtp(shape, m, [layer] * more)
 
 
 def jamba(r: Reader) -> ModelShape:
@@ -201,6 +213,19 @@ def qwen3_next(r: Reader) -> ModelShape:
     keys, values = nk * dk, nv * dv
     shared = r.number("shared_expert_intermediate_size", 0, 0)
     widest = r.number("intermediate_size", 1)
+
+    def count_mlp(t: Tally, i: int) -> int:
+        """Count a layer's feed-forward part and norms; the width that a token takes."""
+        t.whole += 2 * h
+        width = _experts(r, t, h, i)
+        if width is None:
+            t.mlp(h, r.number("intermediate_size"))
+            return widest
+        if shared:
+            t.mlp(h, shared)
+            t.whole += h
+        return width + shared
+
     for i, kind in enumerate(kinds):
         if kind == _FULL:
             layers.append(attention_layer(heads, kv_heads, head_dim))
@@ -212,17 +237,17 @@ def qwen3_next(r: Reader) -> ModelShape:
             t.whole += dv
         else:
             _known_kind(r, kind)
-        width = _experts(r, t, h, i)
-        if width is None:
-            t.mlp(h, r.number("intermediate_size"))
-        else:
-            widest = width + shared
-            if shared:
-                t.mlp(h, shared)
-                t.whole += h
-        t.whole += 2 * h
+        widest = count_mlp(t, i)
     t.whole += h
-    return _decoder(r, t, layers, widest, heads, kv_heads)
+    shape = _decoder(r, t, layers, widest, heads, kv_heads)
+    # The published configs leave the key out; vLLM takes one layer then.
+    more, m = r.number("num_nextn_predict_layers", 1, 0), Tally()
+    for i in range(more):
+        m.attention(h, heads, kv_heads, head_dim, qk_norm=True, gate=True)
+        count_mlp(m, i)
+    m.matrix(2 * h * h)
+    m.whole += 3 * h
+    return _with_mtp(shape, m, [attention_layer(heads, kv_heads, head_dim)] * more) if more else shape
 
 
 def whisper(r: Reader) -> ModelShape:
@@ -368,6 +393,13 @@ def _decoder(
         recurrent_dtype=r.get("mamba_ssm_dtype"),
         notes=tuple(r.notes),
     )
+
+
+def _with_mtp(shape: ModelShape, t: Tally, layers: list[CacheLayer]) -> ModelShape:
+    """The shape with its layers for multi-token prediction, which use the model's embedding and output."""
+    own = replace(t.parameters(shape.vocab, shape.hidden), embedding=0, head=0)
+    mtp = replace(shape, layers=len(layers), cache_layers=tuple(layers), params=own, notes=())
+    return replace(shape, mtp=mtp)
 
 
 #: By `model_type`, the outer one and the text model's.

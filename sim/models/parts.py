@@ -115,7 +115,7 @@ def mamba1(hidden: int, expand: int, state: int, conv: int) -> CacheLayer:
 def mamba2(heads: int, head_dim: int, state: int, groups: int, conv: int) -> CacheLayer:
     """The state of a Mamba 2 layer (mamba2_state_shape)."""
     parts = (
-        StatePart(conv - 1, heads * head_dim, False, groups, 2 * state),
+        StatePart(conv - 1, heads * head_dim, False, groups, 2 * state, keeps_drafts=True),
         StatePart(head_dim * state, heads, True),
     )
     return CacheLayer("mamba", 0, 0, 0, state=parts, checkpoint=True)
@@ -124,7 +124,7 @@ def mamba2(heads: int, head_dim: int, state: int, groups: int, conv: int) -> Cac
 def gated_delta_net(key_heads: int, value_heads: int, key_dim: int, value_dim: int, conv: int) -> CacheLayer:
     """The state of a gated delta net layer (gated_delta_net_state_shape)."""
     parts = (
-        StatePart(conv - 1, 2 * key_heads * key_dim + value_heads * value_dim, False),
+        StatePart(conv - 1, 2 * key_heads * key_dim + value_heads * value_dim, False, keeps_drafts=True),
         StatePart(key_dim * value_dim, value_heads, True),
     )
     return CacheLayer("mamba", 0, 0, 0, state=parts)

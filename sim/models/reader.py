@@ -14,16 +14,20 @@ BY_HAND = (
 )
 
 
+#: Sections that hold a model's own keys: of a model that also sees images, and of heads that draft.
+_NESTED = ("text_config", "transformer_layer_config")
+
+
 class Reader:
-    """Keys of a config, of its `text_config` first; problems are collected in `problems`."""
+    """Keys of a config, of its `text_config` or the like first; problems are collected in `problems`."""
 
     def __init__(self, document: Document, name: str) -> None:
         self.document = document
         self.name = name
         self.problems: list[InputError] = []
         self.notes: list[str] = []
-        nested = document.data.get("text_config")
-        self._text: dict[str, Any] = nested if isinstance(nested, dict) else {}
+        self._section = next((k for k in _NESTED if isinstance(document.data.get(k), dict)), "")
+        self._text: dict[str, Any] = document.data.get(self._section, {})
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key, or the default where it is missing or null."""
@@ -34,7 +38,7 @@ class Reader:
 
     def fail(self, key: str, message: str, hint: str | None = None) -> None:
         """Note a problem at a key."""
-        place = self.document.place(("text_config", key) if key in self._text else (key,))
+        place = self.document.place((self._section, key) if key in self._text else (key,))
         self.problems.append(InputError(message, self.document.file, place.line, place.column, hint))
 
     def number(self, key: str, default: int | None = None, least: int = 1) -> int:

@@ -21,6 +21,8 @@ class StatePart:
         groups, group_size: further elements of the divided size in groups; each GPU has whole groups, so that
             there are at least as many as GPUs (Mamba 2).
         recurrent: the recurrent part, whose type `mamba_ssm_cache_dtype` may set; else the convolution's.
+        keeps_drafts: `fixed` grows by one for each draft token of a step, so that rejected ones can be taken
+            back (the convolution's inputs; not in Mamba 1).
     """
 
     fixed: int
@@ -28,13 +30,15 @@ class StatePart:
     recurrent: bool
     groups: int = 0
     group_size: int = 0
+    keeps_drafts: bool = False
 
-    def elements(self, tensor_parallel: int) -> int:
-        """Elements on one GPU."""
+    def elements(self, tensor_parallel: int, drafts: int = 0) -> int:
+        """Elements on one GPU, where a step verifies so many draft tokens."""
+        fixed = self.fixed + (drafts if self.keeps_drafts else 0)
         groups = self.groups
         if groups % tensor_parallel:
             groups = tensor_parallel
-        return self.fixed * ((self.split + groups * self.group_size) // tensor_parallel)
+        return fixed * ((self.split + groups * self.group_size) // tensor_parallel)
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class Parameters:
         kv_linear: projections to K and V: with more GPUs than heads, heads are repeated.
         experts: routed experts.
         whole: what every GPU holds whole: norms, routers, MLA's projections to the latent.
-        embedding: the token embedding.
-        head: the output projection; the embedding itself if `tied`.
+        embedding: the token embedding; 0 in a drafter that uses the model's.
+        head: the output projection; the embedding itself if `tied`; 0 in a drafter that uses the model's.
         tied: whether embedding and output projection are one tensor.
         tower: encoder of images or sound, estimated from its config.
         active: parameters of linear layers that one token is multiplied with.
@@ -126,6 +130,8 @@ class ModelShape:
         encoder_tokens: tokens of a full encoder input (Whisper: 1500); 0 for decoder-only models.
         encoder_pair_flops: FLOPs of one query-key pair in all layers of the encoder.
         notes: what the numbers leave out.
+        mtp: the model's layers for multi-token prediction, as a drafter that shares embedding and output
+            projection with it; None if it has none.
     """
 
     name: str
@@ -145,6 +151,7 @@ class ModelShape:
     encoder_tokens: int = 0
     encoder_pair_flops: int = 0
     notes: tuple[str, ...] = ()
+    mtp: ModelShape | None = None
 
     @property
     def dtype_bytes(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from sim.config_yaml import Document, Place
 from sim.errors import InputError, did_you_mean, raise_all
 from sim.models import known_name, model_names
-from sim.serve_args.drafts import draft_keys
+from sim.serve_args.drafts import config_file, draft_keys
 from sim.serve_args.parse import WHERE, Given, parse_file, parse_line
 from sim.serve_args.table import ENGINE, MEMORY, REFUSED, SPECULATIVE, Refusal, ignored
 
@@ -114,7 +114,7 @@ def apply(document: Document, given: list[Given], notes: list[str], problems: li
         dropped = ", ".join(f"engine.{k}" for k in before if k not in kept)
         notes.append(f"replaced by vLLM's options: {dropped} of {document.file}")
     document.data["engine"] = kept
-    drafts = draft_keys(last, "--num-gpu-blocks-override" in last, problems)
+    drafts = draft_keys(last, "--num-gpu-blocks-override" in last, problems, notes)
     for key, (value, g) in drafts.items():
         _put(document, ("engine", key), value, g.place)
     if not drafts:
@@ -149,7 +149,7 @@ def _refuse(g: Given, refusal: Refusal, problems: list[InputError]) -> None:
 def _set(document: Document, g: Given, problems: list[InputError], notes: list[str], exact: bool) -> None:
     key, how = ENGINE[g.name]
     if how == "config_path":
-        _put(document, ("model",), _config_file(g.text), g.place)
+        _put(document, ("model",), config_file(g.text), g.place)
         return
     if key == "model":
         _model(document, g, problems)
@@ -172,7 +172,7 @@ def _set(document: Document, g: Given, problems: list[InputError], notes: list[s
 def _model(document: Document, g: Given, problems: list[InputError]) -> None:
     path = Path(g.text)
     if path.exists():
-        _put(document, ("model",), _config_file(g.text), g.place)
+        _put(document, ("model",), config_file(g.text), g.place)
         return
     known = known_name(g.text)
     if known is None:
@@ -184,11 +184,6 @@ def _model(document: Document, g: Given, problems: list[InputError]) -> None:
         problems.append(g.error(f"unknown model '{g.text}'", hint))
         return
     _put(document, ("model",), known, g.place)
-
-
-def _config_file(text: str) -> str:
-    path = Path(text)
-    return str(path / "config.json") if path.is_dir() else text
 
 
 def _put(document: Document, path: tuple[str, ...], value: Any, place: Place) -> None:

@@ -57,8 +57,7 @@ def weight_bytes(model: ModelShape, tensor_parallel: int, quantization: str | No
     layers = small if method == "fp8" else full
     repeat = max(1, -(-tp // model.kv_heads)) if model.kv_heads else 1
     linear = p.linear * layers + p.kv_linear * repeat * layers
-    vocab = -(-model.vocab // VOCAB_UNIT) * VOCAB_UNIT
-    tables = vocab * model.hidden * (1 if p.tied else 2)
+    tables = sum(_padded(count, model.hidden) for count in (p.embedding, 0 if p.tied else p.head))
     split = linear + experts + (p.tower + p.absorbed) * full
     whole = p.whole * full
     if model.is_encoder_decoder:
@@ -67,6 +66,12 @@ def weight_bytes(model: ModelShape, tensor_parallel: int, quantization: str | No
     else:
         split += tables * full
     return int(split / tp + whole)
+
+
+def _padded(count: int, hidden: int) -> int:
+    """Elements of a table over the vocabulary, whose rows are padded."""
+    rows = count // hidden
+    return -(-rows // VOCAB_UNIT) * VOCAB_UNIT * hidden
 
 
 def activation_bytes(model: ModelShape, tensor_parallel: int, tokens: int, seqs: int) -> int:
@@ -87,12 +92,17 @@ def estimated_parts(
     max_num_batched_tokens: int,
     max_num_seqs: int,
     cuda_graphs: bool = True,
+    drafter: ModelShape | None = None,
 ) -> dict[str, int]:
     """The terms of the budget in bytes; "requested" is exact for the GPU's `memory_bytes`, the others"
     " estimates."""
+    # Layers of the model itself are quantized with it, another drafter is as its own checkpoint says.
+    method = quantization if drafter is model.mtp else None
+    drafts = weight_bytes(drafter, tensor_parallel, method) if drafter else 0
     return {
         "requested": requested_bytes(gpu, utilization),
         "weights": weight_bytes(model, tensor_parallel, quantization),
+        "drafter": drafts,
         "activations": activation_bytes(model, tensor_parallel, max_num_batched_tokens, max_num_seqs),
         "other": OTHER_BYTES if tensor_parallel == 1 else OTHER_BYTES_TP,
         "cuda_graphs": CUDA_GRAPH_BYTES if cuda_graphs else 0,

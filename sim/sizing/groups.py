@@ -28,11 +28,13 @@ class Group:
         spec: what the block manager sees: the layers' merged spec, or the first one's if they differ in
             shape.
         members: spec of each layer, in the order of `layers`.
+        is_eagle_group: marked as the one with the drafter's layers, so that its hits alone lose a block.
     """
 
     layers: tuple[int, ...]
     spec: LayerSpec
     members: tuple[LayerSpec, ...]
+    is_eagle_group: bool = False
 
     @property
     def block_bytes(self) -> int:
@@ -52,7 +54,10 @@ class Group:
 
 
 def group_layers(
-    specs: Sequence[LayerSpec], hybrid_manager: bool = True, pad_up_to: float = PAD_UP_TO
+    specs: Sequence[LayerSpec],
+    hybrid_manager: bool = True,
+    pad_up_to: float = PAD_UP_TO,
+    mark_last: bool = False,
 ) -> tuple[Group, ...]:
     """The groups of a model, in vLLM's order.
 
@@ -61,6 +66,8 @@ def group_layers(
         hybrid_manager: False: window and chunk layers keep all tokens, like full attention
             (`--disable-hybrid-kv-cache-manager`).
         pad_up_to: ratio of layer counts; 1.25 before vLLM 0.18.
+        mark_last: mark the group of the last layer as the drafter's where layers are split into groups, as
+            with layers for multi-token prediction (_annotate_eagle_groups, since 0.31).
 
     Raises:
         CannotGroup: vLLM refuses these layers too.
@@ -88,7 +95,10 @@ def group_layers(
         if fallback is None:
             raise
         return fallback
-    return _split(unified, pad_up_to)
+    groups = _split(unified, pad_up_to)
+    if mark_last:
+        groups = tuple(replace(g, is_eagle_group=len(specs) - 1 in g.layers) for g in groups)
+    return groups
 
 
 def unify_pages(specs: Sequence[LayerSpec]) -> list[LayerSpec]:

@@ -8,7 +8,7 @@ must be as large as a state (Platform._align_hybrid_block_size).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sim.models import CacheLayer, ModelShape
 from sim.sizing.specs import LayerSpec, cdiv
@@ -109,7 +109,7 @@ class CacheArgs:
         mamba_block_size: of the user, or None.
         mamba_cache_dtype, mamba_ssm_cache_dtype: types of the states' two parts; "auto": as `dtype`, as the
             first.
-        num_speculative_tokens: further states of one request.
+        num_speculative_tokens: further states of one request, and inputs that a state's convolution keeps.
     """
 
     block_size: int | None
@@ -138,12 +138,18 @@ def state_bytes(layer: CacheLayer, args: CacheArgs, recurrent_dtype: str | None)
         chosen = recurrent_dtype or "auto"
     recurrent = conv if chosen == "auto" else KV_BYTES[chosen]
     return sum(
-        part.elements(args.tensor_parallel) * (recurrent if part.recurrent else conv) for part in layer.state
+        part.elements(args.tensor_parallel, args.num_speculative_tokens)
+        * (recurrent if part.recurrent else conv)
+        for part in layer.state
     )
 
 
-def cache_layout(model: ModelShape, args: CacheArgs) -> CacheLayout:
-    """The spec of each layer, with block sizes as vLLM chooses them."""
+def cache_layout(model: ModelShape, args: CacheArgs, drafter: ModelShape | None = None) -> CacheLayout:
+    """The spec of each layer, with block sizes as vLLM chooses them: by the model alone.
+
+    A drafter's layers come behind the model's: it is loaded later (vLLM 0.32.0, GPUModelRunner.load_model).
+    Those without a window of their own take the model's, if all its layers have one (CacheConfig).
+    """
     attention = any(c.kind != "mamba" for c in model.cache_layers)
     backend = backend_of(model, args.capability, args.kv_cache_dtype) if attention else None
     asked = args.block_size or (backend.preferred if backend else DEFAULT_BLOCK_SIZE)
@@ -161,9 +167,22 @@ def cache_layout(model: ModelShape, args: CacheArgs) -> CacheLayout:
         mamba_block = block_size
     specs = tuple(
         _spec(c, args, element, block_size, backend, mode, mamba_block, padded, model.recurrent_dtype)
-        for c in model.cache_layers
+        for c in (*model.cache_layers, *_drafter_layers(model, drafter))
     )
     return CacheLayout(specs, block_size, asked, backend)
+
+
+def _drafter_layers(model: ModelShape, drafter: ModelShape | None) -> tuple[CacheLayer, ...]:
+    if drafter is None:
+        return ()
+    windows = {c.window for c in model.cache_layers if c.kind != "mamba"}
+    window = next(iter(windows)) if len(windows) == 1 else None
+    if window is None:
+        return drafter.cache_layers
+    return tuple(
+        replace(c, kind="sliding_window", window=window) if c.kind == "full" else c
+        for c in drafter.cache_layers
+    )
 
 
 def _token_bytes(layer: CacheLayer, args: CacheArgs, element: int) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _PART_COLORS = {
     "weights": ORANGE,
+    "drafter": GREEN,
     "activations": PURPLE,
     "other": GREY,
     "cuda_graphs": "#BBBBBB",
@@ -82,7 +83,7 @@ def _memory(axes: Axes, budget: Budget) -> None:
     axes.set_xlabel("GiB; hatched: estimated, plain: exact")
     axes.grid(False)
     axes.spines["left"].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6), ncol=6, columnspacing=1.2)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6), ncol=7, columnspacing=1.2)
 
 
 def _ink(color: str) -> str:

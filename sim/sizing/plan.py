@@ -108,15 +108,17 @@ def plan_pool(
     hybrid_manager: bool = True,
     num_gpu_blocks_override: int | None = None,
     pad_up_to: float = PAD_UP_TO,
+    mark_last: bool = False,
 ) -> PoolPlan:
     """The pool that vLLM makes for these layers; see the module's text.
 
-    With `num_gpu_blocks_override` the memory is what that many blocks need, whatever is available.
+    With `num_gpu_blocks_override` the memory is what that many blocks need, whatever is available. The other
+    keywords are those of `group_layers`.
 
     Raises:
         CannotGroup: vLLM can't put these layers into one pool.
     """
-    groups = group_layers(specs, hybrid_manager, pad_up_to)
+    groups = group_layers(specs, hybrid_manager, pad_up_to, mark_last)
     if not groups:
         return PoolPlan((), limits, available_bytes, 0, 1, ())
     block_bytes = max(g.block_bytes for g in groups)

@@ -76,4 +76,5 @@ def core_group(group: Group, block_size: int, encoder_tokens: int = 0) -> KVCach
         # Mamba 2 exports a state after any token (MambaMixer2.get_kv_cache_spec).
         prefill_checkpoint_alignment=1 if s.checkpoint_blocks and s.mamba_cache_mode == "align" else None,
         encoder_tokens=encoder_tokens if kind == "cross_attention" else None,
+        is_eagle_group=group.is_eagle_group,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from sim.engine_settings import EngineSettings
 from sim.errors import raise_all
 from sim.gpus import GIB, Gpu, find_gpu
 from sim.models import ModelShape
-from sim.resolve import load_shape
+from sim.resolve import load_drafter, load_shape
 from sim.resolve_engine import engine_settings
 from sim.serve_args import ServeSource, serve_edit
 from sim.sizing.budget import estimated_parts
@@ -25,6 +26,7 @@ WIDTH = 60
 #: Parts of the budget in the order in which they are shown: key, label, letter of the bar.
 PARTS = (
     ("weights", "weights", "W"),
+    ("drafter", "drafter", "D"),
     ("activations", "activations", "A"),
     ("other", "CUDA, NCCL", "o"),
     ("cuda_graphs", "CUDA graphs", "g"),
@@ -46,6 +48,7 @@ class Budget:
         pool: its size and plan.
         parts: bytes by the keys of `PARTS`; {} if the GPU is not known.
         quantization: of the weights, by the engine's arguments or the checkpoint.
+        drafter: of speculative decoding, with layers of its own; None without one.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Budget:
     pool: PoolSize
     parts: dict[str, int]
     quantization: str | None
+    drafter: ModelShape | None = None
 
     @property
     def plan(self) -> PoolPlan:
@@ -101,7 +105,8 @@ def budget_of(
     given = loaded.config.gpu
     gpu = find_gpu(given) if isinstance(given, str) else given
     engine = loaded.config.engine.model_copy(update=loaded.config.engine.release_defaults())
-    settings, pool = engine_settings(engine, shape, gpu, problems)
+    drafter = load_drafter(loaded, shape)
+    settings, pool = engine_settings(engine, shape, gpu, problems, drafter)
     if settings is None or pool is None or pool.plan is None:
         raise_all(to_input_errors(problems, loaded.document))
         raise AssertionError("an engine that can't be resolved has problems")
@@ -116,6 +121,7 @@ def budget_of(
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_num_seqs=settings.max_num_seqs,
             cuda_graphs=not engine.enforce_eager,
+            drafter=drafter,
         )
         parts["kv_cache"] = pool.plan.available_bytes
         parts["not_requested"] = gpu.memory_bytes - parts.pop("requested")
@@ -129,6 +135,7 @@ def budget_of(
         pool,
         parts,
         engine.quantization or shape.quantization,
+        drafter,
     )
 
 
@@ -189,7 +196,9 @@ def as_text(budget: Budget) -> str:
         out.append(f"    {100 * budget.unread:6.2f} %  is kept, but out of the windows of its layers (exact)")
     out += ["", *_result(budget)]
     if model.notes:
-        out += ["", *(f"  note: {n}" for n in model.notes)]
+        out.append("")
+        for note in model.notes:
+            out += textwrap.wrap(f"note: {note}", 78, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(out) + "\n"
 
 
@@ -199,7 +208,8 @@ def _memory(budget: Budget) -> list[str]:
         return [f"  KV cache  {_gib(available)}   {how_text(budget)}"]
     requested = budget.gpu.memory_bytes - budget.parts["not_requested"]
     how = {
-        "weights": f"estimate: {_params(budget)}",
+        "weights": f"estimate: {_params(budget.model, budget.quantization)}",
+        "drafter": f"estimate: {_drafter(budget)}" if budget.drafter else "",
         "activations": f"estimate: {budget.settings.max_num_batched_tokens:,} tokens,"
         f" {budget.settings.max_num_seqs:,} sequences",
         "other": "estimate",
@@ -211,7 +221,8 @@ def _memory(budget: Budget) -> list[str]:
         ("total", budget.gpu.memory_bytes, "as the CUDA driver reports it"),
         ("requested", requested, "exact"),
     ]
-    rows += [(label, budget.parts[key], how[key]) for key, label, _ in PARTS]
+    shown = [part for part in PARTS if part[0] != "drafter" or budget.drafter]
+    rows += [(label, budget.parts[key], how[key]) for key, label, _ in shown]
     letters = {label: letter for _, label, letter in PARTS}
     width = max(len(label) for label, _, _ in rows)
     lines = [f"  {letters.get(a, ' ')} {a:{width}}  {_gib(b)}   {c}" for a, b, c in rows]
@@ -229,9 +240,17 @@ def bar(budget: Budget, width: int = WIDTH) -> str:
     return text
 
 
-def _params(budget: Budget) -> str:
-    p = budget.model.num_params
-    return f"{p / 1e9:.2f} billion parameters, {budget.quantization or budget.model.dtype}"
+def _params(model: ModelShape, quantization: str | None) -> str:
+    return f"{model.num_params / 1e9:.2f} billion parameters, {quantization or model.dtype}"
+
+
+def _drafter(budget: Budget) -> str:
+    drafter = budget.drafter
+    assert drafter is not None
+    name = drafter.name
+    if drafter is budget.model.mtp:
+        name = f"{drafter.layers} MTP layer{'' if drafter.layers == 1 else 's'}"
+    return f"{name}, {drafter.num_params / 1e9:.2f} billion"
 
 
 def _groups(budget: Budget) -> list[str]:
@@ -243,15 +262,15 @@ def _groups(budget: Budget) -> list[str]:
     out = [
         f"  {n} KV-cache {word} the pool; a block of it is {_bytes(plan.block_bytes)} (exact)",
         "",
-        "     group                layers  block size     page     padding   blocks of one request",
+        "     group               layers  block size       page  padding  blocks/request",
     ]
     for i, (g, blocks) in enumerate(zip(plan.groups, plan.request_blocks, strict=True)):
         pages = {m.page_bytes for m in g.members}
         page = _bytes(next(iter(pages))) if len(pages) == 1 else "unequal"
         padding = 1 - g.content_bytes / plan.block_bytes
         out.append(
-            f"  {i:2}  {kind_text(g):20} {len(g.layers):6}  {g.spec.block_size:6,} tok"
-            f"  {page:>9}  {100 * padding:6.2f} %   {blocks:9,}"
+            f"  {i:2}  {kind_text(g):19} {len(g.layers):6}  {g.spec.block_size:6,} tok"
+            f"  {page:>9}  {100 * padding:5.2f} %  {blocks:14,}"
         )
     return out
 
@@ -266,8 +285,8 @@ def _result(budget: Budget) -> list[str]:
     ]
     if not plan.starts:
         longest = plan.longest
-        what = f"with max_model_len at most {longest:,}" if longest else "not even with a single token"
-        out.append(f"  vLLM WOULD NOT START: a request of max_model_len does not fit; it would {what}")
+        what = f"with at most {longest:,} tokens it would" if longest else "not even a single token does"
+        out.append(f"  vLLM WOULD NOT START: a request of max_model_len does not fit;\n    {what}")
     return out
 
 
@@ -289,11 +308,14 @@ def as_data(budget: Budget) -> dict[str, Any]:
         "gpu": budget.gpu.name if budget.gpu else None,
         "tensor_parallel_size": budget.tensor_parallel,
         "parameters": budget.model.num_params,
+        "drafter": budget.drafter.name if budget.drafter else None,
+        "drafter_parameters": budget.drafter.num_params if budget.drafter else 0,
         "memory_bytes": budget.gpu.memory_bytes if budget.gpu else None,
         "parts_bytes": budget.parts,
         "exact": {
             "kv_cache": budget.pool.how != "estimated",
             "weights": False,
+            "drafter": False,
             "activations": False,
             "other": False,
             "cuda_graphs": False,

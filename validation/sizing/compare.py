@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sim.models import FOLDER, find_model
+from sim.models.drafters import HEADS
 from sim.sizing.budget import weight_bytes
 from sim.sizing.layers import backend_of
 from sim.sizing.plan import Limits
-from validation.sizing.ours import our_layout, our_plan, planned
+from validation.sizing.ours import our_drafter, our_layout, our_plan, planned
 from validation.sizing.questions import memories, questions, random_mix
 from validation.sizing.real_layers import Question, RealLayers, real_layers, supported_sizes
 from validation.sizing.real_plan import real_plan, to_vllm
@@ -67,8 +68,18 @@ def ask_vllm(q: Question) -> RealLayers:
     backend = backend_of(shape, q.capability, q.kv_cache_dtype)
     with tempfile.TemporaryDirectory() as folder:
         return real_layers(
-            q, FOLDER / f"{q.model}.json", Path(folder), supported_sizes(backend.sizes, backend.multiples)
+            q,
+            FOLDER / f"{q.model}.json",
+            Path(folder),
+            supported_sizes(backend.sizes, backend.multiples),
+            _drafter_file(q),
         )
+
+
+def _drafter_file(q: Question) -> Path | None:
+    if q.speculative_model is None:
+        return None
+    return (FOLDER if q.speculative_method == "draft_model" else HEADS) / f"{q.speculative_model}.json"
 
 
 def plans(q: Question, layers: RealLayers) -> Iterator[tuple[Question, dict[str, Any]]]:
@@ -93,6 +104,12 @@ def compare_model(model: str, tally: Tally, quick: bool = False) -> None:
         if layers.parameter_bytes:
             both_weights = (layers.parameter_bytes, _our_parameter_bytes(q, model))
             tally.weights[f"{model} x{q.tensor_parallel_size}"] = both_weights
+        drafter = our_drafter(q, shape)
+        if drafter is not None and (drafter is shape.mtp or drafter.vocab == shape.vocab):
+            plain = replace(drafter, quantization=None, params=replace(drafter.params, absorbed=0, tower=0))
+            ours_too = weight_bytes(plain, q.tensor_parallel_size, None)
+            name = f"{model} x{q.tensor_parallel_size} {q.speculative_method} {q.speculative_model}"
+            tally.weights[name] = (layers.drafter_bytes, ours_too)
         for m, real in plans(q, layers):
             ours = our_plan(m, shape)
             tally.compared += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sim.models import ModelShape
+from sim.models.drafters import find_drafter
 from sim.sizing import CacheArgs, CacheLayout, CannotGroup, Limits, PoolPlan, cache_layout, plan_pool
 
 if TYPE_CHECKING:
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
 
 def our_layout(q: Question, model: ModelShape) -> CacheLayout:
     """Our specs of the model's layers."""
-    return cache_layout(model, cache_args(q, model))
+    return cache_layout(model, cache_args(q, model), our_drafter(q, model))
+
+
+def our_drafter(q: Question, model: ModelShape) -> ModelShape | None:
+    """The question's drafter, if it has layers."""
+    if q.speculative_method == "mtp":
+        return model.mtp
+    if q.speculative_method is None or q.speculative_model is None:
+        return None
+    return find_drafter(q.speculative_model, q.speculative_method, model)
 
 
 def cache_args(q: Question, model: ModelShape) -> CacheArgs:
@@ -29,6 +39,7 @@ def cache_args(q: Question, model: ModelShape) -> CacheArgs:
         enable_prefix_caching=caching,
         max_model_len=q.max_model_len or model.max_position,
         capability=q.capability,
+        num_speculative_tokens=q.num_speculative_tokens,
     )
 
 
@@ -47,15 +58,28 @@ def our_plan(q: Question, model: ModelShape) -> dict[str, Any]:
         limits(q, model),
         not q.disable_hybrid_kv_cache_manager,
         q.num_gpu_blocks_override,
+        q.speculative_method == "mtp",
     )
 
 
 def planned(
-    specs: list[Any], available: int, limit: Limits, hybrid: bool, override: int | None
+    specs: list[Any],
+    available: int,
+    limit: Limits,
+    hybrid: bool,
+    override: int | None,
+    mark_last: bool = False,
 ) -> dict[str, Any]:
     """The same for given specs."""
     try:
-        plan = plan_pool(specs, available, limit, hybrid_manager=hybrid, num_gpu_blocks_override=override)
+        plan = plan_pool(
+            specs,
+            available,
+            limit,
+            hybrid_manager=hybrid,
+            num_gpu_blocks_override=override,
+            mark_last=mark_last,
+        )
     except CannotGroup as why:
         return {"refused": str(why)}
     return as_dict(plan)
@@ -77,6 +101,7 @@ def as_dict(plan: PoolPlan) -> dict[str, Any]:
                 "block_size": g.spec.block_size,
                 "page_bytes": pages[0] if len(set(pages)) == 1 else pages,
             }
+            | ({"is_eagle_group": True} if g.is_eagle_group else {})
         )
     return {
         "groups": groups,

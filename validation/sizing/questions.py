@@ -61,6 +61,52 @@ def questions(model: str) -> Iterator[Question]:
     yield replace(base, capability=80, kv_cache_dtype="fp8", block_size=128)
     yield replace(base, max_num_batched_tokens=2048, async_scheduling=False)
     yield replace(base, disable_hybrid_kv_cache_manager=True)
+    for tp in (1, 4):
+        if divides(model, tp):
+            yield from with_drafters(replace(base, tensor_parallel_size=tp))
+
+
+#: Shipped models that can draft for each other, by model.
+DRAFT_MODELS = {
+    "llama-3.1-70b": "llama-3.2-1b",
+    "qwen3-32b": "qwen3-0.6b",
+    "gemma-3-27b": "gemma-3-4b",
+    "gpt-oss-120b": "gpt-oss-20b",
+    "mistral-7b-v0.1": "mistral-7b-v0.1",
+}
+#: The heads were made for the first; on the others their layers join windows, states and other widths.
+EAGLE_MODELS = (
+    "llama-3.1-8b",
+    "mistral-7b-v0.1",
+    "gpt-oss-20b",
+    "gemma-3-12b",
+    "llama-3.1-70b",
+    "jamba-mini",
+)
+
+
+def with_drafters(base: Question) -> Iterator[Question]:
+    """The question with the drafters that the model can have."""
+    shape = find_model(base.model)
+    assert shape is not None
+    drafts = replace(base, num_speculative_tokens=3)
+    if shape.mtp is not None:
+        yield replace(drafts, speculative_method="mtp")
+        yield replace(drafts, speculative_method="mtp", kv_cache_dtype="fp8", num_speculative_tokens=1)
+        yield replace(drafts, speculative_method="mtp", enable_prefix_caching=False)
+    if base.model in EAGLE_MODELS:
+        yield replace(drafts, speculative_method="eagle", speculative_model="eagle-llama-3.1-8b")
+        yield replace(drafts, speculative_method="eagle3", speculative_model="eagle3-llama-3.1-8b")
+    # vLLM's CPU kernels don't take the experts of two models that are split.
+    if base.model in DRAFT_MODELS and not (shape.model_type == "gpt_oss" and base.tensor_parallel_size > 1):
+        name = DRAFT_MODELS[base.model]
+        yield replace(drafts, speculative_method="draft_model", speculative_model=name)
+        yield replace(
+            drafts,
+            speculative_method="draft_model",
+            speculative_model=name,
+            disable_hybrid_kv_cache_manager=True,
+        )
 
 
 def memories(q: Question) -> Iterator[Question]:

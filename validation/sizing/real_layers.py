@@ -38,6 +38,9 @@ class Question:
     capability: int = 90
     num_gpu_blocks_override: int | None = None
     available_bytes: int = 20 * 2**30
+    speculative_method: str | None = None
+    speculative_model: str | None = None
+    num_speculative_tokens: int = 0
 
 
 @dataclass
@@ -48,11 +51,13 @@ class RealLayers:
         config: VllmConfig, after all adjustments.
         specs: layer name -> KVCacheSpec.
         parameter_bytes: of the tensors on one rank; 0 where the model had to be changed.
+        drafter_bytes: the same of the drafter, without what it shares with the model; 0 without one.
     """
 
     config: Any
     specs: dict[str, Any] = field(default_factory=dict)
     parameter_bytes: int = 0
+    drafter_bytes: int = 0
 
 
 #: Width of gpt-oss's experts where they are split: vLLM's CPU kernels don't take 2880 / 4.
@@ -73,7 +78,9 @@ def hf_config(path: Path, tensor_parallel: int = 1) -> dict[str, Any]:
     return data
 
 
-def real_layers(q: Question, config_file: Path, folder: Path, kernel_blocks: list[Any]) -> RealLayers:
+def real_layers(
+    q: Question, config_file: Path, folder: Path, kernel_blocks: list[Any], drafter_file: Path | None = None
+) -> RealLayers:
     """Build the model on the meta device and ask each of its layers.
 
     Args:
@@ -82,6 +89,7 @@ def real_layers(q: Question, config_file: Path, folder: Path, kernel_blocks: lis
         folder: an existing empty folder, which becomes the model.
         kernel_blocks: block sizes of the attention kernels on the GPU in question, as `supported_sizes`
             makes them.
+        drafter_file: config.json of a drafter that has one.
     """
     import torch
     from vllm.config import set_current_vllm_config
@@ -90,7 +98,7 @@ def real_layers(q: Question, config_file: Path, folder: Path, kernel_blocks: lis
     from vllm.utils.torch_utils import set_default_torch_dtype
     from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec
 
-    config = _config(q, config_file, folder)
+    config = _config(q, config_file, folder, drafter_file)
     _start(config)
     with (
         set_current_vllm_config(config),
@@ -99,19 +107,68 @@ def real_layers(q: Question, config_file: Path, folder: Path, kernel_blocks: lis
     ):
         with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
             model = initialize_model(vllm_config=config)
+            drafter = _drafter(q, config)
+        # Making the drafter's configuration from the model's set some of its parts again.
+        _arguments(q, config)
         # The CPU platform has an adjustment of its own; this is that of CUDA.
         Platform.update_block_size_for_backend.__func__(Platform, config)
         specs = get_kv_cache_spec(config)
     changed = q.model.startswith("gpt-oss") and q.tensor_parallel_size > 1
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return RealLayers(config, specs, 0 if changed else size)
+    return RealLayers(config, specs, 0 if changed else size, _own_bytes(q, config, drafter))
 
 
-def _config(q: Question, config_file: Path, folder: Path) -> Any:
+def _drafter(q: Question, config: Any) -> Any:
+    """The drafter's layers behind the model's, as its proposer loads it; None without one."""
+    if q.speculative_method is None:
+        return None
+    from vllm.config.utils import replace
+    from vllm.model_executor.model_loader.utils import initialize_model
+
+    shape = config.speculative_config.draft_model_config
+    if q.speculative_method == "draft_model":
+        # DraftModelProposer._create_draft_vllm_config: the drafter takes the model's place
+        own = replace(config, quant_config=None, model_config=shape)
+        return initialize_model(vllm_config=own, prefix="draft_model")
+    return initialize_model(vllm_config=config, model_config=shape)
+
+
+def _own_bytes(q: Question, config: Any, drafter: Any) -> int:
+    """Bytes of a drafter's tensors on one rank, without the tables over the vocabulary that it shares."""
+    if drafter is None:
+        return 0
+    shared: tuple[str, ...] = ()
+    if q.speculative_method != "draft_model":
+        hidden = config.speculative_config.draft_model_config.hf_config.hidden_size
+        shared = ("embed_tokens.weight",) if hidden == config.model_config.get_hidden_size() else ()
+        tables = config.speculative_config.draft_model_config.hf_config
+        if (getattr(tables, "draft_vocab_size", None) or tables.vocab_size) == tables.vocab_size:
+            shared = (*shared, "lm_head.weight", "shared_head.head.weight")
+    kept = [p for name, p in drafter.named_parameters() if not name.endswith(shared)]
+    return sum(p.numel() * p.element_size() for p in kept)
+
+
+def _speculative(q: Question, folder: Path, drafter_file: Path | None) -> dict[str, Any]:
+    """The argument for a drafter, whose config is written beside the model's."""
+    if q.speculative_method is None:
+        return {}
+    said: dict[str, Any] = {
+        "method": q.speculative_method,
+        "num_speculative_tokens": q.num_speculative_tokens,
+    }
+    if drafter_file is not None:
+        place = folder / "drafter"
+        place.mkdir()
+        (place / "config.json").write_text(json.dumps(hf_config(drafter_file)))
+        said["model"] = str(place)
+    return {"speculative_config": said}
+
+
+def _config(q: Question, config_file: Path, folder: Path, drafter_file: Path | None) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     (folder / "config.json").write_text(json.dumps(hf_config(config_file, q.tensor_parallel_size)))
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = _speculative(q, folder, drafter_file)
     if q.max_model_len is not None:
         args["max_model_len"] = q.max_model_len
     caching = q.enable_prefix_caching
@@ -132,17 +189,22 @@ def _config(q: Question, config_file: Path, folder: Path) -> Any:
         num_gpu_blocks_override=q.num_gpu_blocks_override,
         **args,
     ).create_engine_config()
-    cache = config.cache_config
+    config.cache_config.enable_prefix_caching = caching
+    _arguments(q, config)
+    return config
+
+
+def _arguments(q: Question, config: Any) -> None:
+    """The question's arguments where vLLM's CPU platform takes others."""
+    cache, scheduler = config.cache_config, config.scheduler_config
     cache.user_specified_block_size = q.block_size is not None
     cache.block_size = q.block_size or 16
     cache.cache_dtype = q.kv_cache_dtype
-    cache.enable_prefix_caching = caching
     cache.mamba_ssm_cache_dtype = "auto"
     cache.kv_cache_layout = "LBNHC"
-    config.scheduler_config.async_scheduling = q.async_scheduling
-    config.scheduler_config.max_num_batched_tokens = q.max_num_batched_tokens
-    config.scheduler_config.disable_hybrid_kv_cache_manager = q.disable_hybrid_kv_cache_manager
-    return config
+    scheduler.async_scheduling = q.async_scheduling
+    scheduler.max_num_batched_tokens = q.max_num_batched_tokens
+    scheduler.disable_hybrid_kv_cache_manager = q.disable_hybrid_kv_cache_manager
 
 
 def _caches_by_default(folder: Path) -> bool:

@@ -57,7 +57,7 @@ def _group(group: Any, names: list[str]) -> dict[str, Any]:
         "layers": [names.index(n) for n in group.layer_names],
         "block_size": first.block_size,
         "page_bytes": pages[0] if len(set(pages)) == 1 else pages,
-    }
+    } | ({"is_eagle_group": True} if group.is_eagle_group else {})
 
 
 _KINDS = {

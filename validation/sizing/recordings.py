@@ -15,7 +15,8 @@ from validation.sizing.ours import our_plan, planned
 from validation.sizing.questions import memories, questions, random_mix
 from validation.sizing.real_layers import Question
 
-#: Of a model's questions every n-th is kept, and of each the memories with these places in `memories`.
+#: Of a model's questions every n-th is kept, all with drafters, and of each the memories with these places
+#: in `memories`.
 KEEP_QUESTION, KEEP_MEMORY = 3, (0, 2, 5)
 
 
@@ -26,7 +27,7 @@ def record_answers(path: Path, models: list[str], mixes: int, seed: int) -> int:
     answers: list[dict[str, Any]] = []
     for model in models:
         for i, q in enumerate(questions(model)):
-            if i % KEEP_QUESTION:
+            if i % KEEP_QUESTION and q.speculative_method is None:
                 continue
             kept = [pair for j, pair in enumerate(plans(q, ask_vllm(q))) if j in KEEP_MEMORY]
             answers += [{"question": _said(m), "vllm": _compact(real)} for m, real in kept]
