@@ -44,6 +44,8 @@ def engine_settings(
     seqs, tokens = batch_limits(e, gpu, max_model_len)
     if model is not None:
         check_parallel(e, model, problems)
+        if not isinstance(e.max_model_len, str):
+            problems += length_problems(e.max_model_len, model)
         problems += drafter_problems(e, model, drafter)
         if problems:
             return None, None
@@ -146,6 +148,19 @@ def check_parallel(e: EngineConfig, model: ModelShape, problems: list[Problem]) 
                 "use a divisor of both",
             )
         )
+
+
+def length_problems(max_model_len: int, model: ModelShape) -> list[Problem]:
+    """vLLM refuses sequences that are longer than the model's own (ModelConfig)."""
+    limit = model.length_limit
+    if limit is None or max_model_len <= limit:
+        return []
+    message = f"max_model_len {max_model_len} is longer than {model.name} allows ({limit}): vLLM refuses it"
+    hint = (
+        "lower it; or, as with VLLM_ALLOW_LONG_MAX_MODEL_LEN or a scaled rope, name a config.json with more"
+        " max_position_embeddings as the model"
+    )
+    return [Problem(("engine", "max_model_len"), message, hint)]
 
 
 def drafter_problems(e: EngineConfig, model: ModelShape, drafter: ModelShape | None) -> list[Problem]:

@@ -281,6 +281,7 @@ def whisper(r: Reader) -> ModelShape:
         heads=heads,
         kv_heads=heads,
         max_position=target,
+        length_limit=target,
         dtype=r.dtype(),
         quantization=r.quantization(),
         cache_layers=tuple(layers),
@@ -375,6 +376,11 @@ def _decoder(
     params: Parameters = t.parameters(
         vocab, hidden, tied=r.flag("tie_word_embeddings", tied_default), tower=r.vision_tower()
     )
+    own = _own_length(r)
+    # A config that names no length (Mamba 2) gets vLLM's 2048.
+    length = own or (4096 if heads else 2048)
+    if _rope(r)[0] == "longrope":
+        length = r.number("original_max_position_embeddings", length)
     return ModelShape(
         name=r.name,
         model_type=_type(r),
@@ -384,8 +390,8 @@ def _decoder(
         intermediate=widest,
         heads=heads,
         kv_heads=kv_heads,
-        # A config that names no length (Mamba 2) gets vLLM's 2048.
-        max_position=r.number("max_position_embeddings", 4096 if heads else 2048),
+        max_position=length,
+        length_limit=max(own, r.number("model_max_length", own)) if own else None,
         dtype=r.dtype(),
         quantization=r.quantization(),
         cache_layers=tuple(layers),
@@ -393,6 +399,30 @@ def _decoder(
         recurrent_dtype=r.get("mamba_ssm_dtype"),
         notes=tuple(r.notes),
     )
+
+
+#: Types of rotary scaling whose configs name the length that is already scaled.
+_SCALED = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+
+
+def _rope(r: Reader) -> tuple[str, float]:
+    """Type and factor of the rotary scaling."""
+    section = r.get("rope_parameters") or r.get("rope_scaling")
+    if not isinstance(section, dict):
+        return "default", 1.0
+    factor = section.get("factor")
+    kind = section.get("rope_type") or section.get("type") or "default"
+    return str(kind), float(factor) if isinstance(factor, int | float) else 1.0
+
+
+def _own_length(r: Reader) -> int | None:
+    """The longest sequence by the config (vLLM 0.32.0, _get_and_verify_max_len); None if it names none."""
+    if r.get("max_position_embeddings") is None:
+        return None
+    length = r.number("max_position_embeddings")
+    kind, factor = _rope(r)
+    scaled = kind in _SCALED or _type(r).startswith("gemma3")
+    return length if scaled else int(length * factor)
 
 
 def _with_mtp(shape: ModelShape, t: Tally, layers: list[CacheLayer]) -> ModelShape:

@@ -121,7 +121,7 @@ class ModelShape:
         hidden, vocab: sizes.
         intermediate: width that a token takes in the widest MLP (of all experts that it goes to).
         heads, kv_heads: attention heads (0 if the model has none).
-        max_position: longest sequence.
+        max_position: longest sequence without `max_model_len`.
         dtype: of weights and activations.
         quantization: of the checkpoint: None, "fp8" or "mxfp4" (the latter for the experts only).
         cache_layers: layers with a KV cache, in the order in which vLLM makes them.
@@ -130,6 +130,7 @@ class ModelShape:
         encoder_tokens: tokens of a full encoder input (Whisper: 1500); 0 for decoder-only models.
         encoder_pair_flops: FLOPs of one query-key pair in all layers of the encoder.
         notes: what the numbers leave out.
+        length_limit: longest sequence that vLLM lets a user ask for; None: any, since the config names none.
         mtp: the model's layers for multi-token prediction, as a drafter that shares embedding and output
             projection with it; None if it has none.
     """
@@ -151,6 +152,7 @@ class ModelShape:
     encoder_tokens: int = 0
     encoder_pair_flops: int = 0
     notes: tuple[str, ...] = ()
+    length_limit: int | None = None
     mtp: ModelShape | None = None
 
     @property

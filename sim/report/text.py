@@ -102,9 +102,11 @@ def _field(label: str, text: str) -> str:
 
 
 def _wrap(text: str, width: int, indent: str) -> str:
-    """Lines of at most `width` columns; numbers stay with their units."""
+    """Lines of at most `width` columns; numbers stay with their units, GPUs with their number."""
     rows, row = [], ""
-    for word in re.sub(r"(\d) (%|[GMK]iB|ms|us|s|min|h)\b", "\\1\xa0\\2", text).split(" "):
+    glued = re.sub(r"(?<=\d) (?=(?:%|[GMK]iB|ms|us|s|min|h)(?!\w))", "\xa0", text)
+    glued = re.sub(r"(?<=\d) x ", "\xa0x\xa0", glued)
+    for word in glued.split(" "):
         if row and len(row) + 1 + len(word) > width:
             rows.append(row)
             row = word

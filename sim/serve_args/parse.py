@@ -128,7 +128,9 @@ def parse_words(words: Sequence[str], problems: list[InputError]) -> list[Given]
         takes = options().get(name, {"takes": "one"})["takes"]
         if takes in ("none", "flag"):
             if inline is not None:
-                problems.append(InputError(f"{spelled} takes no value, got '{inline}'", WHERE))
+                off = "--no-" + name.removeprefix("--")
+                hint = f"write {name} or {off}" if takes == "flag" else None
+                problems.append(InputError(f"{spelled} takes no value, got '{inline}'", WHERE, hint=hint))
             given.append(Given(name, not negated))
             continue
         if takes == "many":

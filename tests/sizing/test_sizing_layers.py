@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from sim.engine_settings import KVCacheGroup
-from sim.models import find_model, known_name, model_names
+from sim.errors import InputError
+from sim.models import FOLDER, find_model, known_name, load_model, model_names
+from sim.serve_args import ServeSource
 from sim.sizing import CacheArgs, Limits, cache_layout, core_groups, plan_pool, weight_bytes
 from sim.sizing.layers import backend_of
+from sim.sizing.report import budget_of
 from validation.sizing.recordings import answers
 
 RECORDED = Path(__file__).parents[1] / "recorded_vllm" / "sizing.json"
@@ -161,3 +165,40 @@ def test_weights_are_split_and_repeated() -> None:
     mxfp4 = find_model("gpt-oss-20b")
     assert mxfp4 is not None
     assert weight_bytes(mxfp4, 1, None) < 0.36 * 2 * mxfp4.num_params
+
+
+LENGTH = 8192
+
+
+@pytest.mark.parametrize(
+    ("keys", "default", "limit"),
+    [
+        ({}, LENGTH, LENGTH),
+        # the length that these name is already scaled
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, LENGTH, LENGTH),
+        ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, LENGTH, LENGTH),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 4 * LENGTH, 4 * LENGTH),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 2 * LENGTH, 2 * LENGTH),
+        (
+            {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 4096},
+            4096,
+            LENGTH,
+        ),
+        ({"model_max_length": 16384}, LENGTH, 16384),
+        ({"max_position_embeddings": None}, 4096, None),
+    ],
+)
+def test_longest_sequence(tmp_path: Path, keys: dict[str, object], default: int, limit: int | None) -> None:
+    """As vLLM's _get_and_verify_max_len: the default, and what a user may ask for."""
+    config = json.loads((FOLDER / "llama-3.2-1b.json").read_text())
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config | {"max_position_embeddings": LENGTH} | keys))
+    shape = load_model(file)
+    assert (shape.max_position, shape.length_limit) == (default, limit)
+
+
+def test_longer_sequences_than_the_models_are_refused() -> None:
+    line = "serve Qwen/Qwen3-32B --max-model-len"
+    with pytest.raises(InputError, match="max_model_len 131072 is longer than qwen3-32b allows"):
+        budget_of(None, ServeSource(f"{line} 131072", None, "h200"))
+    assert budget_of(None, ServeSource(f"{line} 40960", None, "h200")).plan.starts
