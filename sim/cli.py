@@ -160,8 +160,7 @@ def run(
     """Simulate CONFIG, a YAML file; see `docs config` for its keys.
 
     With --vllm-args or --vllm-config the engine is what vLLM's own options say, and CONFIG gives the rest;
-    without
-    CONFIG a default chat workload arrives.
+    without CONFIG a default chat workload arrives.
     """
     from sim import runner
     from sim.report.text import render

@@ -338,8 +338,7 @@ def _check(pool: PoolSize, where: str = "num_gpu_blocks") -> list[Problem]:
             ("engine", where),
             f"a pool of {plan.num_blocks} blocks is smaller than one request of max_model_len"
             f" ({plan.limits.max_model_len} tokens need {needed} blocks{_per_group(plan.request_blocks)},"
-            f" the null"
-            " block included)",
+            " the null block included)",
             f"{remedy}, or {more}" if longest else more,
         )
     ]

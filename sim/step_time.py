@@ -124,8 +124,7 @@ def roofline(
     With F the data sheet's FLOP/s times `mfu`, W its bytes/s times `mbu`, and all sizes per GPU:
 
         c1  2 * layer parameters / F: matrix products of one token (FP8 rate if quantized); of experts only
-            those
-            that a token goes to
+            those that a token goes to
         c2  4 * heads * head_dim * layers / F: one query-key pair (scores and their product with V)
         c3  2 * hidden * vocab / F: logits of one sampled sequence
         c4  (layer weights + output projection) / W: read once a step, all experts of them
@@ -134,8 +133,7 @@ def roofline(
         c0  overhead
 
     Layers with a window or chunk count in c2 and c5 by min(1, window / typical_context). Recurrent states
-    are left
-    out: they are small beside the weights.
+    are left out: they are small beside the weights.
 
     Of models with cross attention (0 for others):
 

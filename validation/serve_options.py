@@ -1,5 +1,4 @@
-"""The options of `vllm serve`, taken from vLLM's own parser: names, how many values they take, other"
-" spellings."""
+"""The options of `vllm serve`, taken from vLLM's own parser: names, numbers of values, other spellings."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ def real_options() -> dict[str, dict[str, Any]]:
     """Every option of `vllm serve`: name -> {"takes": ..., "aliases": [...]} in the parser's order.
 
     `takes` is none (a switch without a value), flag (also as --no-NAME), one, many, optional, or append
-    (one value,
-    may be repeated).
+    (one value, may be repeated).
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser

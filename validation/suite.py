@@ -2,8 +2,7 @@
 
 Checks, in this order: each recording of the conformance set and of tests/recorded_vllm made again on the
 live scheduler (those of its release) and on the simulator; random cases on both; whole CPU engines. One row a
-comparison: what was
-compared, rows, equal columns, first difference.
+comparison: what was compared, rows, equal columns, first difference.
 """
 
 from __future__ import annotations

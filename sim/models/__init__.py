@@ -1,8 +1,7 @@
 """Models: what a Hugging Face `config.json` says about memory and arithmetic.
 
 Known names are the files of `sim/model_configs/` (also found as `configs/models/`); `model:` also takes the
-path
-of another `config.json` of a family in `sim.models.families`.
+path of another `config.json` of a family in `sim.models.families`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One function for each family of models: from the keys of its config.json to a `ModelShape`.
 
 Which layers have a window follows the model classes of vLLM 0.32.0 (vllm/model_executor/models); the
-numbers of
-parameters are those of the tensors that these classes make (`python -m validation sizing` compares both).
+numbers of parameters are those of the tensors that these classes make. `python -m validation sizing` compares
+both.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """KV memory that holds nothing of use where all layers keep all tokens, as vLLM RFC #11382 counts it.
 
 Before vLLM had a manager for hybrid models every layer kept a slot for every token, also those with a
-window or with
-attention to an image only. The share of slots that no layer can attend to follows from the model's layers
-and the
-length of the request alone; nothing is simulated.
+window or with attention to an image only. The share of slots that no layer can attend to follows from the
+model's layers and the length of the request alone; nothing is simulated.
 """
 
 from __future__ import annotations

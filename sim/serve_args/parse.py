@@ -2,10 +2,9 @@
 them.
 
 As FlexibleArgumentParser (vllm/utils/argparse_utils.py): `--opt value` and `--opt=value`, dashes and
-underscores alike,
-`--no-opt`, unique beginnings of names, `-tp 2` and the other short names, `--opt.key value` for JSON
-options, `-O3`; the
-last of two equal options counts; options of the config file count less than those of the command line.
+underscores alike, `--no-opt`, unique beginnings of names, `-tp 2` and the other short names, `--opt.key
+value` for JSON options, `-O3`; the last of two equal options counts; options of the config file count less
+than those of the command line.
 """
 
 from __future__ import annotations

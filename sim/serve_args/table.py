@@ -1,14 +1,12 @@
 """What each option of `vllm serve` 0.32.0 means to the simulator: one class for each, none left out.
 
 The names, and how many values they take, are in options.json, which `python -m validation serve-options`
-compares with
-vLLM's own parser. Here every one of them is classified:
+compares with vLLM's own parser. Here every one of them is classified:
 
     ENGINE    sets a key of the `engine:` section (or the model); those of speculative decoding together
               (`sim.serve_args.drafts`)
     REFUSED   changes block ids, hits, scheduling or the pool's size in a way that is not simulated;
-              harmless values of it
-              are let through
+              harmless values of it are let through
     MEMORY    changes only what else lies in the GPU's memory: refused while the pool's size is estimated
     IGNORED   changes nothing here, by reason
 """

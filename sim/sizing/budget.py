@@ -6,10 +6,8 @@
 vLLM measures everything between the two by loading and running the model, so it can only be estimated here:
 
     weights      parameters on this GPU by their bytes; fp8 and mxfp4 checkpoints as their config says. The
-                 number of
-                 parameters is that of the tensors that vLLM's model classes make; what a kernel keeps
-                 beside them
-                 (MLA's absorbed projections are counted) is not known.
+                 number of parameters is that of the tensors that vLLM's model classes make; what a kernel
+                 keeps beside them (MLA's absorbed projections are counted) is not known.
     activations  max(tokens * (6*hidden + 4*intermediate/TP) * dtype bytes,
                      max_num_seqs * vocab/TP * (dtype bytes + 3*4))
                  the widest moment of a layer on a batch of max_num_batched_tokens, or of sampling on float32
@@ -94,8 +92,9 @@ def estimated_parts(
     cuda_graphs: bool = True,
     drafter: ModelShape | None = None,
 ) -> dict[str, int]:
-    """The terms of the budget in bytes; "requested" is exact for the GPU's `memory_bytes`, the others"
-    " estimates."""
+    """The terms of the budget in bytes: "requested" is exact for the GPU's `memory_bytes`, the others are
+    estimates.
+    """
     # Layers of the model itself are quantized with it, another drafter is as its own checkpoint says.
     method = quantization if drafter is model.mtp else None
     drafts = weight_bytes(drafter, tensor_parallel, method) if drafter else 0

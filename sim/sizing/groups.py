@@ -2,10 +2,8 @@
 
 All groups draw their blocks from one pool, so one block must have the same number of bytes in each: pages are
 made equal (blocks of more tokens, or padding), and the groups get the same number of layers, as far as that
-goes.
-Layouts whose blocks lie outermost in memory (an explicit VLLM_KV_CACHE_LAYOUT such as BLHNC) pack pages of
-unequal
-size instead; that is not covered.
+goes. Layouts whose blocks lie outermost in memory (an explicit VLLM_KV_CACHE_LAYOUT such as BLHNC) pack pages of
+unequal size instead; that is not covered.
 """
 
 from __future__ import annotations
@@ -124,8 +122,7 @@ def unify_pages(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
         else:
             raise CannotGroup(
                 f"MLA pages of {s.page_bytes} bytes don't divide the largest page, {largest} bytes, and"
-                f" can't be"
-                " padded"
+                " can't be padded"
             )
     return out
 

@@ -2,8 +2,7 @@
 
 What decides a block size in vLLM 0.32.0 when the user gives none is the attention backend that the GPU gets
 (Platform.update_block_size_for_backend), and in models with states the size of the state: a block of
-attention
-must be as large as a state (Platform._align_hybrid_block_size).
+attention must be as large as a state (Platform._align_hybrid_block_size).
 """
 
 from __future__ import annotations
@@ -44,8 +43,10 @@ class Backend:
         return DEFAULT_BLOCK_SIZE if DEFAULT_BLOCK_SIZE % self.smallest == 0 else self.smallest
 
     def largest_within(self, tokens: int) -> int:
-        """The largest kernel block of at most so many tokens, else the smallest"
-        " (_largest_kernel_block_within)."""
+        """The largest kernel block of at most so many tokens, else the smallest.
+
+        As _largest_kernel_block_within.
+        """
         if self.multiples:
             return max(self.sizes[0], tokens // self.sizes[0] * self.sizes[0])
         return max((s for s in self.sizes if s <= tokens), default=self.smallest)

@@ -176,8 +176,7 @@ def unread_share(specs: Sequence[LayerSpec], tokens: int, encoder_tokens: int = 
     """Share of one request's slots that no layer can attend to, if every layer keeps all tokens.
 
     A layer with a window needs the tokens of its window, one with cross attention those of the encoder, any
-    other
-    those of the text. States are left out, and so are blocks that are not full.
+    other those of the text. States are left out, and so are blocks that are not full.
 
     Args:
         specs: of the model's layers, with their windows.

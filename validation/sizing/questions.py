@@ -110,8 +110,7 @@ def with_drafters(base: Question) -> Iterator[Question]:
 
 
 def memories(q: Question) -> Iterator[Question]:
-    """The same question with several sizes of memory, one of them too small, and with a given number of"
-    " blocks."""
+    """The same question with several sizes of memory, one too small, and with a given number of blocks."""
     for gib in (0.25, 8, 23.7, 61.3, 512):
         yield replace(q, available_bytes=int(gib * GIB) + 12345)
     yield replace(q, num_gpu_blocks_override=70001)

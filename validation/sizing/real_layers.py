@@ -2,10 +2,8 @@
 weights, no GPU.
 
 vLLM's CPU platform stands in for CUDA. What it decides otherwise than the CUDA platform is put back here:
-block sizes of
-the attention kernels, the type of recurrent states, prefix caching and chunked prefill by default. vllm and
-torch are
-imported inside functions only.
+block sizes of the attention kernels, the type of recurrent states, prefix caching and chunked prefill by
+default. vllm and torch are imported inside functions only.
 """
 
 from __future__ import annotations
@@ -65,8 +63,7 @@ _EXPERTS_ON_CPU = 3072
 
 
 def hf_config(path: Path, tensor_parallel: int = 1) -> dict[str, Any]:
-    """A shipped config as the file that vLLM reads: without our notes, without quantization, the text"
-    " model only."""
+    """A shipped config as the file that vLLM reads: without our notes and quantization, the text model only."""
     data = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if not k.startswith("_")}
     data.pop("quantization_config", None)
     model_type = data.get("model_type")
@@ -236,8 +233,7 @@ def _start(config: Any) -> None:
 
 @contextmanager
 def _ranks(config: Any, size: int) -> Iterator[None]:
-    """Pretend to be the first of `size` tensor-parallel ranks: layers are made, and never talk to one"
-    " another."""
+    """Pretend to be the first of `size` tensor-parallel ranks: layers are made, and never talk to another."""
     from vllm.distributed import parallel_state
 
     group = parallel_state._TP

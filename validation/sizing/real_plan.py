@@ -1,5 +1,4 @@
-"""vLLM's own planner on given layer specs: `get_kv_cache_configs`, as one dictionary that can be compared"
-" and stored."""
+"""vLLM's own planner on given layer specs: `get_kv_cache_configs`, as a dictionary to compare and store."""
 
 from __future__ import annotations
 
