@@ -1,8 +1,8 @@
 """From a model and a GPU to a pool of KV blocks, as vLLM 0.32.0 computes it at start-up.
 
 `layers` makes the spec of each layer, `groups` puts layers into KV-cache groups, `plan` turns bytes into
-blocks, tokens and concurrency: these are exact, and compared with vLLM's own planner by `python -m validation sizing`.
-`budget` estimates what else lies in the memory. `report` and `picture` show it all (`python -m sim size`).
+blocks, tokens and concurrency: these are exact (`python -m validation sizing` compares them with vLLM's own
+planner). `budget` estimates what else lies in the memory. `report` and `picture` show it all (`python -m sim size`).
 """
 
 from sim.sizing.budget import (

@@ -2,8 +2,8 @@
 
 All groups draw their blocks from one pool, so one block must have the same number of bytes in each: pages are
 made equal (blocks of more tokens, or padding), and the groups get the same number of layers, as far as that
-goes. Layouts whose blocks lie outermost in memory (an explicit VLLM_KV_CACHE_LAYOUT such as BLHNC) pack pages of
-unequal size instead; that is not covered.
+goes. Layouts whose blocks lie outermost in memory (an explicit VLLM_KV_CACHE_LAYOUT such as BLHNC) pack pages
+of unequal size instead; that is not covered.
 """
 
 from __future__ import annotations

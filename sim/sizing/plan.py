@@ -7,8 +7,9 @@ them.
     concurrency   num_blocks / per request            "Maximum concurrency for ... tokens per request"
     tokens        int(concurrency * max_model_len)    "GPU KV cache size"
 
-(kv_cache_utils.get_kv_cache_config_from_groups, get_max_concurrency_for_kv_cache_config, get_kv_cache_capacity
-and the start-up check in get_kv_cache_configs, which sets one block aside for the null block.)
+(kv_cache_utils.get_kv_cache_config_from_groups, get_max_concurrency_for_kv_cache_config,
+get_kv_cache_capacity, and the start-up check in get_kv_cache_configs, which sets one block aside for the null
+block.)
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ _EXPERTS_ON_CPU = 3072
 
 
 def hf_config(path: Path, tensor_parallel: int = 1) -> dict[str, Any]:
-    """A shipped config as the file that vLLM reads: without our notes and quantization, the text model only."""
+    """A shipped config as vLLM's file: without our notes and quantization, the text model only."""
     data = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if not k.startswith("_")}
     data.pop("quantization_config", None)
     model_type = data.get("model_type")
