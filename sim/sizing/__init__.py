@@ -2,7 +2,8 @@
 
 `layers` makes the spec of each layer, `groups` puts layers into KV-cache groups, `plan` turns bytes into
 blocks, tokens and concurrency: these are exact (`python -m validation sizing` compares them with vLLM's own
-planner). `budget` estimates what else lies in the memory. `report` and `picture` show it all (`python -m sim size`).
+planner). `budget` estimates what else lies in the memory. `report` and `picture` show it all (`python -m sim
+size`).
 """
 
 from sim.sizing.budget import (
