@@ -181,8 +181,17 @@ def _spec(s: EngineSettings, group: KVCacheGroup) -> LayerSpec:
     )
 
 
-def check_pool(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
-    """The start-up check of vLLM: a request of max_model_len must fit, since 0.29 beside the null block."""
+def check_pool(
+    s: EngineSettings, prefix: tuple[str | int, ...] = (), key: str = "num_gpu_blocks"
+) -> list[Problem]:
+    """The start-up check of vLLM: a request of max_model_len must fit, since 0.29 beside the null block.
+
+    Args:
+        s: the settings.
+        prefix: path of the engine's section in the document.
+        key: of the section, which decides the pool's size; with another one than `num_gpu_blocks` the number
+            of blocks follows from memory.
+    """
     need = blocks_of_longest_request(s, s.max_model_len)
     if s.num_gpu_blocks >= need:
         return []
@@ -193,14 +202,13 @@ def check_pool(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Pr
         blocks += f" in {groups} groups"
     elif s.kv_cache_groups[0].type == "full":
         blocks += f" of {s.kv_cache_groups[0].block_size or s.block_size}"
+    more = f"raise num_gpu_blocks to {need}" if key == "num_gpu_blocks" else "give the pool more memory"
     with_null = ", the null block included" if s.rules.null_in_check == "on" else ""
     return [
         Problem(
-            (*prefix, "num_gpu_blocks"),
+            (*prefix, key),
             f"a pool of {s.num_gpu_blocks} blocks is smaller than one request of max_model_len"
             f" ({s.max_model_len} tokens need {blocks}{with_null})",
-            f"raise num_gpu_blocks to {need}, or lower max_model_len to {fits}"
-            if fits
-            else f"raise num_gpu_blocks to at least {need}",
+            f"{more}, or lower max_model_len to {fits}" if fits else more,
         )
     ]

@@ -106,7 +106,7 @@ def resolve(loaded: Loaded) -> Resolved:
                 "the scheduler can't give out more tokens than a batch holds",
             )
         )
-    problems += pool_problems(config.engine, settings, pool)
+    problems += pool_problems(settings, pool)
     if config.output.sample_period == 0:
         hint = "1ms, say, or auto; output.every_step has a row for every step"
         problems.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -316,36 +315,10 @@ def _missing(model: ModelShape | None, gpu: Gpu | None, problems: list[Problem])
     problems.append(Problem(("engine", "num_gpu_blocks"), message, hint))
 
 
-def pool_problems(e: EngineConfig, settings: EngineSettings, pool: PoolSize) -> list[Problem]:
+def pool_problems(settings: EngineSettings, pool: PoolSize) -> list[Problem]:
     """vLLM's start-up check: a request of max_model_len must fit beside the null block."""
-    if pool.plan is None or e.groups() is not None:
-        return check_pool(settings, ("engine",))
-    if e.num_gpu_blocks != "auto":
-        return _check(pool)
-    return _check(pool, "kv_cache_memory_bytes" if pool.how == "kv_cache_memory_bytes" else "max_model_len")
-
-
-def _check(pool: PoolSize, where: str = "num_gpu_blocks") -> list[Problem]:
-    plan = pool.plan
-    if plan is None or plan.starts:
-        return []
-    needed = sum(plan.request_blocks) + 1
-    longest = plan.longest
-    remedy = f"lower engine.max_model_len to {longest}" if longest else "give the pool more memory"
-    more = f"raise num_gpu_blocks to {needed}" if where == "num_gpu_blocks" else "give the pool more memory"
-    return [
-        Problem(
-            ("engine", where),
-            f"a pool of {plan.num_blocks} blocks is smaller than one request of max_model_len"
-            f" ({plan.limits.max_model_len} tokens need {needed} blocks{_per_group(plan.request_blocks)},"
-            " the null block included)",
-            f"{remedy}, or {more}" if longest else more,
-        )
-    ]
-
-
-def _per_group(blocks: Sequence[int]) -> str:
-    return f" in {len(blocks)} groups" if len(blocks) > 1 else ""
+    key = {"given": "num_gpu_blocks", "estimated": "max_model_len"}.get(pool.how, pool.how)
+    return check_pool(settings, ("engine",), key)
 
 
 __all__ = [

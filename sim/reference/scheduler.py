@@ -292,7 +292,7 @@ class Scheduler:
         """Take the request to preempt out of ``running``; returns it and where it stood.
 
         First come first served: the last one. Priority: the largest (priority, arrival time), the first in
-            list order where several are equal.
+        list order where several are equal.
         """
         position = len(self.running) - 1
         if self.settings.policy == "priority":

@@ -72,7 +72,7 @@ class Standstill:
         """A request that outgrows the pool preempts itself over and over, alone.
 
         One whose next token is on its way comes further, and so may one that gives blocks up or has drafts,
-            though not each time.
+        though not each time.
         """
         if self._scheduler.running or not self._all_free():
             return
@@ -95,7 +95,7 @@ class Standstill:
         """Requests of equal priority and arrival time preempt each other in turn.
 
         Without such ties the most urgent one is never preempted but when it is alone, and has computed all
-            its tokens after twice as many calls.
+        its tokens after twice as many calls.
         """
         if self._tokens_came:
             self._tokens_came, self._fruitless = False, 0

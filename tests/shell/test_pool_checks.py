@@ -70,3 +70,27 @@ def test_a_window_alone_wants_no_blocks_for_the_whole_length(tmp_path: Path) -> 
     path.write_text(text.replace("N", "13"))
     with pytest.raises(InputError, match="need 14 blocks, the null"):
         resolve(load_config(path))
+
+
+@pytest.mark.parametrize(
+    ("release", "need", "with_null"),
+    [
+        # 8,192 blocks of full attention; in the window 127 tokens and two batches, one before 0.26
+        ("0.32", 8192 + 1033 + 1, True),
+        ("0.25", 8192 + 521, False),
+    ],
+)
+def test_a_models_pool_is_measured_by_the_release(
+    release: str, need: int, with_null: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.yaml"
+    text = (
+        "model: gpt-oss-20b\ngpu: h100\nengine: {vllm: 'R', num_gpu_blocks: N}\n"
+        "workload: {kind: batch, num_requests: 3}\n"
+    ).replace("R", release)
+    path.write_text(text.replace("N", str(need)))
+    assert resolve(load_config(path)).engine.num_gpu_blocks == need
+    path.write_text(text.replace("N", str(need - 1)))
+    with pytest.raises(InputError, match=f"need {need} blocks in 2 groups") as refused:
+        resolve(load_config(path))
+    assert ("the null block included" in str(refused.value)) == with_null
