@@ -241,7 +241,7 @@ def pool_size(
     layout = cache_layout(model, cache_args(e, model, gpu, max_model_len), drafter)
     limits = limits_of(e, model, max_model_len, tokens)
     hybrid, rules = not e.disable_hybrid_kv_cache_manager, e.rules()
-    mark = e.speculative_method == "mtp" and release_key(e.vllm) >= release_key(MTP_GROUP_SINCE)
+    marking = rules.draft_hits == "drop" and release_key(e.vllm) >= release_key(MTP_GROUP_SINCE)
 
     def planned(available: int, override: int | None = None) -> PoolPlan:
         return plan_pool(
@@ -251,7 +251,7 @@ def pool_size(
             hybrid_manager=hybrid,
             num_gpu_blocks_override=override,
             pad_up_to=float(rules.group_ratio),
-            mark_last=mark,
+            mark_last=marking and e.speculative_method == "mtp",
         )
 
     try:

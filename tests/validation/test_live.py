@@ -24,6 +24,7 @@ from validation import live as plugin
 from validation import steplog
 from validation.cli import main
 from validation.diff import compare
+from validation.live import hooks
 from validation.live.export import write_whole
 from validation.live.hooks import LiveRecorder, record_scheduler
 from validation.live.options import FULL, LiveOptions, parse_options
@@ -316,8 +317,14 @@ def test_bad_options_are_named(text: str, message: str) -> None:
 
 
 def test_the_plugin_does_nothing_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(hooks, "record_new_schedulers", lambda path, options: asked.append(path))
     monkeypatch.delenv(plugin.PATH_VARIABLE, raising=False)
     plugin.register()
+    assert asked == []
+    monkeypatch.setenv(plugin.PATH_VARIABLE, "live")
+    plugin.register()
+    assert asked == ["live"]
 
 
 def test_the_plugin_reports_bad_options_and_goes_on(
