@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,25 +12,8 @@ from sim.errors import InputError, did_you_mean, raise_all
 from sim.models import known_name, model_names
 from sim.serve_args.drafts import config_file, draft_keys
 from sim.serve_args.parse import WHERE, Given, parse_file, parse_line
+from sim.serve_args.stand_in import stand_in
 from sim.serve_args.table import ENGINE, MEMORY, REFUSED, SPECULATIVE, Refusal, ignored
-
-#: Traffic where no config gives a workload.
-DEFAULT_WORKLOAD: dict[str, Any] = {
-    "kind": "chat",
-    "arrivals": {"kind": "poisson", "rate": 1.0},
-    "duration": "5min",
-    "personas": 4,
-    "system_len": 800,
-    "user_len": {"kind": "lognormal", "p50": 120, "p90": 400, "max": 4000},
-    "output_len": {"kind": "lognormal", "mean": 300, "cv": 0.8, "max": 2000},
-    "turns": 4.0,
-    "max_turns": 10,
-    "think_time": {"kind": "lognormal", "mean": "12s", "cv": 1.0, "max": "60s"},
-    "max_context": 8000,
-}
-DEFAULT_WORKLOAD_NOTE = (
-    "no config gives a workload: a chat of 1 session a second for 5 minutes stands in (see docs/vllm-args.md)"
-)
 
 #: Keys of `engine:` that no option of vLLM sets and that a config keeps: which release's rules apply, and how
 #: often drafts are right.
@@ -75,8 +57,8 @@ def serve_edit(source: ServeSource) -> Callable[[Document], None]:
         if source.gpu is not None:
             _put(document, ("gpu",), source.gpu, Place(None, None, "--gpu"))
         if "workload" not in document.data:
-            document.data["workload"] = json.loads(json.dumps(DEFAULT_WORKLOAD))
-            source.notes.append(DEFAULT_WORKLOAD_NOTE)
+            document.data["workload"], note = stand_in(document)
+            source.notes.append(note)
 
     return edit
 
@@ -271,4 +253,4 @@ _WANTED = {
     "flag": "true or false",
 }
 
-__all__ = ["DEFAULT_WORKLOAD", "WHERE", "ServeSource", "apply", "human_int", "read_options", "serve_edit"]
+__all__ = ["WHERE", "ServeSource", "apply", "human_int", "read_options", "serve_edit"]

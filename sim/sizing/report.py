@@ -16,6 +16,7 @@ from sim.models import ModelShape
 from sim.resolve import load_drafter, load_shape
 from sim.resolve_engine import engine_settings
 from sim.serve_args import ServeSource, serve_edit
+from sim.serve_args.stand_in import NOTE
 from sim.sizing.budget import estimated_parts
 from sim.sizing.groups import Group
 from sim.sizing.plan import PoolPlan
@@ -94,7 +95,7 @@ def budget_of(
     before = list(source.notes)
     loaded = load_config(config, overrides, None, [serve_edit(source), name_model])
     # The workload does not matter here, so neither does that a default one stands in.
-    source.notes[:] = [*before, *(n for n in source.notes if not n.startswith("no config gives a workload"))]
+    source.notes[:] = [*before, *(n for n in source.notes if not n.startswith(NOTE))]
     shape = load_shape(loaded)
     problems: list[Problem] = []
     if shape is None:

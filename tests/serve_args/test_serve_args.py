@@ -19,6 +19,7 @@ from sim.serve_args import ServeSource, serve_edit
 from sim.serve_args.apply import human_int
 from sim.serve_args.parse import parse_line
 from sim.serve_args.table import ENGINE, flags, options, serve_option, unclassified
+from workloads.generate import build
 
 CONFIG = """\
 model: llama-3.1-8b
@@ -375,3 +376,24 @@ def test_an_image_of_vllm() -> None:
 def test_hints_name_near_options_only() -> None:
     assert "did you mean '--max-num-seqs'?" in complaint("serve Qwen/Qwen3-8B --max-nun-seqs 3")[0]
     assert "did you mean" not in complaint("serve Qwen/Qwen3-8B --rope-scaling 3")[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "longest"),
+    [
+        ("serve Qwen/Qwen3-8B", "chat", 8000),
+        ("serve Qwen/Qwen3-8B --max-model-len 1K", "chat", 1024),
+        ("serve Qwen/Qwen3-8B --max-model-len auto", "chat", 8000),
+        ("serve mistralai/Mamba-Codestral-7B-v0.1", "chat", 2048),
+        ("serve openai/whisper-large-v3", "random", 448),
+    ],
+)
+def test_a_workload_that_stands_in_fits_the_model(line: str, kind: str, longest: int) -> None:
+    source = ServeSource(line, None, "h100")
+    loaded = load_config(None, ["workload.duration=20s"], None, [serve_edit(source)])
+    assert loaded.config.workload.kind == kind
+    assert ("shortened" in source.notes[-1]) == (kind == "chat" and longest < 8000)
+    workload = build(loaded.config.workload, loaded.config.seed)
+    lengths = workload.prompt_len + workload.output_len
+    assert len(workload) > 10
+    assert longest // 20 < lengths.max() <= longest
