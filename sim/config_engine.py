@@ -23,6 +23,19 @@ from sim.errors import raise_all
 from sim.profiles import DEFAULT_RELEASE, Rules, missing_keys, rules_of
 
 GroupType = Literal["full", "sliding_window", "chunked_local", "mamba", "cross_attention"]
+AttentionBackend = Literal[
+    "auto",
+    "FLASH_ATTN",
+    "FLASHINFER",
+    "TRITON_ATTN",
+    "FLEX_ATTENTION",
+    "FLASH_ATTN_MLA",
+    "FLASHMLA",
+    "FLASHINFER_MLA",
+    "TOKENSPEED_MLA",
+    "CUTLASS_MLA",
+    "TRITON_MLA",
+]
 KVCacheDtype = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 
 
@@ -241,6 +254,11 @@ class EngineConfig(SharedKeys):
         None, "`fp8`: the layers' weights take one byte each and are multiplied at the GPU's FP8 rate."
     )
     kv_cache_dtype: KVCacheDtype = key("auto", "Type of the cached keys and values; `auto`: as `dtype`.")
+    attention_backend: AttentionBackend = key(
+        "auto",
+        "vLLM's attention backend: the block sizes of its kernels decide the default of `block_size`, and in"
+        " models with states what it is raised to. `auto`: vLLM's choice for the GPU.",
+    )
     performance_mode: Literal["balanced", "interactivity", "throughput"] = key(
         "balanced", "`throughput` doubles the default batch limits, as in vLLM."
     )

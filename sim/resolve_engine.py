@@ -14,7 +14,7 @@ from sim.models import ModelShape
 from sim.models.reader import BY_HAND
 from sim.profiles import release_key
 from sim.sizing.budget import estimated_parts, left_over
-from sim.sizing.layers import DEFAULT_BLOCK_SIZE, CacheArgs, CacheLayout, cache_layout
+from sim.sizing.layers import DEFAULT_BLOCK_SIZE, CacheArgs, CacheLayout, backend_names, cache_layout
 from sim.sizing.plan import Limits, PoolPlan, plan_pool
 from sim.sizing.pool import PoolSize, core_groups
 from sim.sizing.specs import FULL_KINDS, CannotGroup
@@ -22,6 +22,8 @@ from sim.sizing.specs import FULL_KINDS, CannotGroup
 BIG_GPU = 70 * GIB
 HUGE_GPU = 160 * GIB
 DEFAULT_LENGTH = 4096
+#: Elements of a head for which FlashAttention has kernels of their own on Blackwell.
+WIDE_HEAD = 256
 #: From this release on the group with the layers for multi-token prediction is marked as the drafter's.
 MTP_GROUP_SINCE = "0.31"
 
@@ -45,6 +47,7 @@ def engine_settings(
         check_parallel(e, model, problems)
         if not isinstance(e.max_model_len, str):
             problems += length_problems(e.max_model_len, model)
+        problems += backend_problems(e, model, gpu)
         problems += drafter_problems(e, model, drafter)
         if problems:
             return None, None
@@ -162,6 +165,22 @@ def length_problems(max_model_len: int, model: ModelShape) -> list[Problem]:
     return [Problem(("engine", "max_model_len"), message, hint)]
 
 
+def backend_problems(e: EngineConfig, model: ModelShape, gpu: Gpu | None) -> list[Problem]:
+    """An attention backend that can't do the model's attention, or whose block sizes are not covered."""
+    names, here = backend_names(model.is_mla), ("engine", "attention_backend")
+    blackwell = gpu is not None and gpu.capability // 10 == 10
+    wide = any(c.head_size == WIDE_HEAD for c in model.cache_layers)
+    if e.attention_backend == "FLASH_ATTN" and blackwell and wide:
+        # 128 tokens, or 16 where scores are capped, the cache is FP8, images are attended to both ways, ...
+        message = f"block sizes of FLASH_ATTN for heads of {WIDE_HEAD} on Blackwell are not covered"
+        return [Problem(here, message, "use another backend, or auto")]
+    if e.attention_backend in ("auto", *names):
+        return []
+    kind = "multi-head latent attention" if model.is_mla else "attention with keys and values of its own"
+    message = f"{e.attention_backend} can't be used for {model.name}, which has {kind}"
+    return [Problem(here, message, f"one of {', '.join(names)}, or auto")]
+
+
 def drafter_problems(e: EngineConfig, model: ModelShape, drafter: ModelShape | None) -> list[Problem]:
     """A drafter that is not known although the pool depends on it, and drafters that vLLM refuses."""
     method, at = e.speculative_method, ("engine", "speculative_method")
@@ -207,6 +226,7 @@ def cache_args(e: EngineConfig, model: ModelShape, gpu: Gpu | None, max_model_le
         enable_prefix_caching=e.enable_prefix_caching,
         max_model_len=max_model_len,
         capability=gpu.capability if gpu else 90,
+        attention_backend=e.attention_backend,
         mamba_block_size=e.mamba_block_size,
         mamba_cache_dtype=e.mamba_cache_dtype,
         mamba_ssm_cache_dtype=e.mamba_ssm_cache_dtype,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from sim.config_engine import AttentionBackend
 from sim.config_yaml import Document, Place
 from sim.errors import InputError, did_you_mean, raise_all
 from sim.models import known_name, model_names
@@ -226,6 +228,27 @@ def _quantization(text: str) -> Any:
     raise _Refused(f"'{text}' is not known here", hint)
 
 
+def _backend(text: str) -> str:
+    name = text.upper()
+    known = get_args(AttentionBackend)
+    if text.lower() in ("auto", "none", "null"):
+        return "auto"
+    if name not in known:
+        raise _Refused(f"the block sizes of '{text}' are not known here", f"known: {', '.join(known)}")
+    return name
+
+
+def _backend_config(text: str) -> Any:
+    """The backend in the JSON of --attention-config; the other keys change step times only."""
+    given = json.loads(text)
+    if not isinstance(given, dict):
+        raise ValueError
+    if given.get("backend_per_kind") or given.get("backend-per-kind"):
+        raise _Refused("backends by kind of group are not covered", "leave backend_per_kind out")
+    name = given.get("backend")
+    return _UNSET if name is None else _backend(str(name))
+
+
 def _kv_dtype(text: str) -> str:
     if text not in _KV_DTYPES:
         raise _Refused(f"'{text}' has pages that are not covered", f"covered: {', '.join(_KV_DTYPES)}")
@@ -243,6 +266,8 @@ _READ: dict[str, Callable[[str], Any]] = {
     "dtype": lambda text: _DTYPES.get(text, text),
     "quantization": _quantization,
     "kv_cache_dtype": _kv_dtype,
+    "backend": _backend,
+    "backend_config": _backend_config,
 }
 _WANTED = {
     "int": "a whole number",
@@ -251,6 +276,7 @@ _WANTED = {
     "length": "a whole number, one such as 32k (32000) or 32K (32768), or auto",
     "float": "a number",
     "flag": "true or false",
+    "backend_config": "a JSON object",
 }
 
 __all__ = ["WHERE", "ServeSource", "apply", "human_int", "read_options", "serve_edit"]

@@ -42,6 +42,8 @@ ENGINE: dict[str, tuple[str, str]] = {
     "--gpu-memory-utilization": ("gpu_memory_utilization", "float"),
     "--kv-cache-memory-bytes": ("kv_cache_memory_bytes", "human_int"),
     "--kv-cache-dtype": ("kv_cache_dtype", "kv_cache_dtype"),
+    "--attention-backend": ("attention_backend", "backend"),
+    "--attention-config": ("attention_backend", "backend_config"),
     "--num-gpu-blocks-override": ("num_gpu_blocks", "int"),
     "--enable-prefix-caching": ("enable_prefix_caching", "flag"),
     "--prefix-cache-retention-interval": ("prefix_cache_retention_interval", "int_or_none"),
@@ -191,11 +193,11 @@ _IGNORED: dict[str, str] = {
         " --sleep-preserve-parameter-names"
     ),
     "kernels, graphs and compilation: step times only": (
-        "--gdn-prefill-backend --kda-prefill-backend --kda-decode-backend --attention-backend --mamba-backend"
+        "--gdn-prefill-backend --kda-prefill-backend --kda-decode-backend --mamba-backend"
         " --mamba-ssu-algorithm --enable-mamba-cache-stochastic-rounding --mamba-cache-philox-rounds"
         " --disable-cascade-attn --cudagraph-capture-sizes --max-cudagraph-capture-size --ir-op-priority"
         " --enable-flashinfer-autotune --moe-backend --linear-backend --sparse-indexer-topk-backend"
-        " --compilation-config --attention-config --kernel-config --optimization-level --enable-dbo"
+        " --compilation-config --kernel-config --optimization-level --enable-dbo"
         " --ubatch-size"
         " --dbo-decode-token-threshold --dbo-prefill-token-threshold --disable-custom-all-reduce"
         " --kv-sharing-fast-prefill"

@@ -56,26 +56,49 @@ _FLASHINFER_SIZES = (16, 32, 64)
 _FLASHINFER_LARGE = (*_FLASHINFER_SIZES, 128, 256, 512, 1024)
 
 
-def backend_of(model: ModelShape, capability: int, kv_cache_dtype: str) -> Backend:
-    """vLLM's default choice on a GPU of this compute capability (platforms/cuda.py, _get_backend_priorities).
+#: Block sizes of the kernels for multi-head latent attention (get_supported_kernel_block_sizes).
+_LATENT = {
+    b.name: b
+    for b in (
+        Backend("FLASH_ATTN_MLA", (16,)),
+        Backend("FLASHMLA", (64,), False),
+        Backend("FLASHINFER_MLA", (32, 64), False),
+        Backend("TOKENSPEED_MLA", (32, 64), False),
+        Backend("CUTLASS_MLA", (128,), False),
+        Backend("TRITON_MLA", (16,)),
+    )
+}
+_PLAIN = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "FLEX_ATTENTION")
+
+
+def backend_names(latent: bool) -> tuple[str, ...]:
+    """Backends that a user may choose for a model with, or without, multi-head latent attention."""
+    return tuple(_LATENT) if latent else _PLAIN
+
+
+def backend_of(model: ModelShape, capability: int, kv_cache_dtype: str, chosen: str = "auto") -> Backend:
+    """The backend that is chosen, by default vLLM's choice on a GPU of this compute capability.
+
+    (platforms/cuda.py, _get_backend_priorities.)
 
     Args:
         model: its attention decides the list.
         capability: compute capability times ten: 80, 89, 90, 100.
         kv_cache_dtype: not every backend reads FP8.
+        chosen: one of `backend_names`, or "auto".
     """
-    fp8 = kv_cache_dtype.startswith("fp8")
+    fp8, blackwell = kv_cache_dtype.startswith("fp8"), capability // 10 == 10
     if model.is_mla:
-        if capability // 10 == 10:
-            return Backend("FLASHINFER_MLA", (32, 64), False)
-        if capability // 10 == 9:
-            return Backend("FLASHMLA", (64,), False) if fp8 else Backend("FLASH_ATTN_MLA", (16,))
-        return Backend("TRITON_MLA", (16,))
-    if capability // 10 == 10:
-        return Backend("FLASHINFER", _FLASHINFER_LARGE, False)
-    if fp8 and capability // 10 != 9:
-        return Backend("FLASHINFER", _FLASHINFER_SIZES, False)
-    return Backend("FLASH_ATTN", (16,))
+        if chosen == "auto" and blackwell:
+            chosen = "FLASHINFER_MLA"
+        elif chosen == "auto" and capability // 10 == 9:
+            chosen = "FLASHMLA" if fp8 else "FLASH_ATTN_MLA"
+        return _LATENT["TRITON_MLA" if chosen == "auto" else chosen]
+    if chosen == "auto":
+        chosen = "FLASHINFER" if blackwell or (fp8 and capability // 10 != 9) else "FLASH_ATTN"
+    if chosen == "FLASHINFER":
+        return Backend(chosen, _FLASHINFER_LARGE if blackwell else _FLASHINFER_SIZES, False)
+    return Backend(chosen, (16,))
 
 
 @dataclass(frozen=True)
@@ -107,6 +130,7 @@ class CacheArgs:
         enable_prefix_caching: decides how states are kept.
         max_model_len: with prefix caching off, the tokens that one block of states covers.
         capability: compute capability of the GPU times ten.
+        attention_backend: of the user, or "auto".
         mamba_block_size: of the user, or None.
         mamba_cache_dtype, mamba_ssm_cache_dtype: types of the states' two parts; "auto": as `dtype`, as the
             first.
@@ -120,6 +144,7 @@ class CacheArgs:
     enable_prefix_caching: bool = True
     max_model_len: int = 4096
     capability: int = 90
+    attention_backend: str = "auto"
     mamba_block_size: int | None = None
     mamba_cache_dtype: str = "auto"
     mamba_ssm_cache_dtype: str = "auto"
@@ -152,7 +177,8 @@ def cache_layout(model: ModelShape, args: CacheArgs, drafter: ModelShape | None 
     Those without a window of their own take the model's, if all its layers have one (CacheConfig).
     """
     attention = any(c.kind != "mamba" for c in model.cache_layers)
-    backend = backend_of(model, args.capability, args.kv_cache_dtype) if attention else None
+    chosen = args.attention_backend
+    backend = backend_of(model, args.capability, args.kv_cache_dtype, chosen) if attention else None
     asked = args.block_size or (backend.preferred if backend else DEFAULT_BLOCK_SIZE)
     element = element_bytes(args.kv_cache_dtype, args.dtype)
     mode = "align" if args.enable_prefix_caching else "none"

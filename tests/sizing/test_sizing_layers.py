@@ -202,3 +202,35 @@ def test_longer_sequences_than_the_models_are_refused() -> None:
     with pytest.raises(InputError, match="max_model_len 131072 is longer than qwen3-32b allows"):
         budget_of(None, ServeSource(f"{line} 131072", None, "h200"))
     assert budget_of(None, ServeSource(f"{line} 40960", None, "h200")).plan.starts
+
+
+@pytest.mark.parametrize(
+    ("line", "gpu", "block"),
+    [
+        ("deepseek-ai/DeepSeek-R1 -tp 8", "h200", 16),
+        ("deepseek-ai/DeepSeek-R1 -tp 8 --attention-backend FLASHMLA", "h200", 64),
+        ("deepseek-ai/DeepSeek-R1 -tp 8 --attention-config.backend cutlass_mla", "b200", 128),
+        ("deepseek-ai/DeepSeek-R1 -tp 8 --attention-backend TRITON_MLA", "b200", 16),
+        ("deepseek-ai/DeepSeek-R1 -tp 8 --attention-backend FLASHMLA --block-size 128", "h200", 128),
+        ("Qwen/Qwen3-8B --attention-backend FLASHINFER", "h200", 16),
+        ("""Qwen/Qwen3-8B --attention-config '{"use_trtllm_attention": true}'""", "b200", 16),
+    ],
+)
+def test_the_backend_decides_the_block_size(line: str, gpu: str, block: int) -> None:
+    assert budget_of(None, ServeSource(f"serve {line}", None, gpu)).settings.block_size == block
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("deepseek-ai/DeepSeek-R1 -tp 8 --attention-backend FLASH_ATTN", "FLASH_ATTN can't be used"),
+        ("Qwen/Qwen3-8B --attention-backend FLASHMLA", "FLASHMLA can't be used for qwen3-8b"),
+        ("Qwen/Qwen3-8B --attention-backend XFORMERS", "block sizes of 'XFORMERS' are not known"),
+        ("google/gemma-3-1b-it --attention-backend FLASH_ATTN", "heads of 256 on Blackwell are not covered"),
+        ("Qwen/Qwen3-8B --attention-config 3", "--attention-config must be a JSON object"),
+        ("""Qwen/Qwen3-8B --attention-config '{"backend_per_kind": {"a": "b"}}'""", "by kind of group"),
+    ],
+)
+def test_backends_that_are_refused(line: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        budget_of(None, ServeSource(f"serve {line}", None, "b200"))
