@@ -52,6 +52,7 @@ _PADDINGS = {
     "hits": c.PADS_HITS,
 }
 _TAILS = {"off": c.TAIL_NONE, "whole": c.TAIL_WHOLE, "on": c.TAIL_USABLE}
+_CHUNKS = {"prompts": c.CHUNKS_PROMPTS, "blocks": c.CHUNKS_BLOCKS, "hits": c.CHUNKS_HITS}
 _LOG_ROWS = 16384
 _SAMPLED_ROWS = 1024
 #: Notes that are weighed together: they and what they are added to stay in the first-level cache.
@@ -119,10 +120,11 @@ def _rules(e: EngineSettings) -> dict[str, int]:
         ),
         "renews_states": int(rules.state_renewal == "on"),
         "state_wait": int(rules.state_wait == "on"),
+        "state_retention": int(rules.state_retention == "on"),
         "state_tails": int(rules.state_tails == "on"),
         "state_drafts": e.num_speculative_tokens if rules.state_free_basis == "less_drafts" else 0,
         "states_to_gap": int(rules.states_retired == "to_gap"),
-        "whole_chunks": int(rules.state_chunks == "blocks"),
+        "whole_chunks": _CHUNKS[rules.state_chunks],
         "draft_lookup": _LOOKUPS[rules.draft_lookup],
         "draft_padding": _PADDINGS[rules.draft_padding],
         "encoder_most": int(rules.encoder_blocks == "most"),

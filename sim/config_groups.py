@@ -158,10 +158,13 @@ def _retention(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pro
     if not interval:
         return
     place = (*prefix, "prefix_cache_retention_interval")
-    if not any(g.type in ("sliding_window", "mamba") for g in s.kv_cache_groups):
+    states = s.rules.state_retention == "on"
+    retained = ("sliding_window", "mamba") if states else ("sliding_window",)
+    if not any(g.type in retained for g in s.kv_cache_groups):
+        what = "sliding-window or Mamba" if states else "sliding-window"
         yield Problem(
             place,
-            f"prefix_cache_retention_interval {interval} without a sliding-window or Mamba group",
+            f"prefix_cache_retention_interval {interval} without a {what} group",
             "it has no effect on other groups, so vLLM refuses it: use 0",
         )
         return

@@ -123,9 +123,11 @@ def _missing_in(s: EngineSettings, place: tuple[str | int, ...]) -> Iterator[Pro
             f"vLLM {s.vllm} has no drafts by a model of their own: they came with {DRAFT_MODEL_SINCE}",
             f"use another speculative_method, or engine.vllm from '{DRAFT_MODEL_SINCE}' on",
         )
-    if s.speculative_method == "draft_model" and s.rules.draft_inputs == "reserved":
-        left = s.max_num_batched_tokens - s.max_num_seqs
-        if not 0 < s.scheduled_tokens <= left:
+    if s.reserved_inputs:
+        left = s.max_num_batched_tokens - s.reserved_inputs
+        asked = s.max_num_scheduled_tokens
+        unlimited = left == 0 and asked is None and s.rules.draft_inputs == "if_left"
+        if not unlimited and (left <= 0 or (asked is not None and asked > left)):
             yield Problem(
                 (*engine, "max_num_batched_tokens"),
                 f"max_num_batched_tokens ({s.max_num_batched_tokens}) leaves {left} tokens a step beside the"

@@ -132,8 +132,16 @@ class EngineSettings:
         """Token budget of one schedule() call."""
         if self.max_num_scheduled_tokens is not None:
             return self.max_num_scheduled_tokens
-        reserved = self.speculative_method == "draft_model" and self.rules.draft_inputs == "reserved"
-        return self.max_num_batched_tokens - (self.max_num_seqs if reserved else 0)
+        left = self.max_num_batched_tokens - self.reserved_inputs
+        if left == 0 and self.rules.draft_inputs == "if_left":
+            return self.max_num_batched_tokens
+        return left
+
+    @property
+    def reserved_inputs(self) -> int:
+        """Tokens of a step that are kept for a draft model's own inputs, whoever is scheduled."""
+        reserving = self.rules.draft_inputs in ("if_left", "reserved")
+        return self.max_num_seqs if reserving and self.speculative_method == "draft_model" else 0
 
     @property
     def active_seqs(self) -> int:

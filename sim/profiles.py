@@ -46,9 +46,9 @@ VERSIONS = {
 PROFILES = ("0.13", "0.14", "0.19", "0.25", "0.27", "0.32", "0.33")
 FIRST_RELEASE, LAST_RELEASE = "0.13", "0.33"
 #: Releases whose rules for Mamba groups, for drafts and for cross attention are known; others are refused.
-MAMBA_RELEASES = ("0.14", "0.19", "0.24", "0.25", "0.32", "0.33")
-DRAFT_RELEASES = ("0.14", "0.19", "0.22", "0.24", "0.25", "0.32", "0.33")
-CROSS_RELEASES = ("0.14", "0.19", "0.24", "0.25", "0.32", "0.33")
+MAMBA_RELEASES = ("0.14", "0.15", "0.16", "0.17", "0.18", "0.19", "0.20", "0.21", "0.22", "0.23", "0.24", "0.25", "0.32", "0.33")
+DRAFT_RELEASES = ("0.14", "0.15", "0.16", "0.17", "0.18", "0.19", "0.20", "0.21", "0.22", "0.23", "0.24", "0.25", "0.32", "0.33")
+CROSS_RELEASES = ("0.14", "0.15", "0.16", "0.17", "0.18", "0.19", "0.20", "0.21", "0.22", "0.23", "0.24", "0.25", "0.32", "0.33")
 #: The first release with drafts by a separate model; its drafts under eagle or mtp follow windows of blocks
 #: smaller than the common size only since the second.
 DRAFT_MODEL_SINCE, UNEVEN_DRAFTS_SINCE = "0.15", "0.19"
@@ -315,10 +315,16 @@ SWITCHES: tuple[Switch, ...] = (
         "Drafts by a draft model: what its own inputs take from a step.",
         {
             "free": "nothing",
+            "if_left": "as reserved; where that leaves no token, nothing",
             "reserved": "one token for each of max_num_seqs, where max_num_scheduled_tokens is not given",
             "each": "one token for each scheduled request",
         },
-        (Onset("0.13", "free"), Onset("0.17", "reserved"), Onset("0.28", "each")),
+        (
+            Onset("0.13", "free"),
+            Onset("0.17", "if_left"),
+            Onset("0.20", "reserved"),
+            Onset("0.28", "each"),
+        ),
     ),
     Switch(
         "accepted_cached",
@@ -361,10 +367,17 @@ SWITCHES: tuple[Switch, ...] = (
         "state_chunks",
         "Mamba: where prefill chunks end for their states to be cached.",
         {
+            "prompts": "as blocks, but a request that was preempted after its first token is not cut",
             "blocks": "at whole blocks of tokens, and at the last block that the known text fills",
             "hits": "at the ends of blocks, and at the last place where an equal prompt can resume",
         },
-        (Onset("0.13", "blocks"), Onset("0.26", "hits")),
+        (Onset("0.13", "prompts"), Onset("0.17", "blocks"), Onset("0.26", "hits")),
+    ),
+    Switch(
+        "state_retention",
+        "Mamba: whether prefix_cache_retention_interval says which states are cached.",
+        {"off": "no: it is about sliding windows alone", "on": "yes"},
+        (Onset("0.13", "off"), Onset("0.24", "on")),
     ),
     Switch(
         "state_tails",
@@ -465,13 +478,14 @@ class Rules:
     draft_replay: Literal["last_token", "dropped"] = "dropped"
     draft_padding: Literal["none", "beside", "fits", "hits"] = "hits"
     draft_slots: Literal["running", "all"] = "all"
-    draft_inputs: Literal["free", "reserved", "each"] = "each"
+    draft_inputs: Literal["free", "if_left", "reserved", "each"] = "each"
     accepted_cached: Literal["schedule", "output"] = "schedule"
     state_renewal: Literal["on", "off"] = "on"
     state_tables: Literal["all", "align"] = "align"
     state_wait: Literal["off", "on"] = "on"
     state_free_basis: Literal["scheduled", "less_drafts", "windows"] = "windows"
-    state_chunks: Literal["blocks", "hits"] = "hits"
+    state_chunks: Literal["prompts", "blocks", "hits"] = "hits"
+    state_retention: Literal["off", "on"] = "on"
     state_tails: Literal["off", "on"] = "on"
     states_retired: Literal["to_gap", "all"] = "all"
     encoder_freed: Literal["schedule", "output"] = "output"

@@ -64,6 +64,7 @@ OF_GROUPS = (
     "state_wait",
     "state_free_basis",
     "state_chunks",
+    "state_retention",
     "state_tails",
     "states_retired",
     "encoder_freed",

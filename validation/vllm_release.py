@@ -45,12 +45,33 @@ def known_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in names}
 
 
+def let_model_be_inspected() -> None:
+    """Take the stand-in model's class as it is, where the release fails to look at it in a process of its own.
+
+    0.17 asks PyTorch whether the processor has AVX-512 by a private function that later versions do not have.
+    """
+    if minor_of(installed()) != (0, 17):
+        return
+    import torch
+
+    cpu = torch._C._cpu
+    if hasattr(cpu, "_is_avx512_supported"):
+        return
+    cpu._is_avx512_supported = lambda: False
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.llama import LlamaForCausalLM
+
+    ModelRegistry.register_model("LlamaForCausalLM", LlamaForCausalLM)
+
+
 def cache_config_values(settings: EngineSettings) -> dict[str, Any]:
     """Keyword arguments of CacheConfig; sets the retention variable for releases that read it instead."""
     interval = settings.prefix_cache_retention_interval
-    # those releases refuse an interval where no group has a use for it
-    retains = any(group.type in ("sliding_window", "mamba") for group in settings.kv_cache_groups)
-    if interval is None or not retains:
+    # those releases refuse an interval where no group has a use for it; 0 has no effect there
+    states = minor_of(installed()) >= (0, 24)
+    retaining = ("sliding_window", "mamba") if states else ("sliding_window",)
+    retains = any(group.type in retaining for group in settings.kv_cache_groups)
+    if interval is None or (interval == 0 and not retains):
         os.environ.pop(_RETENTION_VARIABLE, None)
     else:
         os.environ[_RETENTION_VARIABLE] = str(interval)
@@ -123,7 +144,8 @@ def make_request(**values: Any) -> Any:
 
 def set_end_token(live: Any, token: int) -> None:
     """Make a token the end token of a live request, wherever the release keeps it."""
-    if hasattr(live, "eos_token_id"):
+    is_own = not isinstance(getattr(type(live), "eos_token_id", None), property)  # 0.17: read-only
+    if is_own and hasattr(live, "eos_token_id"):
         live.eos_token_id = token
     else:
         live.sampling_params._eos_token_id = token

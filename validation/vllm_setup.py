@@ -81,6 +81,7 @@ def vllm_config(settings: EngineSettings, folder: Path, device: str = "cpu") -> 
     from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
 
     (folder / "config.json").write_text(json.dumps(tiny_llama_config(settings.max_model_len)))
+    vllm_release.let_model_be_inspected()
     with refusals("this configuration"):
         model = ModelConfig(
             model=str(folder),

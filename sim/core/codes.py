@@ -63,6 +63,11 @@ SHARED_NONE = 0  # nothing (<= 0.23)
 SHARED_CHUNKS = 1  # a first chunk ends there for a Mamba state (0.24 and 0.25)
 SHARED_KEPT = 2  # retained, and chunks end there
 
+# ---- Mamba: where prefill chunks end ----
+CHUNKS_HITS = 0  # at the ends of blocks, and where an equal prompt can resume
+CHUNKS_BLOCKS = 1  # at whole blocks of tokens (0.17 to 0.25)
+CHUNKS_PROMPTS = 2  # and only those of a request without a token of output (<= 0.16)
+
 # What the engine's clock counts
 CLOCK_TIME = 0
 CLOCK_LOGICAL = 1

@@ -58,13 +58,16 @@ def _mamba_block_aligned_split(st: State, r: int, start: int, num_new_tokens: in
 
 @inner
 def _split_to_blocks(st: State, r: int, start: int, num_new_tokens: int) -> int:
-    """The rule up to 0.25: whole blocks of tokens, wherever the chunk starts.
+    """The rule up to 0.25: whole blocks of tokens, wherever the chunk starts. Up to 0.16 nobody was cut after
+    the first token.
 
     A prefix that only some groups have ends the chunk that follows the look-up.
     """
     rq = st.requests
     size = st.params.block_size
     if start >= max(rq.prompt_len[r], rq.num_tokens[r] - 1):
+        return num_new_tokens
+    if st.params.whole_chunks == c.CHUNKS_PROMPTS and rq.num_tokens[r] > rq.prompt_len[r]:
         return num_new_tokens
     last = rq.num_tokens[r] // size * size
     if st.params.drops_checkpoint:
@@ -85,7 +88,7 @@ def _split_to_blocks(st: State, r: int, start: int, num_new_tokens: int) -> int:
 def fit_chunk(st: State, r: int, start: int, num_new_tokens: int) -> int:
     """Tokens of the chunk that starts at ``start``; 0 when it has to wait for a larger budget."""
     if st.params.mamba_align:
-        if st.params.whole_chunks:
+        if st.params.whole_chunks != c.CHUNKS_HITS:
             return _split_to_blocks(st, r, start, num_new_tokens)
         return _mamba_block_aligned_split(st, r, start, num_new_tokens)
     return num_new_tokens

@@ -45,7 +45,7 @@ def selected(kv: KVCache, r: int, g: int) -> Selection:
         # a block that is dropped lies behind the window (0.22 forgets it)
         shift = 0 if uneven else np.int64(kv.groups.drops[g])
         need = kv.specs.tail_blocks[kv.groups.spec[g]] + shift
-    elif interval == c.RETAIN_DENSE:
+    elif interval == c.RETAIN_DENSE or kv.params.state_retention == 0:
         return 1, 1, 0, 0, 0, 0
     segment = kv.params.hit_alignment if interval == c.RETAIN_DENSE else interval
     blocks = segment // kv.groups.block_size[g]
@@ -74,7 +74,7 @@ def selected(kv: KVCache, r: int, g: int) -> Selection:
 def keeps_multiple(kv: KVCache, g: int, num_tokens: int) -> bool:
     """Whether the retention interval alone keeps a Mamba state after so many tokens."""
     size = kv.groups.block_size[g]
-    interval = kv.params.retention
+    interval = kv.params.retention if kv.params.state_retention else c.RETAIN_DENSE
     if num_tokens % size != 0 or interval == 0:
         return False
     return interval < 0 or interval <= size or num_tokens % interval == 0

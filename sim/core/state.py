@@ -89,10 +89,11 @@ PARAMS = _dtype(
         "caches_accepted": np.int64,  # synchronous: blocks that accepted drafts fill are cached at once
         "renews_states": np.int64,  # the state at a prompt's end is new in each step at which it stands there
         "state_wait": np.int64,  # a hit on a state of this very step waits for the next one
+        "state_retention": np.int64,  # the retention interval is about states too
         "state_tails": np.int64,  # states at a prompt's last hash unit, and exported ones, get keys
         "state_drafts": np.int64,  # computed tokens that may be drafts, and don't count when states are freed
         "states_to_gap": np.int64,  # states that lie behind are freed up to the first gap only
-        "whole_chunks": np.int64,  # prefill chunks are whole blocks of tokens, wherever they start
+        "whole_chunks": np.int64,  # CHUNKS_*: chunks are whole blocks of tokens, wherever they start
         "trims_all_hits": np.int64,  # all full-attention specs are cut to the common hit, not just the first
         "clock": np.int64,  # CLOCK_*
         "idle_run": np.int64,  # logical clock: step through idle indices instead of skipping them

@@ -92,8 +92,10 @@ class Settings:
         """Most tokens that one step may schedule."""
         if self.max_num_scheduled_tokens is not None:
             return self.max_num_scheduled_tokens
-        reserved = self.speculative_method == "draft_model" and self.rules.draft_inputs == "reserved"
-        return self.max_num_batched_tokens - (self.max_num_seqs if reserved else 0)
+        rule = self.rules.draft_inputs if self.speculative_method == "draft_model" else "free"
+        left = self.max_num_batched_tokens - (self.max_num_seqs if rule in ("if_left", "reserved") else 0)
+        # Up to 0.19 a budget of 0 is taken for none that was given.
+        return self.max_num_batched_tokens if left == 0 and rule == "if_left" else left
 
     @property
     def active_seqs(self) -> int:
@@ -259,10 +261,12 @@ class Settings:
         if "chunked_local" in types and (len(set(sizes)) > 1 or self.use_eagle):
             raise ValueError("chunked local attention wants groups of one block size, and no eagle or mtp")
         interval = self.prefix_cache_retention_interval
-        sparse = bool(types & {"sliding_window", "mamba"})
+        states = self.rules.state_retention == "on"
+        sparse = bool(types & ({"sliding_window", "mamba"} if states else {"sliding_window"}))
         if interval and (not sparse or interval % self.scheduler_block_size):
             raise ValueError(
-                f"prefix_cache_retention_interval {interval} needs a sliding window or mamba group, and "
+                f"prefix_cache_retention_interval {interval} needs a sliding window"
+                f"{' or mamba' if states else ''} group, and "
                 f"must be a multiple of {self.scheduler_block_size}"
             )
 

@@ -39,7 +39,9 @@ class StateSplit:
             return tokens
         settings = self._settings
         size, drops = settings.block_size, settings.drops_hits
-        if settings.rules.state_chunks == "blocks":
+        if settings.rules.state_chunks == "prompts" and request.num_output_tokens > 0:
+            return tokens
+        if settings.rules.state_chunks != "hits":
             return self._cut_to_blocks(request, start, tokens)
         end = start + tokens
         exported = end >= prefill_end and self._exports(start, end, prefill_end)

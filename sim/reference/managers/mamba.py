@@ -122,7 +122,7 @@ class MambaManager(SingleTypeKVCacheManager):
         self, first_block: int, last_block: int, retention_interval: int | None, boundaries: Sequence[int]
     ) -> list[bool] | None:
         """The state at each kept position: multiples of the interval, and the boundaries."""
-        if retention_interval is None:
+        if retention_interval is None or self.limits.rules.state_retention == "off":
             return None
         size, align = self.block_size, self.alignment_tokens
         per_segment = retention_interval // size
