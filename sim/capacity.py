@@ -123,11 +123,13 @@ def _rules(e: EngineSettings) -> dict[str, int]:
         "state_retention": int(rules.state_retention == "on"),
         "state_tails": int(rules.state_tails == "on"),
         "state_drafts": e.num_speculative_tokens if rules.state_free_basis == "less_drafts" else 0,
-        "states_to_gap": int(rules.states_retired == "to_gap"),
+        "states_to_gap": int(rules.states_retired != "all"),
+        "keeps_states": int(rules.states_retired == "never"),
         "whole_chunks": _CHUNKS[rules.state_chunks],
         "draft_lookup": _LOOKUPS[rules.draft_lookup],
         "draft_padding": _PADDINGS[rules.draft_padding],
-        "encoder_most": int(rules.encoder_blocks == "most"),
+        "keeps_drafts": int(rules.preempted_drafts == "kept"),
+        "encoder_most": e.admitted_encoder_tokens,
         "encoder_freed_early": int(rules.encoder_freed == "schedule"),
         "skips_full_encoder": int(rules.encoder_full == "skipped"),
     }
@@ -344,7 +346,8 @@ def allocate(
     drafted = engine.num_speculative_tokens
     longest = min(longest + 2 + 3 * drafted, engine.max_model_len)
     smallest = int(groups.block_size.min())
-    table_width = max(1, -(-longest // smallest), -(-engine.encoder_tokens // smallest)) + drafted
+    cross = max(engine.encoder_tokens, engine.admitted_encoder_tokens)
+    table_width = max(1, -(-longest // smallest), -(-cross // smallest)) + drafted
     hash_units = max(1, -(-longest // layout.hash_unit))
     own = 0 if shared else len(workload)
     ctl = record(s.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns})

@@ -120,6 +120,14 @@ class EngineSettings:
         return max(group.encoder_tokens or 0 for group in self.kv_cache_groups)
 
     @property
+    def admitted_encoder_tokens(self) -> int:
+        """Encoder tokens that an admission takes blocks for where they are not its own; 0: they are."""
+        rule = self.rules.encoder_blocks
+        if rule == "own" or not self.encoder_tokens:
+            return 0
+        return self.encoder_tokens if rule == "most" else self.max_num_batched_tokens
+
+    @property
     def encoder_budget(self) -> int:
         """Encoder tokens that one step may run, and that the encoder cache has room for; 0: no encoder.
 

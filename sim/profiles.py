@@ -46,9 +46,57 @@ VERSIONS = {
 PROFILES = ("0.13", "0.14", "0.19", "0.25", "0.27", "0.32", "0.33")
 FIRST_RELEASE, LAST_RELEASE = "0.13", "0.33"
 #: Releases whose rules for Mamba groups, for drafts and for cross attention are known; others are refused.
-MAMBA_RELEASES = ("0.14", "0.15", "0.16", "0.17", "0.18", "0.19", "0.20", "0.21", "0.22", "0.23", "0.24", "0.25", "0.32", "0.33")
-DRAFT_RELEASES = ("0.14", "0.15", "0.16", "0.17", "0.18", "0.19", "0.20", "0.21", "0.22", "0.23", "0.24", "0.25", "0.32", "0.33")
-CROSS_RELEASES = ("0.14", "0.15", "0.16", "0.17", "0.18", "0.19", "0.20", "0.21", "0.22", "0.23", "0.24", "0.25", "0.32", "0.33")
+MAMBA_RELEASES = (
+    "0.13",
+    "0.14",
+    "0.15",
+    "0.16",
+    "0.17",
+    "0.18",
+    "0.19",
+    "0.20",
+    "0.21",
+    "0.22",
+    "0.23",
+    "0.24",
+    "0.25",
+    "0.32",
+    "0.33",
+)
+DRAFT_RELEASES = (
+    "0.13",
+    "0.14",
+    "0.15",
+    "0.16",
+    "0.17",
+    "0.18",
+    "0.19",
+    "0.20",
+    "0.21",
+    "0.22",
+    "0.23",
+    "0.24",
+    "0.25",
+    "0.32",
+    "0.33",
+)
+CROSS_RELEASES = (
+    "0.13",
+    "0.14",
+    "0.15",
+    "0.16",
+    "0.17",
+    "0.18",
+    "0.19",
+    "0.20",
+    "0.21",
+    "0.22",
+    "0.23",
+    "0.24",
+    "0.25",
+    "0.32",
+    "0.33",
+)
 #: The first release with drafts by a separate model; its drafts under eagle or mtp follow windows of blocks
 #: smaller than the common size only since the second.
 DRAFT_MODEL_SINCE, UNEVEN_DRAFTS_SINCE = "0.15", "0.19"
@@ -305,6 +353,16 @@ SWITCHES: tuple[Switch, ...] = (
         ),
     ),
     Switch(
+        "preempted_drafts",
+        "Drafts: what becomes of those of a request that is preempted.",
+        {
+            "kept": "they are verified in its first step as a running request, if that still has prompt to"
+            " compute",
+            "dropped": "they are dropped",
+        },
+        (Onset("0.13", "kept"), Onset("0.14", "dropped")),
+    ),
+    Switch(
         "draft_slots",
         "Drafts: whether an admission takes the slots that the drafter writes beyond its tokens.",
         {"running": "no: they come with its next step", "all": "yes"},
@@ -345,7 +403,7 @@ SWITCHES: tuple[Switch, ...] = (
             "all": "a state in every block, as tokens in other kinds (mode all)",
             "align": "the running state, and those at the ends of chunks that are still wanted (mode align)",
         },
-        (Onset("0.13", "all"), Onset("0.15", "align")),
+        (Onset("0.13", "all"), Onset("0.15", "align", 30877)),
     ),
     Switch(
         "state_wait",
@@ -361,7 +419,7 @@ SWITCHES: tuple[Switch, ...] = (
             "less_drafts": "all that were scheduled but the drafts of a step",
             "windows": "those that window_free_basis says",
         },
-        (Onset("0.13", "scheduled"), Onset("0.17", "less_drafts"), Onset("0.26", "windows")),
+        (Onset("0.13", "scheduled"), Onset("0.17", "less_drafts", 33997), Onset("0.26", "windows")),
     ),
     Switch(
         "state_chunks",
@@ -371,13 +429,13 @@ SWITCHES: tuple[Switch, ...] = (
             "blocks": "at whole blocks of tokens, and at the last block that the known text fills",
             "hits": "at the ends of blocks, and at the last place where an equal prompt can resume",
         },
-        (Onset("0.13", "prompts"), Onset("0.17", "blocks"), Onset("0.26", "hits")),
+        (Onset("0.13", "prompts"), Onset("0.17", "blocks", 33706), Onset("0.26", "hits")),
     ),
     Switch(
         "state_retention",
         "Mamba: whether prefix_cache_retention_interval says which states are cached.",
         {"off": "no: it is about sliding windows alone", "on": "yes"},
-        (Onset("0.13", "off"), Onset("0.24", "on")),
+        (Onset("0.13", "off"), Onset("0.24", "on", 45845)),
     ),
     Switch(
         "state_tails",
@@ -388,8 +446,12 @@ SWITCHES: tuple[Switch, ...] = (
     Switch(
         "states_retired",
         "Mamba: which states that lie behind are given up.",
-        {"to_gap": "those up to the first gap in the table, from the right", "all": "all of them"},
-        (Onset("0.13", "to_gap"), Onset("0.30", "all")),
+        {
+            "never": "none",
+            "to_gap": "those up to the first gap in the table, from the right",
+            "all": "all of them",
+        },
+        (Onset("0.13", "never"), Onset("0.14", "to_gap", 28047), Onset("0.30", "all")),
     ),
     Switch(
         "encoder_freed",
@@ -400,8 +462,12 @@ SWITCHES: tuple[Switch, ...] = (
     Switch(
         "encoder_blocks",
         "Cross attention: how many blocks an admission takes.",
-        {"most": "those of the longest input that there may be", "own": "those of the request's own input"},
-        (Onset("0.13", "most"), Onset("0.17", "own")),
+        {
+            "budget": "those of max_num_batched_tokens",
+            "most": "those of the longest input that there may be",
+            "own": "those of the request's own input",
+        },
+        (Onset("0.13", "budget"), Onset("0.14", "most", 30772), Onset("0.17", "own")),
     ),
     Switch(
         "encoder_full",
@@ -477,6 +543,7 @@ class Rules:
     draft_lookup: Literal["each_round", "prompt", "behind"] = "behind"
     draft_replay: Literal["last_token", "dropped"] = "dropped"
     draft_padding: Literal["none", "beside", "fits", "hits"] = "hits"
+    preempted_drafts: Literal["kept", "dropped"] = "dropped"
     draft_slots: Literal["running", "all"] = "all"
     draft_inputs: Literal["free", "if_left", "reserved", "each"] = "each"
     accepted_cached: Literal["schedule", "output"] = "schedule"
@@ -487,9 +554,9 @@ class Rules:
     state_chunks: Literal["prompts", "blocks", "hits"] = "hits"
     state_retention: Literal["off", "on"] = "on"
     state_tails: Literal["off", "on"] = "on"
-    states_retired: Literal["to_gap", "all"] = "all"
+    states_retired: Literal["never", "to_gap", "all"] = "all"
     encoder_freed: Literal["schedule", "output"] = "output"
-    encoder_blocks: Literal["most", "own"] = "own"
+    encoder_blocks: Literal["budget", "most", "own"] = "own"
     encoder_full: Literal["ends", "skipped"] = "ends"
     group_ratio: Literal["1.25", "1.5"] = "1.5"
 

@@ -56,6 +56,7 @@ OF_GROUPS = (
     "draft_lookup",
     "draft_replay",
     "draft_padding",
+    "preempted_drafts",
     "draft_slots",
     "draft_inputs",
     "accepted_cached",

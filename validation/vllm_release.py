@@ -46,7 +46,7 @@ def known_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def let_model_be_inspected() -> None:
-    """Take the stand-in model's class as it is, where the release fails to look at it in a process of its own.
+    """Take the stand-in model's class as it is, where the release fails to look at it in another process.
 
     0.17 asks PyTorch whether the processor has AVX-512 by a private function that later versions do not have.
     """

@@ -38,11 +38,11 @@ def _note_encoder(kv: KVCache, r: int, slot: int) -> None:
 def num_encoder_blocks(kv: KVCache, slot: int, g: int, fresh: bool) -> int:
     """Blocks that a step takes from the pool: those of all encoder tokens at the admission, none later.
 
-    Up to 0.16 those of the longest input that there may be.
+    Up to 0.16 those of the longest input that there may be, in 0.13 as many as a step has tokens.
     """
     tokens = kv.slots.encoder_tokens[slot]
-    if kv.params.encoder_most and tokens > 0:
-        tokens = kv.params.encoder_tokens
+    if kv.params.encoder_most > 0 and tokens > 0:
+        tokens = kv.params.encoder_most
     return cdiv(tokens, kv.groups.block_size[g]) if fresh else 0
 
 

@@ -103,8 +103,24 @@ def _no_set_proposed(st: State, r: int, n: int) -> None:
 
 @leaf
 def _set_proposed(st: State, r: int, n: int) -> None:
-    """The next step of the request verifies n drafts: rows of an admission, or none after a preemption."""
+    """The next step of the request verifies n drafts: rows of an admission, or none after a preemption.
+
+    In 0.13 those of a preempted request are kept, below 0, for the step behind its admission.
+    """
+    if st.params.keeps_drafts and n == 0:
+        n = -abs(np.int64(st.drafts.proposed[r]))
     st.drafts.proposed[r] = n
+
+
+@leaf
+def _no_forget(st: State, r: int) -> None:
+    """No drafts."""
+
+
+@leaf
+def _forget(st: State, r: int) -> None:
+    """The request leaves the batch that was to verify its drafts."""
+    st.drafts.proposed[r] = 0
 
 
 @leaf
@@ -124,7 +140,8 @@ def _take_along(st: State, batch: int, i: int, r: int, n: int) -> int:
     drafts = max(min(np.int64(st.drafts.proposed[r]), behind), 0)
     st.queues.entries.drafts[batch, i] = drafts
     st.drafts.prefill[r] = behind < 0
-    st.drafts.proposed[r] = st.params.num_drafts if behind >= 0 and st.params.async_scheduling else 0
+    kept = max(-np.int64(st.drafts.proposed[r]), 0) if behind < 0 else 0
+    st.drafts.proposed[r] = st.params.num_drafts if behind >= 0 and st.params.async_scheduling else kept
     st.count.draft_tokens += drafts
     return drafts
 
@@ -188,5 +205,6 @@ proposed = Switch(_no_proposed, _proposed)
 runs = Switch(_no_runs, _runs)
 padding = Switch(_no_padding, _padding)
 set_proposed = Switch(_no_set_proposed, _set_proposed)
+forget = Switch(_no_forget, _forget)
 take_along = Switch(_no_take_along, _take_along)
 deliver = Switch(_no_deliver, _deliver)

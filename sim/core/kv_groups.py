@@ -36,7 +36,7 @@ def skipped_blocks(kv: KVCache, g: int, num_computed: int) -> int:
     elif kind == c.GROUP_CHUNKED_LOCAL:
         tokens = num_computed // window * window
     else:
-        tokens = num_computed - 1
+        tokens = 0 if kv.params.keeps_states else num_computed - 1
     return max(tokens, 0) // kv.groups.block_size[g]
 
 

@@ -161,6 +161,7 @@ def _schedule_running(st: State, batch: int, budget: int, threshold: int) -> int
             if _moves_index(st, victim, victim_index, index):
                 index -= 1
             if rq.batch_pos[victim] >= 0:
+                drafts.forget(st, victim)
                 budget += _remove_from_batch(st, batch, victim)
             _preempt(st, victim)
             if victim == r:

@@ -53,7 +53,7 @@ PARAMS = _dtype(
         "replays_dropped": np.int64,  # prompts are retained for hits that have lost a block
         "encoder_tokens": np.int64,  # of a request that has no number of its own
         "encoder_budget": np.int64,  # encoder tokens that a step runs at most, and slots of the encoder cache
-        "encoder_most": np.int64,  # an admission takes the blocks of the longest encoder input
+        "encoder_most": np.int64,  # encoder tokens that an admission takes blocks for, 0: its own
         "encoder_freed_early": np.int64,  # slots of the encoder cache come back when the step is scheduled
         "skips_full_encoder": np.int64,  # a request without room in the encoder is passed over
         "draft_slots": np.int64,  # input tokens that the drafter adds to each scheduled request
@@ -89,9 +89,11 @@ PARAMS = _dtype(
         "caches_accepted": np.int64,  # synchronous: blocks that accepted drafts fill are cached at once
         "renews_states": np.int64,  # the state at a prompt's end is new in each step at which it stands there
         "state_wait": np.int64,  # a hit on a state of this very step waits for the next one
+        "keeps_drafts": np.int64,  # a preempted request keeps its drafts
         "state_retention": np.int64,  # the retention interval is about states too
         "state_tails": np.int64,  # states at a prompt's last hash unit, and exported ones, get keys
         "state_drafts": np.int64,  # computed tokens that may be drafts, and don't count when states are freed
+        "keeps_states": np.int64,  # Mamba states that lie behind are never given up
         "states_to_gap": np.int64,  # states that lie behind are freed up to the first gap only
         "whole_chunks": np.int64,  # CHUNKS_*: chunks are whole blocks of tokens, wherever they start
         "trims_all_hits": np.int64,  # all full-attention specs are cut to the common hit, not just the first

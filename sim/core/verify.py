@@ -84,7 +84,7 @@ def inv_12(v: View) -> Iterator[str]:
             tokens[e[0]] += e[1]
             sampling[e[0]] += e[2] * (1 + (e[3] if st.params.num_drafts else 0))
     for r in v.waiting if st.params.num_drafts else []:
-        if st.drafts.proposed[r]:
+        if st.drafts.proposed[r] and not st.params.keeps_drafts:
             yield f"request {r} waits with {st.drafts.proposed[r]} drafts"
     for r in [*v.running, *v.waiting]:
         in_flight, stale, waits_for = (int(rq[f][r]) for f in ("in_flight", "stale", "placeholders"))

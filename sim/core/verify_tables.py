@@ -97,7 +97,10 @@ def inv_8(v: View) -> Iterator[str]:
             least = -(-computed // size)
             most = -(-(computed + 3 * drafts) // size) + (0 if v.st.kv.groups.token_slots[g] else drafts)
             if v.st.kv.groups.attention[g] == c.GROUP_CROSS:
-                least = most = -(-encoder_tokens(v.st, r) // size)
+                tokens = encoder_tokens(v.st, r)
+                if tokens and v.st.kv.params.encoder_most:
+                    tokens = int(v.st.kv.params.encoder_most)
+                least = most = -(-tokens // size)
             if not least <= length <= most:
                 yield f"request {r} with {computed} tokens has {length} blocks of {size} tokens"
 

@@ -157,7 +157,7 @@ def inv_8(state: State) -> Iterator[str]:
             most = cdiv(request.num_computed_tokens + 3 * drafts, group.block_size)
             most += 0 if group.holds_tokens else drafts
             if group.group.type == "cross_attention":
-                least = most = cdiv(request.encoder_tokens, group.block_size)
+                least = most = cdiv(state.scheduler.cross_tokens(request), group.block_size)
             if not least <= length <= most:
                 yield f"{request} has {length} blocks of {group.block_size} tokens"
 

@@ -232,7 +232,7 @@ class Scheduler:
                 full_sequence_must_fit=self.settings.reserves_full_sequence,
                 has_scheduled_reqs=bool(self.running),
                 num_lookahead_tokens=self._admission_lookahead,
-                num_encoder_tokens=self._cross_tokens(request),
+                num_encoder_tokens=self.cross_tokens(request),
             )
             if new_blocks is None:
                 self.encoder_cache.give_back(request)
@@ -275,10 +275,12 @@ class Scheduler:
         """Slots for a drafter that an admission takes."""
         return self.settings.num_lookahead_tokens if self.rules.draft_slots == "all" else 0
 
-    def _cross_tokens(self, request: Request) -> int:
+    def cross_tokens(self, request: Request) -> int:
         """Encoder tokens that an admission takes blocks for."""
-        longest = self.rules.encoder_blocks == "most" and request.encoder_tokens > 0
-        return self.settings.encoder_tokens if longest else request.encoder_tokens
+        rule = self.rules.encoder_blocks
+        if rule == "own" or request.encoder_tokens == 0:
+            return request.encoder_tokens
+        return self.settings.encoder_tokens if rule == "most" else self.settings.max_num_batched_tokens
 
     def _awaits_last_token(self, request: Request) -> bool:
         """Whether the tokens in flight are known to reach ``max_tokens``: no further step is needed."""
@@ -316,7 +318,8 @@ class Scheduler:
         request.drop_stale_output = drop_stale_output or keeps_dropping
         request.num_stale_output_tokens = request.num_in_flight_tokens
         request.num_output_placeholders = 0
-        request.num_draft_tokens = 0
+        if self.rules.preempted_drafts == "dropped":
+            request.num_draft_tokens = 0
         request.num_preemptions += 1
         self.num_preemptions += 1
         self.waiting.prepend_request(request)

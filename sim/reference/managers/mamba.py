@@ -135,8 +135,8 @@ class MambaManager(SingleTypeKVCacheManager):
         ]
 
     def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
-        """All but the last: its state has them in it."""
-        return num_computed_tokens - 1
+        """All but the last: its state has them in it. 0.13 keeps all states."""
+        return 0 if self.limits.rules.states_retired == "never" else num_computed_tokens - 1
 
     # ---- allocation ----------------------------------------------------------------------------------------
 
@@ -339,7 +339,7 @@ class MambaManager(SingleTypeKVCacheManager):
                 table[position] = self.block_pool.null_block
 
     def _null_out(self, request_id: str, num_blocks: int) -> None:
-        if not self.aligned or self.limits.rules.states_retired == "to_gap":
+        if not self.aligned or self.limits.rules.states_retired != "all":
             super()._null_out(request_id, num_blocks)
             return
         # Null blocks are gaps here, not the mark of what was freed before.
