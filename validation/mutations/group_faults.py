@@ -160,7 +160,7 @@ GROUP_FAULTS = (
         "a Mamba state is given up when the next one is computed",
         "a token early",
         _GROUPS,
-        "        tokens = num_computed - 1\n",
+        "        tokens = 0 if kv.params.keeps_states else num_computed - 1\n",
         "        tokens = num_computed\n",
         recording="groups/mamba_61",
     ),
