@@ -39,6 +39,10 @@ AttentionBackend = Literal[
 KVCacheDtype = Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 
 
+#: Methods of speculative decoding without async scheduling, and what messages call them.
+SYNCHRONOUS = {"ngram": "n-grams", "medusa": "Medusa"}
+
+
 class GroupConfig(Strict):
     """One KV-cache group of a hybrid model."""
 
@@ -117,10 +121,10 @@ class SharedKeys(Strict):
     num_speculative_tokens: Annotated[int, Field(ge=0, le=1024)] = key(
         0, "Draft tokens that a decode step verifies; needs `speculative_method`.", "tokens"
     )
-    speculative_method: Literal["eagle", "eagle3", "mtp", "draft_model", "ngram"] | None = key(
+    speculative_method: Literal["eagle", "eagle3", "mtp", "draft_model", "medusa", "ngram"] | None = key(
         None,
-        "Where drafts come from. All but `ngram` write slots beyond the scheduled tokens; with `eagle`,"
-        " `eagle3` and `mtp` the last block of a prefix hit is computed again.",
+        "Where drafts come from. All but `ngram` and `medusa` write slots beyond the scheduled tokens; with"
+        " `eagle`, `eagle3` and `mtp` the last block of a prefix hit is computed again.",
     )
     arrival_time: Literal["seq", "step"] = key(
         "seq",
@@ -166,9 +170,10 @@ class SharedKeys(Strict):
         """The keys of `EngineSettings` as they are in force; numbers that are left to vLLM stay `auto`."""
         found = {f.name: getattr(self, f.name) for f in fields(EngineSettings) if hasattr(self, f.name)}
         found |= {"kv_cache_groups": self.groups() or (KVCacheGroup(),), "switches": self.switches.changed()}
-        if self.speculative_method == "eagle3":
-            # Its head is another one, its rules are the same.
-            found["speculative_method"] = "eagle"
+        # Their drafters are others, their rules are the same.
+        method = {"eagle3": "eagle", "medusa": "ngram"}.get(self.speculative_method or "")
+        if method:
+            found["speculative_method"] = method
         return found | self.release_defaults()
 
 
@@ -287,9 +292,9 @@ class EngineConfig(SharedKeys):
     )
     speculative_model: str | None = key(
         None,
-        "The drafter of `eagle`, `eagle3` and `draft_model`: a known name, or the path of its config.json."
-        " Its layers join the KV-cache groups, and its weights take memory (docs/sizing.md). Layers for `mtp`"
-        " are in the `model`'s own config.",
+        "The drafter of `eagle`, `eagle3`, `medusa` and `draft_model`: a known name, or the path of its"
+        " config.json. Its layers join the KV-cache groups, and its weights take memory (docs/sizing.md)."
+        " Layers for `mtp` are in the `model`'s own config.",
     )
     draft_acceptance: Annotated[float, Field(ge=0.0, le=1.0)] | None = key(
         None,
@@ -301,20 +306,21 @@ class EngineConfig(SharedKeys):
     async_scheduling: bool = key(
         True,
         "Schedule step k+1 while step k executes (vLLM's batch queue of two); vLLM's default since 0.14:"
-        ' with `vllm: "0.13"`, and with drafts of n-grams, it is false.',
+        ' with `vllm: "0.13"`, and with drafts of n-grams or Medusa, it is false.',
     )
 
     def draft_problems(self, prefix: tuple[str | int, ...] = ()) -> list[Problem]:
         """A drafter without an acceptance rate, or the other way round; one that async scheduling lacks."""
         if (
-            self.speculative_method == "ngram"
+            self.speculative_method in SYNCHRONOUS
             and "async_scheduling" in self.model_fields_set
             and self.async_scheduling
         ):
+            drafts = SYNCHRONOUS[self.speculative_method]
             return [
                 Problem(
                     (*prefix, "async_scheduling"),
-                    "async_scheduling with drafts of n-grams: vLLM refuses this",
+                    f"async_scheduling with drafts of {drafts}: vLLM refuses this",
                     "leave async_scheduling out: it is off for them",
                 )
             ]
@@ -335,8 +341,8 @@ class EngineConfig(SharedKeys):
         """As in the shared keys, and vLLM's own default of `async_scheduling` and of the memory share."""
         rules = self.rules()
         defaults: dict[str, Any] = {
-            # VllmConfig turns it off for drafts of n-grams
-            "async_scheduling": rules.async_default == "on" and self.speculative_method != "ngram",
+            # VllmConfig turns it off for some drafts
+            "async_scheduling": rules.async_default == "on" and self.speculative_method not in SYNCHRONOUS,
             "gpu_memory_utilization": float(rules.memory_utilization),
         }
         mine = {name: value for name, value in defaults.items() if name not in self.model_fields_set}

@@ -208,11 +208,14 @@ def load_drafter(loaded: Loaded, model: ModelShape | None) -> ModelShape | None:
         if is_path(name) and not Path(file).exists():
             problem = Problem(here, f"no such file '{name}'", _LOOKED)
         else:
-            drafter = find_drafter(file, method, model)
+            drafter = find_drafter(file, method, model, e.num_speculative_tokens)
             if drafter is None:
-                known = model_names() if method == "draft_model" else head_names()
-                hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
-                problem = Problem(here, f"unknown drafter '{name}'", f"{hint}; or a path to its config.json")
+                known = {"draft_model": model_names(), "medusa": []}.get(method, head_names())
+                hint = did_you_mean(name, known) or (f"known: {', '.join(known)}" if known else "")
+                hint = (
+                    f"{hint}; or give a path to its config.json" if hint else "give a path to its config.json"
+                )
+                problem = Problem(here, f"unknown drafter '{name}'", hint)
     raise_all(to_input_errors([problem] if problem else [], loaded.document))
     return drafter
 

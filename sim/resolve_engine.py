@@ -190,13 +190,7 @@ def drafter_problems(e: EngineConfig, model: ModelShape, drafter: ModelShape | N
         message = f"{model.name} has no layers for multi-token prediction that are known here"
         return [Problem(at, message, f"use another speculative_method, or {BY_HAND}")]
     if drafter is None:
-        plain = all(c.kind in FULL_KINDS for c in model.cache_layers)
-        if e.num_gpu_blocks != "auto" and (plain or e.groups() is not None):
-            return []
-        given = "give engine.num_gpu_blocks as vLLM's log prints it" if plain else BY_HAND
-        message = f"which layers the drafter ({method}) of {model.name} has is not known"
-        hint = f"name its config.json with engine.speculative_model, or {given}"
-        return [Problem(at, message, hint)]
+        return _unknown_drafter(e, model, at)
     if method == "mtp" and min(drafter.layers, e.num_speculative_tokens) > 1:
         message = f"{drafter.layers} modules for multi-token prediction in turn are not simulated"
         return [Problem(at, message, "use num_speculative_tokens 1")]
@@ -214,6 +208,21 @@ def drafter_problems(e: EngineConfig, model: ModelShape, drafter: ModelShape | N
     if drafter is not model.mtp:
         check_parallel(e, drafter, found)
     return found
+
+
+def _unknown_drafter(e: EngineConfig, model: ModelShape, at: tuple[str, ...]) -> list[Problem]:
+    """A drafter without a config matters where it changes the groups, or what is left of an estimate."""
+    sized, given = e.num_gpu_blocks != "auto", "give engine.num_gpu_blocks as vLLM's log prints it"
+    what = f"the layers of the drafter ({e.speculative_method}) of {model.name} are not known"
+    if e.speculative_method == "medusa":
+        # it has no layers
+        sized |= e.kv_cache_memory_bytes is not None
+        what = f"the size of the drafter (medusa) of {model.name} is not known"
+    elif not all(c.kind in FULL_KINDS for c in model.cache_layers):
+        sized, given = sized and e.groups() is not None, BY_HAND
+    if sized:
+        return []
+    return [Problem(at, what, f"name its config.json with engine.speculative_model, or {given}")]
 
 
 def cache_args(e: EngineConfig, model: ModelShape, gpu: Gpu | None, max_model_len: int) -> CacheArgs:

@@ -1,6 +1,7 @@
 """Drafters of speculative decoding: what their own config.json says about memory.
 
     eagle, eagle3   a head on the model's hidden states, with layers like Llama's (eagle3: or Qwen3's)
+    medusa          heads on the model's last hidden state, one a draft, without layers
     mtp             layers of the model itself: `ModelShape.mtp`
     draft_model     a model of its own
 
@@ -21,10 +22,10 @@ from sim.errors import raise_all
 from . import FOLDER, find_model, is_path, load_model, name_of
 from .parts import Tally, attention_layer
 from .reader import Reader
-from .shape import ModelShape
+from .shape import ModelShape, Parameters, padded
 
 #: Methods whose drafter has a config of its own.
-OWN_CONFIG = ("eagle", "eagle3", "draft_model")
+OWN_CONFIG = ("eagle", "eagle3", "medusa", "draft_model")
 HEADS = FOLDER / "drafters"
 #: Families of heads by method.
 _FAMILIES = {"eagle": ("llama",), "eagle3": ("llama", "qwen3")}
@@ -49,13 +50,14 @@ def known_head(name: str) -> str | None:
     return found if found in head_names() else None
 
 
-def find_drafter(name: str, method: str, target: ModelShape) -> ModelShape | None:
+def find_drafter(name: str, method: str, target: ModelShape, drafts: int = 1) -> ModelShape | None:
     """The drafter of this name or at this path, None if the name is not known.
 
     Args:
         name: of a shipped head (eagle, eagle3) or model (draft_model), or the path of a config.json.
         method: one of `OWN_CONFIG`.
         target: the model that it drafts for.
+        drafts: tokens of a step: Medusa has as many heads.
 
     Raises:
         InputError: a file that can't be read, keys that are wrong or of a family that is not known.
@@ -65,7 +67,11 @@ def find_drafter(name: str, method: str, target: ModelShape) -> ModelShape | Non
         return shape and replace(shape, dtype=target.dtype)
     if is_path(name):
         document = read_json(name)
+        if method == "medusa":
+            return medusa(document, name_of(name, document), target, drafts)
         return head(document, name_of(name, document), method, target)
+    if method == "medusa":
+        return None
     found = known_head(name)
     return head(_head(found), found, method, target) if found else None
 
@@ -133,6 +139,21 @@ def head(document: Document, name: str, method: str, target: ModelShape) -> Mode
         cache_layers=tuple(layers),
         params=params,
     )
+
+
+def medusa(document: Document, name: str, target: ModelShape, drafts: int) -> ModelShape:
+    """Medusa's heads (vLLM 0.32.0, Medusa): layers that are not split, and an output projection each."""
+    r = Reader(document, name)
+    own = [k for k in document.data if "num" in k and "layers" in k]
+    layers = r.number(own[0] if own else "num_hidden_layers", 1)
+    # what old checkpoints leave out
+    h = r.number("hidden_size", 4096)
+    raise_all(r.problems)
+    bias = h if r.flag("medusa_fc_bias") else 0
+    tables = 1 if r.flag("original_lm_head") else drafts
+    params = Parameters(whole=drafts * layers * (h * h + bias), head=tables * padded(target.vocab) * h)
+    shape = replace(target, name=name, model_type="medusa", layers=0, hidden=h, quantization=None, mtp=None)
+    return replace(shape, params=params, cache_layers=(), notes=())
 
 
 def _joining(r: Reader, h: int, target: ModelShape) -> int:

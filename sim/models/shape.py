@@ -11,6 +11,15 @@ DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 QUANTIZED_BYTES = {"fp8": 1.0, "mxfp4": 4.25 / 8}
 
 
+#: Vocabularies are padded to a multiple of this (VocabParallelEmbedding).
+VOCAB_UNIT = 64
+
+
+def padded(vocab: int) -> int:
+    """Rows of a table over a vocabulary."""
+    return -(-vocab // VOCAB_UNIT) * VOCAB_UNIT
+
+
 @dataclass(frozen=True)
 class StatePart:
     """One tensor of a recurrent state, as a product of `sizes`, of which tensor parallelism divides `split`.

@@ -24,6 +24,7 @@ _METHODS = {
     "eagle3": "eagle3",
     "mtp": "mtp",
     "draft_model": "draft_model",
+    "medusa": "medusa",
 }
 #: Keys of the config that change which tokens a step has, or which blocks are hit.
 _REFUSED = (
@@ -116,7 +117,8 @@ def _drafter(
     path = Path(str(model))
     if path.exists():
         return {"speculative_model": (config_file(str(model)), main)}
-    known = known_name(str(model)) if method == "draft_model" else known_head(str(model))
+    find = {"draft_model": known_name, "medusa": lambda _: None}.get(method, known_head)
+    known = find(str(model))
     if known is not None:
         return {"speculative_model": (known, main)}
     if sized:

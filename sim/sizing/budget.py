@@ -25,13 +25,11 @@ import math
 
 from sim.gpus import GIB, Gpu
 from sim.models import ModelShape
-from sim.models.shape import QUANTIZED_BYTES
+from sim.models.shape import QUANTIZED_BYTES, padded
 
 OTHER_BYTES = GIB // 2
 OTHER_BYTES_TP = 3 * GIB // 2
 CUDA_GRAPH_BYTES = 6 * GIB // 10
-#: Vocabularies are padded to a multiple of this (VocabParallelEmbedding).
-VOCAB_UNIT = 64
 
 
 def requested_bytes(gpu: Gpu, utilization: float) -> int:
@@ -50,12 +48,12 @@ def weight_bytes(model: ModelShape, tensor_parallel: int, quantization: str | No
     p, tp, full = model.params, tensor_parallel, model.dtype_bytes
     method = quantization or model.quantization
     small = QUANTIZED_BYTES[method] if method else full
-    padded = p.experts_padded if method == "mxfp4" else 0
-    experts = (padded or p.experts) * small
+    experts = ((p.experts_padded if method == "mxfp4" else 0) or p.experts) * small
     layers = small if method == "fp8" else full
     repeat = max(1, -(-tp // model.kv_heads)) if model.kv_heads else 1
     linear = p.linear * layers + p.kv_linear * repeat * layers
-    tables = sum(_padded(count, model.hidden) for count in (p.embedding, 0 if p.tied else p.head))
+    h = model.hidden
+    tables = sum(padded(count // h) * h for count in (p.embedding, 0 if p.tied else p.head))
     split = linear + experts + (p.tower + p.absorbed) * full
     whole = p.whole * full
     if model.is_encoder_decoder:
@@ -64,12 +62,6 @@ def weight_bytes(model: ModelShape, tensor_parallel: int, quantization: str | No
     else:
         split += tables * full
     return int(split / tp + whole)
-
-
-def _padded(count: int, hidden: int) -> int:
-    """Elements of a table over the vocabulary, whose rows are padded."""
-    rows = count // hidden
-    return -(-rows // VOCAB_UNIT) * VOCAB_UNIT * hidden
 
 
 def activation_bytes(model: ModelShape, tensor_parallel: int, tokens: int, seqs: int) -> int:

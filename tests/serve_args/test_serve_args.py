@@ -344,7 +344,7 @@ def test_drafts_are_read() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("--spec-method medusa --spec-tokens 2", "drafts by 'medusa' are not simulated"),
+        ("--spec-method suffix --spec-tokens 2", "drafts by 'suffix' are not simulated"),
         ("--spec-method ngram --spec-tokens x", "--spec-tokens must be a whole number"),
         ("--spec-method ngram --spec-tokens 0", "num_speculative_tokens must be >= 1"),
         ("-sc '{bad'", "--speculative-config must be JSON"),

@@ -189,12 +189,12 @@ def test_a_head_in_a_file(tmp_path: Path) -> None:
         ),
         (
             "Qwen/Qwen3-8B --spec-method eagle3 --spec-tokens 2",
-            "which layers the drafter (eagle3) of qwen3-8b has is not known",
+            "the layers of the drafter (eagle3) of qwen3-8b are not known",
         ),
         (
             "openai/gpt-oss-20b --spec-method eagle3 --spec-model x --spec-tokens 2"
             " --num-gpu-blocks-override 9000",
-            "which layers the drafter (eagle3) of gpt-oss-20b has is not known",
+            "the layers of the drafter (eagle3) of gpt-oss-20b are not known",
         ),
         (
             "Qwen/Qwen3-8B --spec-model meta-llama/Llama-3.2-1B --spec-tokens 2",
@@ -245,3 +245,25 @@ def test_table_and_picture(tmp_path: Path) -> None:
     assert "1 MTP layer, " in result.stdout
     assert max(len(row) for row in result.stdout.splitlines()) <= 80
     assert (tmp_path / "b.png").stat().st_size > 10_000
+
+
+def test_medusa(tmp_path: Path) -> None:
+    """As many heads as drafts, each with an output projection of its own; no layers with a KV cache."""
+    file = tmp_path / "medusa" / "config.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"medusa_num_heads": 5, "medusa_num_layers": 2, "hidden_size": 4096}))
+    line = (
+        f"Qwen/Qwen3-8B --max-model-len 8192 --spec-method medusa --spec-tokens 3 --spec-model {file.parent}"
+    )
+    found = budget(line)
+    # 151,936 is a multiple of 64
+    assert found.parts["drafter"] == 2 * 3 * (2 * 4096**2 + 151936 * 4096)
+    assert found.drafter is not None
+    assert found.drafter.name == "medusa"
+    assert len(found.plan.groups[0].layers) == 36
+    # the rules are those of n-grams: no slots for the drafter, nothing dropped, no async scheduling
+    assert found.settings.speculative_method == "ngram"
+    assert not found.settings.async_scheduling
+    alone = "Qwen/Qwen3-8B --max-model-len 8192 --spec-method medusa --spec-tokens 3"
+    assert "the size of the drafter (medusa) of qwen3-8b is not known" in complaint(alone)
+    assert budget(f"{alone} --kv-cache-memory-bytes 20g").plan.num_blocks > 8000
