@@ -63,7 +63,7 @@ def parse_line(text: str, problems: list[InputError]) -> list[Given]:
     """Options of a command line, which may begin with `vllm serve` or only with options.
 
     Raises:
-        InputError: quotes that are not closed.
+        InputError: quotes that are not closed; a command of vLLM that is no server.
     """
     # A line copied from a shell script may be continued with backslashes.
     text = re.sub(r"\\\s*\n", " ", text)
@@ -72,6 +72,10 @@ def parse_line(text: str, problems: list[InputError]) -> list[Given]:
     except ValueError as e:
         raise InputError(f"can't be split into words: {e}".lower(), WHERE, hint="close the quotes") from None
     return parse_words(_command(words), problems)
+
+
+#: Commands of vLLM beside `serve`.
+_OTHER_COMMANDS = ("bench", "chat", "complete", "collect-env", "launch", "run-batch")
 
 
 def _command(words: list[str]) -> list[str]:
@@ -88,6 +92,8 @@ def _command(words: list[str]) -> list[str]:
         rest = rest[3:]
     elif rest and Path(rest[0]).name == "vllm":
         rest = rest[1:]
+        if rest and rest[0] in _OTHER_COMMANDS:
+            raise InputError(f"vllm {rest[0]} is not a server", WHERE, hint="give a `vllm serve` command")
     if rest and rest[0] == "serve":
         rest = rest[1:]
     return rest

@@ -373,6 +373,12 @@ def test_an_image_of_vllm() -> None:
     assert words(line) == {"--model": "Qwen/Qwen3-8B"}
 
 
+def test_other_commands_of_vllm_are_named() -> None:
+    (said,) = complaint("vllm bench serve --model Qwen/Qwen3-8B")
+    assert "vllm bench is not a server" in said
+    assert words("vllm serve Qwen/Qwen3-8B") == {"--model": "Qwen/Qwen3-8B"}
+
+
 def test_hints_name_near_options_only() -> None:
     assert "did you mean '--max-num-seqs'?" in complaint("serve Qwen/Qwen3-8B --max-nun-seqs 3")[0]
     assert "did you mean" not in complaint("serve Qwen/Qwen3-8B --rope-scaling 3")[0]
