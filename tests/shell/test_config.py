@@ -214,7 +214,8 @@ def test_every_shipped_model_can_run(write, caching: str) -> None:
         )
 
 
-def test_what_is_not_simulated_yet_is_refused(write) -> None:
+def test_what_is_not_simulated_yet_is_refused(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.engine_checks.MAMBA_RELEASES", ("0.32",))
     path = write(
         GOOD.replace(
             "engine:\n", "engine:\n  vllm: '0.13'\n  kv_cache_groups: [{type: full}, {type: mamba}]\n"
