@@ -43,6 +43,7 @@ _CACHEABLE = {"all": c.CACHES_ALL, "common": c.CACHES_COMMON, "aligned": c.CACHE
 _LOOKUPS = {
     "each_round": c.LOOKUP_EACH_ROUND,
     "prompt": c.LOOKUP_IN_PROMPT,
+    "attention": c.LOOKUP_ATTENTION,
     "behind": c.LOOKUP_BEHIND,
 }
 _PADDINGS = {
@@ -52,7 +53,22 @@ _PADDINGS = {
     "hits": c.PADS_HITS,
 }
 _TAILS = {"off": c.TAIL_NONE, "whole": c.TAIL_WHOLE, "on": c.TAIL_USABLE}
-_CHUNKS = {"prompts": c.CHUNKS_PROMPTS, "blocks": c.CHUNKS_BLOCKS, "hits": c.CHUNKS_HITS}
+_CHUNKS = {
+    "prompts": c.CHUNKS_PROMPTS,
+    "blocks": c.CHUNKS_BLOCKS,
+    "to_last": c.CHUNKS_TO_LAST,
+    "ends": c.CHUNKS_ENDS,
+    "hits": c.CHUNKS_HITS,
+}
+_STATE_TAILS = {
+    "off": c.STATE_TAIL_NONE,
+    "unit": c.STATE_TAIL_INSIDE,
+    "inside": c.STATE_TAIL_INSIDE,
+    "marked": c.STATE_TAIL_MARKED,
+    "dropped": c.STATE_TAIL_DROPPED,
+    "on": c.STATE_TAIL_USABLE,
+}
+_EXPORTS = {"each": c.EXPORTS_EACH, "prompt": c.EXPORTS_PROMPT, "hits": c.EXPORTS_HITS}
 _LOG_ROWS = 16384
 _SAMPLED_ROWS = 1024
 #: Notes that are weighed together: they and what they are added to stay in the first-level cache.
@@ -121,11 +137,13 @@ def _rules(e: EngineSettings) -> dict[str, int]:
         "renews_states": int(rules.state_renewal == "on"),
         "state_wait": int(rules.state_wait == "on"),
         "state_retention": int(rules.state_retention == "on"),
-        "state_tails": int(rules.state_tails == "on"),
+        "state_tails": _STATE_TAILS[rules.state_tails],
+        "state_exports": _EXPORTS[rules.state_exports],
+        "copies_want_two": int(rules.state_copies == "two"),
         "state_drafts": e.num_speculative_tokens if rules.state_free_basis == "less_drafts" else 0,
         "states_to_gap": int(rules.states_retired != "all"),
         "keeps_states": int(rules.states_retired == "never"),
-        "whole_chunks": _CHUNKS[rules.state_chunks],
+        "state_chunks": _CHUNKS[rules.state_chunks],
         "draft_lookup": _LOOKUPS[rules.draft_lookup],
         "draft_padding": _PADDINGS[rules.draft_padding],
         "keeps_drafts": int(rules.preempted_drafts == "kept"),
@@ -188,6 +206,12 @@ def check_encoder_inputs(e: EngineSettings, longest: int) -> None:
     )
 
 
+def _splits_tails(e: EngineSettings, layout: GroupLayout) -> bool:
+    """Whether chunks end at the prompt's last hash unit; up to 0.27 also where no hit can end there."""
+    anyway = e.rules.state_tails == "unit" and layout.hash_unit < layout.block_size
+    return layout.fine_grained or anyway
+
+
 def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions) -> s.Record:
     logical = w.clock == "logical"
     return record(
@@ -201,7 +225,9 @@ def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions
             "block_size": e.block_size,
             "scheduler_block_size": layout.block_size,
             "hit_alignment": layout.hit_alignment,
+            "mask_alignment": layout.hit_alignment if e.rules.state_replay == "hits" else layout.block_size,
             "fine_grained": int(layout.fine_grained),
+            "splits_tails": int(_splits_tails(e, layout)),
             "mamba_align": int(layout.mamba_align),
             "export_alignment": layout.export_alignment,
             **_draft_params(e, layout),

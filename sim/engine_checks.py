@@ -16,7 +16,9 @@ from sim.profiles import (
     FIRST_RELEASE,
     LAST_RELEASE,
     MAMBA_RELEASES,
+    STATES_INSIDE_SINCE,
     UNEVEN_DRAFTS_SINCE,
+    UNEVEN_SINCE,
     missing_group_keys,
     release_key,
     releases,
@@ -146,6 +148,52 @@ def _missing_in(s: EngineSettings, place: tuple[str | int, ...]) -> Iterator[Pro
             f" of other groups ({sizes} tokens)",
             f"give all groups one block size, or use engine.vllm from '{UNEVEN_DRAFTS_SINCE}' on",
         )
+    states = any(g.type == "mamba" for g in s.kv_cache_groups)
+    unit = s.prefix_match_unit or math.gcd(*sizes)
+    if states and s.enable_prefix_caching and len(sizes) > 1:
+        yield from _states_in_blocks(s, engine, sizes)
+    token_by_token = states and s.enable_prefix_caching and unit == 1
+    if token_by_token and s.num_speculative_tokens and s.rules.draft_padding == "beside":
+        yield Problem(
+            (*engine, "num_speculative_tokens"),
+            f"vLLM {s.vllm} gives steps over one token rows for {s.num_speculative_tokens} drafts where Mamba"
+            " states are hashed token by token, and fails at them",
+            "use larger blocks and hash units, or engine.vllm from '0.29' on",
+        )
+
+
+def _states_in_blocks(
+    s: EngineSettings, engine: tuple[str | int, ...], sizes: list[int]
+) -> Iterator[Problem]:
+    """Block sizes and hash units beside Mamba groups at which releases before 0.28 fail."""
+    if not _is_before(s.vllm, STATES_INSIDE_SINCE):
+        return
+    hint = f"give all groups one block size, or use engine.vllm from '{STATES_INSIDE_SINCE}' on"
+    unit = s.prefix_match_unit or math.gcd(*sizes)
+    inside = False
+    for i, (group, size) in enumerate(zip(s.kv_cache_groups, sizes, strict=True)):
+        if group.type != "mamba":
+            continue
+        inside = inside or size > unit
+        resolved = not _is_before(s.vllm, UNEVEN_SINCE)
+        if resolved and size != s.block_size and any(other != unit for other in sizes):
+            yield Problem(
+                (*engine, "kv_cache_groups", i, "block_size"),
+                f"vLLM {s.vllm} fails at a Mamba group with blocks of {size} tokens where block_size is"
+                f" {s.block_size} ({sizes})",
+                hint,
+            )
+            return
+    for i, (group, size) in enumerate(zip(s.kv_cache_groups, sizes, strict=True)):
+        windowed = group.type in ("sliding_window", "chunked_local")
+        if windowed and inside and size != unit and s.rules.state_tails != "off":
+            yield Problem(
+                (*engine, "kv_cache_groups", i),
+                f"vLLM {s.vllm} fails at a {group.type} group with blocks of {size} tokens beside Mamba"
+                f" states inside blocks (hash unit {unit})",
+                f"use prefix_match_unit {size}, or engine.vllm from '{STATES_INSIDE_SINCE}' on",
+            )
+            return
 
 
 def _is_before(release: str, other: str) -> bool:

@@ -195,5 +195,5 @@ def layout_of(engine: EngineSettings) -> GroupLayout:
         hybrid=caching and len(groups) > 1,
         mamba_align=aligned and any(g.attention == c.GROUP_MAMBA for g in groups),
         drafts=engine.num_speculative_tokens > 0 or bool(drops),
-        state_tails=engine.rules.state_tails == "on",
+        state_tails=engine.rules.state_tails != "off",
     )

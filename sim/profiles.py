@@ -46,60 +46,13 @@ VERSIONS = {
 PROFILES = ("0.13", "0.14", "0.19", "0.25", "0.27", "0.32", "0.33")
 FIRST_RELEASE, LAST_RELEASE = "0.13", "0.33"
 #: Releases whose rules for Mamba groups, for drafts and for cross attention are known; others are refused.
-MAMBA_RELEASES = (
-    "0.13",
-    "0.14",
-    "0.15",
-    "0.16",
-    "0.17",
-    "0.18",
-    "0.19",
-    "0.20",
-    "0.21",
-    "0.22",
-    "0.23",
-    "0.24",
-    "0.25",
-    "0.32",
-    "0.33",
-)
-DRAFT_RELEASES = (
-    "0.13",
-    "0.14",
-    "0.15",
-    "0.16",
-    "0.17",
-    "0.18",
-    "0.19",
-    "0.20",
-    "0.21",
-    "0.22",
-    "0.23",
-    "0.24",
-    "0.25",
-    "0.32",
-    "0.33",
-)
-CROSS_RELEASES = (
-    "0.13",
-    "0.14",
-    "0.15",
-    "0.16",
-    "0.17",
-    "0.18",
-    "0.19",
-    "0.20",
-    "0.21",
-    "0.22",
-    "0.23",
-    "0.24",
-    "0.25",
-    "0.32",
-    "0.33",
-)
+MAMBA_RELEASES = DRAFT_RELEASES = CROSS_RELEASES = tuple(VERSIONS)
 #: The first release with drafts by a separate model; its drafts under eagle or mtp follow windows of blocks
 #: smaller than the common size only since the second.
 DRAFT_MODEL_SINCE, UNEVEN_DRAFTS_SINCE = "0.15", "0.19"
+#: The first release that hashes units smaller than its block size, and the first that takes every hash unit
+#: and every block size beside Mamba groups.
+UNEVEN_SINCE, STATES_INSIDE_SINCE = "0.20", "0.28"
 
 
 @dataclass(frozen=True)
@@ -323,9 +276,15 @@ SWITCHES: tuple[Switch, ...] = (
         {
             "each_round": "what is asked for; each round drops a block, and windows end where hits may end",
             "prompt": "a block more, within the text that may hit; dropped once for each length tried",
+            "attention": "as prompt, but no state is looked up so",
             "behind": "a block more, within what is known; dropped once, and no state is looked up so",
         },
-        (Onset("0.13", "each_round"), Onset("0.20", "prompt"), Onset("0.32", "behind")),
+        (
+            Onset("0.13", "each_round"),
+            Onset("0.20", "prompt"),
+            Onset("0.26", "attention"),
+            Onset("0.32", "behind"),
+        ),
     ),
     Switch(
         "draft_replay",
@@ -427,9 +386,17 @@ SWITCHES: tuple[Switch, ...] = (
         {
             "prompts": "as blocks, but a request that was preempted after its first token is not cut",
             "blocks": "at whole blocks of tokens, and at the last block that the known text fills",
+            "to_last": "at the ends of blocks up to the last that the known text fills, and at state_tails",
+            "ends": "at the ends of blocks, where the known text fills one last, and at state_tails",
             "hits": "at the ends of blocks, and at the last place where an equal prompt can resume",
         },
-        (Onset("0.13", "prompts"), Onset("0.17", "blocks", 33706), Onset("0.26", "hits")),
+        (
+            Onset("0.13", "prompts"),
+            Onset("0.17", "blocks", 33706),
+            Onset("0.26", "to_last", 46384),
+            Onset("0.27", "ends"),
+            Onset("0.32", "hits"),
+        ),
     ),
     Switch(
         "state_retention",
@@ -440,8 +407,44 @@ SWITCHES: tuple[Switch, ...] = (
     Switch(
         "state_tails",
         "Mamba: whether the state at the last hash unit of a prompt gets a key, and hits end inside blocks.",
-        {"off": "no", "on": "yes"},
-        (Onset("0.13", "off"), Onset("0.26", "on")),
+        {
+            "off": "no",
+            "unit": "as inside; chunks end there even where no hit can end inside a block",
+            "inside": "yes, if it lies inside a block; a drafter's lost block is not thought of",
+            "marked": "yes, inside a block; a unit earlier in groups whose hits lose a block to the drafter",
+            "dropped": "yes, inside a block; a unit earlier where hits lose a block to the drafter",
+            "on": "yes, at the last unit that a hit on the same prompt can use, at the end of a block too",
+        },
+        (
+            Onset("0.13", "off"),
+            Onset("0.26", "unit", 46384),
+            Onset("0.28", "inside"),
+            Onset("0.30", "marked"),
+            Onset("0.31", "dropped"),
+            Onset("0.32", "on"),
+        ),
+    ),
+    Switch(
+        "state_copies",
+        "Mamba: blocks that a step must find free where it copies a state whose block it also goes on with.",
+        {"two": "two, though it takes one", "one": "one"},
+        (Onset("0.13", "two"), Onset("0.31", "one")),
+    ),
+    Switch(
+        "state_replay",
+        "Mamba, hits inside blocks: where retention takes the place at which an equal prompt resumes to be.",
+        {"common": "at a multiple of the common block size", "hits": "where hits may end"},
+        (Onset("0.13", "common"), Onset("0.29", "hits")),
+    ),
+    Switch(
+        "state_exports",
+        "Mamba, exported states: which steps export one, where, and whether it gets a key.",
+        {
+            "each": "every step, at its last hash unit; with retention 0 no key before the prompt's end",
+            "prompt": "steps that reach the end of what is known, at the last hash unit",
+            "hits": "at the last place where a hit may end; with retention 0 steps as under prompt",
+        },
+        (Onset("0.13", "each"), Onset("0.31", "prompt"), Onset("0.32", "hits")),
     ),
     Switch(
         "states_retired",
@@ -540,7 +543,7 @@ class Rules:
     trimmed_hits: Literal["all", "first"] = "all"
     skipped_hits: Literal["taken", "left"] = "left"
     draft_hits: Literal["drop", "next_token"] = "drop"
-    draft_lookup: Literal["each_round", "prompt", "behind"] = "behind"
+    draft_lookup: Literal["each_round", "prompt", "attention", "behind"] = "behind"
     draft_replay: Literal["last_token", "dropped"] = "dropped"
     draft_padding: Literal["none", "beside", "fits", "hits"] = "hits"
     preempted_drafts: Literal["kept", "dropped"] = "dropped"
@@ -551,9 +554,12 @@ class Rules:
     state_tables: Literal["all", "align"] = "align"
     state_wait: Literal["off", "on"] = "on"
     state_free_basis: Literal["scheduled", "less_drafts", "windows"] = "windows"
-    state_chunks: Literal["prompts", "blocks", "hits"] = "hits"
+    state_chunks: Literal["prompts", "blocks", "to_last", "ends", "hits"] = "hits"
     state_retention: Literal["off", "on"] = "on"
-    state_tails: Literal["off", "on"] = "on"
+    state_tails: Literal["off", "unit", "inside", "marked", "dropped", "on"] = "on"
+    state_copies: Literal["two", "one"] = "one"
+    state_replay: Literal["common", "hits"] = "hits"
+    state_exports: Literal["each", "prompt", "hits"] = "hits"
     states_retired: Literal["never", "to_gap", "all"] = "all"
     encoder_freed: Literal["schedule", "output"] = "output"
     encoder_blocks: Literal["budget", "most", "own"] = "own"

@@ -42,6 +42,25 @@ TAIL_NONE = 0
 TAIL_WHOLE = 1  # at the last hash unit of the prompt (0.26 to 0.31)
 TAIL_USABLE = 2  # at the last one that a hit on the same prompt can use
 
+# ---- Mamba: where prefill chunks end ----
+CHUNKS_PROMPTS = 0  # as below, but only those of a request without a token of output (<= 0.16)
+CHUNKS_BLOCKS = 1  # whole blocks of tokens, wherever they start (0.17 to 0.25)
+CHUNKS_TO_LAST = 2  # ends of blocks up to the last that the known text fills (0.26)
+CHUNKS_ENDS = 3  # ends of blocks (0.27 to 0.31)
+CHUNKS_HITS = 4  # ends of blocks, and where an equal prompt can resume
+
+# ---- Mamba: where the state at a prompt's end gets a key ----
+STATE_TAIL_NONE = 0  # nowhere (<= 0.25)
+STATE_TAIL_INSIDE = 1  # at its last hash unit, inside a block only (0.26 to 0.29)
+STATE_TAIL_MARKED = 2  # and a unit earlier in groups whose hits lose their last block (0.30)
+STATE_TAIL_DROPPED = 3  # and a unit earlier where hits lose their last block (0.31)
+STATE_TAIL_USABLE = 4  # at the last place that a hit on the same prompt can use
+
+# ---- Mamba: exported states ----
+EXPORTS_EACH = 0  # of each step, at its last hash unit (0.30)
+EXPORTS_PROMPT = 1  # with retention 0 of steps that reach the end of the known text (0.31)
+EXPORTS_HITS = 2  # the same, at the last place where a hit may end
+
 # ---- several groups: up to where tokens are cached ----
 CACHES_ALL = 0  # (<= 0.21)
 CACHES_COMMON = 1  # rounded down to the common block size (0.22)
@@ -49,8 +68,9 @@ CACHES_ALIGNED = 2  # and the block behind it where a hit loses its last
 
 # ---- drafts: what is looked up where a hit loses its last block ----
 LOOKUP_EACH_ROUND = 0  # what is asked for; dropped in each round (<= 0.19)
-LOOKUP_IN_PROMPT = 1  # a block more within the text that may hit; dropped once for each length (0.20 to 0.31)
-LOOKUP_BEHIND = 2  # a block more within what is known; no state is looked up so
+LOOKUP_IN_PROMPT = 1  # a block more within the text that may hit; dropped once for each length (0.20 to 0.25)
+LOOKUP_ATTENTION = 2  # the same, but no state is looked up so (0.26 to 0.31)
+LOOKUP_BEHIND = 3  # a block more within what is known; no state is looked up so
 
 # ---- drafts: which admissions of one token look like a decode ----
 PADS_NONE = 0  # (<= 0.24)
@@ -62,11 +82,6 @@ PADS_HITS = 3  # those behind a prefix hit, too
 SHARED_NONE = 0  # nothing (<= 0.23)
 SHARED_CHUNKS = 1  # a first chunk ends there for a Mamba state (0.24 and 0.25)
 SHARED_KEPT = 2  # retained, and chunks end there
-
-# ---- Mamba: where prefill chunks end ----
-CHUNKS_HITS = 0  # at the ends of blocks, and where an equal prompt can resume
-CHUNKS_BLOCKS = 1  # at whole blocks of tokens (0.17 to 0.25)
-CHUNKS_PROMPTS = 2  # and only those of a request without a token of output (<= 0.16)
 
 # What the engine's clock counts
 CLOCK_TIME = 0

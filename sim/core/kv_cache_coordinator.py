@@ -78,9 +78,9 @@ def _shortened(kv: KVCache, s: int, length: int) -> int:
     """What full attention, which was asked before, has of ``length`` tokens: what is cached of a prefix is
     cached of its beginnings.
 
-    Up to 0.31 a state behind what it had may make the hit longer again.
+    Up to 0.25 a state behind what it had may make the hit longer again.
     """
-    if kv.params.draft_lookup == c.LOOKUP_BEHIND:
+    if kv.params.draft_lookup >= c.LOOKUP_ATTENTION:
         return min(length, np.int64(kv.specs.hit_tokens[s]))
     return length // kv.specs.block_size[s] * kv.specs.block_size[s]
 
@@ -88,16 +88,17 @@ def _shortened(kv: KVCache, s: int, length: int) -> int:
 @leaf
 def _with_margin(kv: KVCache, r: int, s: int, length: int, max_length: int) -> int:
     """Tokens to look up so that the block that is dropped may lie behind ``length``; a state never is, but up
-    to 0.31 looked up as if it were.
+    to 0.25 looked up as if it were.
     """
-    if kv.params.draft_lookup == c.LOOKUP_EACH_ROUND:
+    rule = kv.params.draft_lookup
+    if rule == c.LOOKUP_EACH_ROUND:
+        return length
+    if rule != c.LOOKUP_IN_PROMPT and kv.specs.attention[s] == c.GROUP_MAMBA:
         return length
     unit = kv.hash_mult.size
     margin = unit if kv.params.fine_grained else np.int64(kv.specs.block_size[s])
-    if kv.params.draft_lookup == c.LOOKUP_IN_PROMPT:
+    if rule != c.LOOKUP_BEHIND:
         return min(length + margin, max_length)
-    if kv.specs.attention[s] == c.GROUP_MAMBA:
-        return length
     return min(length + margin, kv.requests.num_tokens[r] // unit * unit)
 
 

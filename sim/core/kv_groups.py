@@ -192,7 +192,7 @@ def _changes_within_block(kv: KVCache, r: int, slot: int, g: int) -> bool:
     """Whether a step within the last block may change something: states move with drafts, are to be copied or
     were exported, and the key of a partial tail may come before its block is full.
     """
-    if kv.params.fine_grained and kv.requests.num_computed[r] < kv.requests.prompt_len[r]:
+    if kv.params.fine_grained and kv.requests.num_computed[r] <= kv.requests.prompt_len[r]:
         return True
     if kv.groups.attention[g] == c.GROUP_MAMBA:
         if kv.states.shared[g, slot] >= 0 or kv.states.exported_at[g, slot] >= 0:

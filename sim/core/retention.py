@@ -18,7 +18,7 @@ Selection: TypeAlias = tuple[int, int, int, int, int, int]
 @leaf
 def _end_of_boundary(kv: KVCache, g: int, boundary: int) -> int:
     """Blocks before ``boundary`` tokens, rounded down to where a hit may end."""
-    alignment = kv.params.hit_alignment
+    alignment = kv.params.mask_alignment
     return boundary // alignment * alignment // kv.groups.block_size[g]
 
 
@@ -38,7 +38,7 @@ def selected(kv: KVCache, r: int, g: int) -> Selection:
     shift = 0
     uneven = interval == c.RETAIN_UNEVEN
     if uneven:
-        if kv.params.hit_alignment <= kv.groups.block_size[g]:
+        if kv.params.mask_alignment <= kv.groups.block_size[g]:
             return 1, 1, 0, 0, 0, 0
         interval = np.int64(c.RETAIN_DENSE)
     if kind == c.GROUP_SLIDING_WINDOW:
@@ -47,7 +47,7 @@ def selected(kv: KVCache, r: int, g: int) -> Selection:
         need = kv.specs.tail_blocks[kv.groups.spec[g]] + shift
     elif interval == c.RETAIN_DENSE or kv.params.state_retention == 0:
         return 1, 1, 0, 0, 0, 0
-    segment = kv.params.hit_alignment if interval == c.RETAIN_DENSE else interval
+    segment = kv.params.mask_alignment if interval == c.RETAIN_DENSE else interval
     blocks = segment // kv.groups.block_size[g]
     if 0 < blocks <= need:
         return 1, 1, 0, 0, 0, 0

@@ -42,6 +42,7 @@ PARAMS = _dtype(
         "block_size": np.int64,  # the engine's own, tokens
         "scheduler_block_size": np.int64,  # least common multiple of the groups' block sizes
         "hit_alignment": np.int64,  # every hit's length is a multiple of it, tokens
+        "mask_alignment": np.int64,  # the same, as retention takes it
         "fine_grained": np.int64,  # hits may end inside a block
         "mamba_align": np.int64,  # prefills are cut where a Mamba state is to be cached
         "export_alignment": np.int64,  # tokens between states that all Mamba kernels export, 0: none
@@ -91,11 +92,14 @@ PARAMS = _dtype(
         "state_wait": np.int64,  # a hit on a state of this very step waits for the next one
         "keeps_drafts": np.int64,  # a preempted request keeps its drafts
         "state_retention": np.int64,  # the retention interval is about states too
-        "state_tails": np.int64,  # states at a prompt's last hash unit, and exported ones, get keys
+        "state_tails": np.int64,  # STATE_TAIL_*; but for NONE exported states get keys
         "state_drafts": np.int64,  # computed tokens that may be drafts, and don't count when states are freed
         "keeps_states": np.int64,  # Mamba states that lie behind are never given up
         "states_to_gap": np.int64,  # states that lie behind are freed up to the first gap only
-        "whole_chunks": np.int64,  # CHUNKS_*: chunks are whole blocks of tokens, wherever they start
+        "state_chunks": np.int64,  # CHUNKS_*, where prefill chunks end
+        "splits_tails": np.int64,  # a chunk ends at the prompt's last hash unit, too
+        "state_exports": np.int64,  # EXPORTS_*
+        "copies_want_two": np.int64,  # a step that copies a state must find two blocks free
         "trims_all_hits": np.int64,  # all full-attention specs are cut to the common hit, not just the first
         "clock": np.int64,  # CLOCK_*
         "idle_run": np.int64,  # logical clock: step through idle indices instead of skipping them

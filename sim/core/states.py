@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes, group_key
 from sim.core.block_pool import NULL_BLOCK
 from sim.core.copies import copy_shared_block, move_keys_to_copy
@@ -27,6 +28,26 @@ def last_checkpoint(kv: KVCache, num_tokens: int, unit: int) -> int:
     if kv.params.drops_checkpoint:
         return max(num_tokens // unit * unit - unit, 0)
     return (num_tokens - 1) // unit * unit
+
+
+@leaf
+def tail_checkpoint(kv: KVCache, prompt_len: int, drops: bool) -> int:
+    """Where the state at the end of a prompt gets a key; ``drops``: a unit earlier (0.30 and 0.31)."""
+    unit = kv.hash_mult.size
+    if kv.params.state_tails == c.STATE_TAIL_USABLE:
+        return last_checkpoint(kv, prompt_len, unit)
+    tail = prompt_len // unit * unit
+    return max(tail - unit, 0) if drops else tail
+
+
+@leaf
+def exported_checkpoint(kv: KVCache, num_tokens: int) -> int:
+    """Which state a step that ends at ``num_tokens`` exports."""
+    if kv.params.state_exports == c.EXPORTS_HITS:
+        return last_checkpoint(kv, num_tokens, kv.params.hit_alignment)
+    unit = kv.hash_mult.size
+    position = (num_tokens - 1) // unit * unit
+    return max(position - unit, 0) if kv.params.drops_checkpoint else position
 
 
 @leaf
@@ -63,15 +84,16 @@ def is_exported(kv: KVCache, start: int, end: int, position: int, alignment: int
 def _tokens_to_export(kv: KVCache, r: int, slot: int, g: int, start: int, end: int, fresh: bool) -> int:
     """Tokens of the state that a step over ``start .. end - 1`` exports for a later hit, 0: none.
 
-    With retention 0 only steps that reach the end of the known text do.
+    With retention 0 only steps that reach the end of the known text do (>= 0.31).
     """
     alignment = kv.groups.export_alignment[g]
     if alignment == 0:
         return 0
-    if kv.params.retention == 0 and end < max(kv.requests.prompt_len[r], kv.requests.num_tokens[r] - 1):
-        return 0
+    if kv.params.retention == 0 and kv.params.state_exports != c.EXPORTS_EACH:
+        if end < max(kv.requests.prompt_len[r], kv.requests.num_tokens[r] - 1):
+            return 0
     size = kv.groups.block_size[g]
-    tokens = last_checkpoint(kv, end, kv.params.hit_alignment)
+    tokens = exported_checkpoint(kv, end)
     if not is_exported(kv, start, end, tokens, alignment, size):
         return 0
     place = cdiv(end, size) - 2
@@ -95,11 +117,17 @@ def num_new_states(
     hits = kv.tables.hits[g, slot] if fresh else 0
     need = cdiv(num_tokens, kv.groups.block_size[g]) + drafts - hits - kv.tables.length[g, slot]
     most = 1 + drafts if fresh else 1
-    if kv.states.shared[g, slot] >= 0:
+    shared = kv.states.shared[g, slot] >= 0
+    if shared:
         need = max(need, 0) + 1
         most += 1
     if _tokens_to_export(kv, r, slot, g, computed, num_tokens, fresh) > 0:
         most += 1
+        if not fresh and kv.params.state_exports != c.EXPORTS_HITS:
+            # up to 0.31 blocks of drafts stay where they are, and their states get new ones
+            most = need if kv.params.state_exports == c.EXPORTS_EACH else most + drafts
+    if shared and kv.params.copies_want_two:
+        return most
     return min(need, most)
 
 
@@ -126,7 +154,7 @@ def allocate_states(
     kv.tables.last_state[g, slot] = n - 1 if fresh else n - 1 - drafts
     first = state - 1 if exported > 0 else state
     append_nulls(kv, slot, g, first)
-    if not fresh:
+    if not fresh and (exported == 0 or kv.params.state_exports == c.EXPORTS_HITS):
         for i in range(n - drafts, n):
             if i < first:
                 move_block(kv, slot, g, i)
@@ -170,7 +198,7 @@ def cache_special_state(kv: KVCache, r: int, slot: int, g: int, before: int, num
     if b == NULL_BLOCK:
         return
     tokens = np.int64(kv.states.exported[g, slot])
-    if not _is_wanted(kv, r, g, tokens):
+    if not _is_wanted(kv, r, g, tokens, num_tokens):
         # the block was new: a key that its place gave it was no content that is lost
         follow_eviction(kv.pool, b)
         drop_keys(kv.pool, b)
@@ -179,14 +207,20 @@ def cache_special_state(kv: KVCache, r: int, slot: int, g: int, before: int, num
 
 
 @inner
-def _is_wanted(kv: KVCache, r: int, g: int, tokens: int) -> bool:
-    """Whether somebody may resume at a state that was exported. One behind drafts has no identity yet."""
+def _is_wanted(kv: KVCache, r: int, g: int, tokens: int, num_tokens: int) -> bool:
+    """Whether somebody may resume at a state that was exported from a step up to ``num_tokens``. One behind
+    drafts has no identity yet.
+    """
     if tokens > kv.requests.num_tokens[r] - kv.params.hash_lookahead:
         return False
     if tokens == kv.requests.shared_boundary[r]:
         return True
-    if tokens == last_checkpoint(kv, kv.requests.prompt_len[r], kv.params.hit_alignment):
+    rule = kv.params.state_exports
+    prompt = kv.requests.prompt_len[r]
+    if rule != c.EXPORTS_EACH and tokens == exported_checkpoint(kv, prompt):
         return True
+    if rule != c.EXPORTS_HITS:
+        return kv.params.retention != 0 or num_tokens >= prompt
     return keeps_multiple(kv, g, tokens)
 
 
@@ -209,10 +243,15 @@ def _cache_prompt_state(kv: KVCache, r: int, slot: int, g: int, num_tokens: int)
 
     Inside a block the next step would overwrite it, and copies it first.
     """
-    unit = kv.hash_mult.size
-    if num_tokens == 0 or num_tokens != last_checkpoint(kv, kv.requests.prompt_len[r], unit):
-        return
     size = kv.groups.block_size[g]
+    rule = kv.params.state_tails
+    if num_tokens == 0 or (rule != c.STATE_TAIL_USABLE and num_tokens % size == 0):
+        return
+    drops = (rule == c.STATE_TAIL_MARKED and kv.groups.drops[g] != 0) or (
+        rule == c.STATE_TAIL_DROPPED and kv.params.drops_checkpoint != 0
+    )
+    if num_tokens != tail_checkpoint(kv, kv.requests.prompt_len[r], drops):
+        return
     i = cdiv(num_tokens, size) - 1
     if i >= kv.tables.length[g, slot] or kv.table_blocks[g, slot, i] == NULL_BLOCK:
         return

@@ -215,7 +215,7 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
     ) -> None:
         super().__init__(settings, enable_kv_cache_events, metrics_collector)
         self.fine_grained = (
-            self.rules.state_tails == "on"
+            self.rules.state_tails != "off"
             and any(
                 isinstance(m, MambaManager) and m.block_size > self.hash_block_size for m in self.managers
             )
@@ -225,7 +225,8 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
         )
         self.alignment = self.hash_block_size if self.fine_grained else self.scheduler_block_size
         for manager in self.managers:
-            manager.alignment_tokens = self.alignment
+            if self.rules.state_replay == "hits":
+                manager.alignment_tokens = self.alignment
         self.spec_groups = self._spec_groups()
 
     def _spec_groups(self) -> list[SpecGroup]:
@@ -302,25 +303,24 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
         return Hit(tuple(blocks[i] for i in range(len(self.managers))), length, longest)
 
     def _shortened(self, length: int, group: SpecGroup, cached: int) -> int:
-        # Up to 0.31 a state behind what full attention had may make a hit longer again: what is missing is
+        # Up to 0.25 a state behind what full attention had may make a hit longer again: what is missing is
         # allocated and never computed.
-        if self.rules.draft_lookup == "behind":
-            return min(length, cached)
-        return length // group.manager.block_size * group.manager.block_size
+        if self.rules.draft_lookup in ("each_round", "prompt"):
+            return length // group.manager.block_size * group.manager.block_size
+        return min(length, cached)
 
     def _with_margin(
         self, length: int, group: SpecGroup, block_hashes: Sequence[int], max_length: int
     ) -> int:
         # What is dropped after the match may lie behind the candidate. A state is never dropped, but up to
-        # 0.31 looked up as if it were.
-        if self.rules.draft_lookup == "each_round":
+        # 0.25 looked up as if it were.
+        rule = self.rules.draft_lookup
+        if rule == "each_round" or (rule != "prompt" and isinstance(group.manager, MambaManager)):
             return length
         fine = self.fine_grained and group.manager.supports_fine_grained_lookup
         margin = min(group.manager.block_size, self.hash_block_size) if fine else group.manager.block_size
-        if self.rules.draft_lookup == "prompt":
+        if rule != "behind":
             return min(length + margin, max_length)
-        if isinstance(group.manager, MambaManager):
-            return length
         return min(length + margin, len(block_hashes) * self.hash_block_size)
 
 

@@ -127,7 +127,7 @@ class KVCacheManager:
         watermark = self.watermark_blocks if has_scheduled_reqs and waits else 0
 
         prefill_end = 0
-        if self.coordinator.retention_interval == 0:
+        if self.rules.state_exports != "each" and self.coordinator.retention_interval == 0:
             prefill_end = max(request.num_prompt_tokens, request.num_tokens - 1)
         if full_sequence_must_fit:
             known = min(request.num_tokens, self.max_model_len)

@@ -5,7 +5,7 @@ Mirrors vLLM 0.32.0, ``Scheduler._mamba_block_aligned_split`` (``vllm/v1/core/sc
 
 from __future__ import annotations
 
-from sim.reference.managers.mamba import checkpoint_position, is_exported
+from sim.reference.managers.mamba import checkpoint_position, export_position, is_exported, tail_position
 from sim.reference.request import Request, RequestStatus
 from sim.reference.settings import Settings
 
@@ -24,6 +24,8 @@ class StateSplit:
     def __init__(self, settings: Settings, fine_grained: bool) -> None:
         self._settings = settings
         self.applies = any(g.mamba_cache_mode == "align" for g in settings.groups)
+        # Up to 0.27 chunks end at the tail even where no hit can.
+        fine_grained = fine_grained or settings.rules.state_tails == "unit"
         self._fine_grained = fine_grained and settings.hash_block_size < settings.scheduler_block_size
         exporting = [g.prefill_checkpoint_alignment for g in settings.groups if g.type == "mamba"]
         self._alignment = exporting[0] if all(exporting) and exporting else None
@@ -38,26 +40,35 @@ class StateSplit:
         if not self.applies or start >= prefill_end:
             return tokens
         settings = self._settings
-        size, drops = settings.block_size, settings.drops_hits
-        if settings.rules.state_chunks == "prompts" and request.num_output_tokens > 0:
+        size, drops, rule = settings.block_size, settings.drops_hits, settings.rules.state_chunks
+        if rule == "prompts" and request.num_output_tokens > 0:
             return tokens
-        if settings.rules.state_chunks != "hits":
+        if rule in ("prompts", "blocks"):
             return self._cut_to_blocks(request, start, tokens)
         end = start + tokens
         exported = end >= prefill_end and self._exports(start, end, prefill_end)
-        if end < prefill_end:
+        known = self._last_full_block(request)
+        if rule == "to_last":
+            if end < known:
+                end = end // size * size
+        elif end < prefill_end:
             most = settings.token_budget
             if settings.long_prefill_token_threshold > 0:
                 most = min(most, settings.long_prefill_token_threshold)
             aligned = end // size * size
             if aligned > start or size <= most:
                 end = aligned
-        last = 0 if exported else checkpoint_position(request.num_tokens, size, drops)
+        if rule == "hits":
+            known = checkpoint_position(request.num_tokens, size, drops)
+        last = 0 if exported else known
         stops = [last]
-        if start % size and not exported:
-            stops.append((start // size + 1) * size)
+        next_end = (start // size + 1) * size
+        if start % size and not exported and (rule != "to_last" or next_end <= last):
+            stops.append(next_end)
         if self._fine_grained and not exported:
-            tail = checkpoint_position(request.num_prompt_tokens, settings.hash_block_size, drops)
+            tail = tail_position(
+                settings.rules.state_tails, request.num_prompt_tokens, settings.hash_block_size, drops
+            )
             if last < tail < request.num_prompt_tokens:
                 stops.append(tail)
         junction = request.shared_prefix_boundary
@@ -72,9 +83,7 @@ class StateSplit:
         A prefix of another request's counts in the chunk that follows the look-up, and from its beginning.
         """
         size = self._settings.block_size
-        last = request.num_tokens // size * size
-        if self._settings.drops_hits:
-            last = max(last - size, 0)
+        last = self._last_full_block(request)
         if start + tokens < last:
             tokens = tokens // size * size
         elif start < last < start + tokens:
@@ -85,11 +94,19 @@ class StateSplit:
                 tokens = shared // size * size
         return tokens
 
+    def _last_full_block(self, request: Request) -> int:
+        """The end of the last block that the known text fills, or of the one before it with a drafter."""
+        size = self._settings.block_size
+        last = request.num_tokens // size * size
+        return max(last - size, 0) if self._settings.drops_hits else last
+
     def _exports(self, start: int, end: int, prefill_end: int) -> bool:
         """Whether the kernel exports the state at the prompt's checkpoint, so that nothing is cut."""
         settings = self._settings
         unit = settings.hash_block_size if self._fine_grained else settings.scheduler_block_size
-        position = checkpoint_position(prefill_end, unit, settings.drops_hits)
+        position = export_position(
+            settings.rules.state_exports, prefill_end, settings.hash_block_size, unit, settings.drops_hits
+        )
         return is_exported(
             start, end, position, settings.hash_block_size, settings.block_size, self._alignment
         )

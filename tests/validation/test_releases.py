@@ -52,12 +52,13 @@ FOLDERS = sorted(p.name for p in (RECORDED / "releases").iterdir())
 def test_recordings_show_the_release(release: str) -> None:
     """Each switch in which the release differs is turned: some recording is then not reproduced.
 
-    A release that is no profile of its own has recordings of groups alone.
+    A release that is no profile of its own has recordings of groups alone; some one shows a switch.
     """
     shown: set[str] = set()
     for recorded in recordings_of(release, RECORDED):
         assert recorded.case.settings.vllm == release
-        shown |= shown_switches(recorded.case, recorded.log())
+        if release in PROFILES or not shown:
+            shown |= shown_switches(recorded.case, recorded.log())
     assert shown
     if release in PROFILES:
         assert set(changed_switches(release)) <= shown
@@ -130,7 +131,7 @@ def test_there_are_recordings_of_the_profiles() -> None:
     assert set(FOLDERS) == ({*PROFILES} | followed) - {"0.32"}
     assert set(VERSIONS) == set(releases())
     size = sum(f.stat().st_size for f in (RECORDED / "releases").rglob("*") if f.is_file())
-    assert size < 800_000
+    assert size < 1_000_000
 
 
 def test_the_table_of_releases_is_in_the_docs() -> None:

@@ -52,8 +52,8 @@ STATE_FAULTS = (
         "with retention 0 only the chunk that ends the known text exports a state",
         "each chunk does",
         _STATES,
-        "if kv.params.retention == 0 and end <",
-        "if kv.params.retention < -5 and end <",
+        "if kv.params.retention == 0 and kv.params.state_exports != c.EXPORTS_EACH:",
+        "if kv.params.retention < -5:",
         recording="groups/checkpoint_43",
     ),
     Fault(
@@ -61,8 +61,8 @@ STATE_FAULTS = (
         "an exported state is cached if a later hit can need it",
         "always",
         _STATES,
-        "    if not _is_wanted(kv, r, g, tokens):\n",
-        "    if False and not _is_wanted(kv, r, g, tokens):\n",
+        "    if not _is_wanted(kv, r, g, tokens, num_tokens):\n",
+        "    if False and not _is_wanted(kv, r, g, tokens, num_tokens):\n",
         recording="groups/checkpoint_12",
     ),
     Fault(
@@ -225,8 +225,8 @@ STATE_FAULTS = (
         "a chunk that begins inside a block ends with the block",
         "it goes on",
         _SPLIT,
-        "        if start % size != 0:\n",
-        "        if start % size < 0:\n",
+        "        if start % size != 0 and (rule",
+        "        if start % size < 0 and (rule",
         recording="groups/speculative_1",
     ),
     Fault(

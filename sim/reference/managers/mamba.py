@@ -31,6 +31,23 @@ def checkpoint_position(num_tokens: int, unit: int, drop_eagle_block: bool) -> i
     return max(0, position - unit if drop_eagle_block else position)
 
 
+def tail_position(rule: str, num_prompt_tokens: int, unit: int, drop_eagle_block: bool) -> int:
+    """Where the state at the end of a prompt gets a key, under a value of ``state_tails``."""
+    if rule == "on":
+        return checkpoint_position(num_prompt_tokens, unit, drop_eagle_block)
+    position = num_prompt_tokens // unit * unit
+    drops = drop_eagle_block and rule not in ("unit", "inside")
+    return max(0, position - unit) if drops else position
+
+
+def export_position(rule: str, num_tokens: int, hash_unit: int, hit_unit: int, drop_eagle_block: bool) -> int:
+    """Which state a step that ends at ``num_tokens`` exports, under a value of ``state_exports``."""
+    if rule == "hits":
+        return checkpoint_position(num_tokens, hit_unit, drop_eagle_block)
+    position = (num_tokens - 1) // hash_unit * hash_unit
+    return max(0, position - hash_unit if drop_eagle_block else position)
+
+
 def is_exported(
     start: int, end: int, position: int, hash_block_size: int, block_size: int, alignment: int | None
 ) -> bool:
@@ -173,16 +190,20 @@ class MambaManager(SingleTypeKVCacheManager):
                 self.checkpoints[request_id] = checkpoint
         if new > 0:
             known = request_id in self.allocated
-            new = min(new, self._most_new_blocks(known, partial, checkpoint is not None))
+            most = self._most_new_blocks(known, partial, checkpoint is not None)
+            if known and checkpoint is not None and self.limits.rules.state_exports == "each":
+                most = new
+            copies = partial and self.limits.rules.state_copies == "two"
+            new = most if copies else min(new, most)
         return new + evictable(new_computed_blocks)
 
     def _checkpoint_to_export(self, request_id: str, slots: Slots) -> tuple[int, int] | None:
-        end = slots.main_model_tokens
-        tokens = checkpoint_position(end, self.alignment_tokens, self.drop_eagle_checkpoint)
+        end, rule = slots.main_model_tokens, self.limits.rules.state_exports
+        unit, alignment = self.block_pool.hash_block_size, self.group.prefill_checkpoint_alignment
+        tokens = export_position(rule, end, unit, self.alignment_tokens, self.drop_eagle_checkpoint)
         position = cdiv(end, self.block_size) - 2
         if end < slots.prefill_end or tokens == 0 or position < 0:
             return None
-        unit, alignment = self.block_pool.hash_block_size, self.group.prefill_checkpoint_alignment
         if not is_exported(slots.computed_tokens, end, tokens, unit, self.block_size, alignment):
             return None
         table = self.req_to_blocks.get(request_id, [])
@@ -194,7 +215,9 @@ class MambaManager(SingleTypeKVCacheManager):
 
     def _most_new_blocks(self, known: bool, partial: bool, checkpoint: bool) -> int:
         # One for the new running state, a copy, a checkpoint, and once for each request those of the drafts.
-        return 1 + partial + checkpoint + (0 if known else self.num_speculative_blocks)
+        # Up to 0.31 a step that exports a state takes those of the drafts anew.
+        anew = checkpoint and self.limits.rules.state_exports != "hits"
+        return 1 + partial + checkpoint + (0 if known and not anew else self.num_speculative_blocks)
 
     def _with_drafts(self, slots: Slots) -> Slots:
         return slots._replace(num_tokens=slots.num_tokens + self.block_size * self.num_speculative_blocks)
@@ -222,7 +245,7 @@ class MambaManager(SingleTypeKVCacheManager):
             self.last_state[request_id] = held - 1
         skipped = required - drafts - 1 - checkpoint
         table.extend([self.block_pool.null_block] * (skipped - held))
-        if known:
+        if known and not (checkpoint and self.limits.rules.state_exports != "hits"):
             # Blocks of drafts that this step leaves behind move to its end.
             for i in range(held - drafts, min(held, skipped)):
                 block = table[i]
@@ -266,8 +289,8 @@ class MambaManager(SingleTypeKVCacheManager):
         after = self.num_cached_block.get(request.request_id, 0)
         if self.aligned:
             if request.request_id in self.checkpoints:
-                key = self._cache_checkpoint(request, retention_interval)
-            elif self.limits.rules.state_tails == "on":
+                key = self._cache_checkpoint(request, num_tokens, retention_interval)
+            elif self.limits.rules.state_tails != "off":
                 key = self._cache_partial_tail(request, num_tokens)
             else:
                 key = None
@@ -277,14 +300,27 @@ class MambaManager(SingleTypeKVCacheManager):
             if block.block_hash is not None:
                 self.cached_this_step.add(block.block_hash)
 
-    def _cache_checkpoint(self, request: Request, retention_interval: int | None) -> BlockKey | None:
+    def _cache_checkpoint(
+        self, request: Request, num_tokens: int, retention_interval: int | None
+    ) -> BlockKey | None:
         """Let the exported state stand for its tokens, if somebody may resume there; else for nothing."""
         tokens, position = self.checkpoints[request.request_id]
         block = self.req_to_blocks[request.request_id][position]
-        wanted = tokens == request.shared_prefix_boundary or tokens == checkpoint_position(
-            request.num_prompt_tokens, self.alignment_tokens, self.drop_eagle_checkpoint
+        rule, prompt = self.limits.rules.state_exports, request.num_prompt_tokens
+        wanted = tokens == request.shared_prefix_boundary or (
+            rule != "each"
+            and tokens
+            == export_position(
+                rule,
+                prompt,
+                self.block_pool.hash_block_size,
+                self.alignment_tokens,
+                self.drop_eagle_checkpoint,
+            )
         )
-        if not wanted and tokens % self.block_size == 0:
+        if rule != "hits":
+            wanted = wanted or retention_interval != 0 or num_tokens >= prompt
+        elif not wanted and tokens % self.block_size == 0:
             last = tokens // self.block_size
             mask = self.reachable_block_mask(last - 1, last, retention_interval, ())
             wanted = mask is None or mask[0]
@@ -298,10 +334,13 @@ class MambaManager(SingleTypeKVCacheManager):
         )
 
     def _cache_partial_tail(self, request: Request, num_tokens: int) -> BlockKey | None:
-        unit = self.block_pool.hash_block_size
+        unit, rule = self.block_pool.hash_block_size, self.limits.rules.state_tails
         if num_tokens <= 0 or num_tokens % unit:
             return None
-        if num_tokens != checkpoint_position(request.num_prompt_tokens, unit, self.drop_eagle_checkpoint):
+        if rule != "on" and num_tokens % self.block_size == 0:
+            return None
+        drops = self.use_eagle if rule == "marked" else self.drop_eagle_checkpoint
+        if num_tokens != tail_position(rule, request.num_prompt_tokens, unit, drops):
             return None
         position = cdiv(num_tokens, self.block_size) - 1
         table = self.req_to_blocks.get(request.request_id, [])
