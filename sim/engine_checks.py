@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from sim.config_groups import check_groups
 from sim.config_yaml import Problem
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError, raise_all
 from sim.profiles import (
+    ALIKE_SINCE,
     CROSS_RELEASES,
     DRAFT_MODEL_SINCE,
     DRAFT_RELEASES,
@@ -148,6 +150,7 @@ def _missing_in(s: EngineSettings, place: tuple[str | int, ...]) -> Iterator[Pro
             f" of other groups ({sizes} tokens)",
             f"give all groups one block size, or use engine.vllm from '{UNEVEN_DRAFTS_SINCE}' on",
         )
+    yield from _all_alike(s, engine)
     states = any(g.type == "mamba" for g in s.kv_cache_groups)
     unit = s.prefix_match_unit or math.gcd(*sizes)
     if states and s.enable_prefix_caching and len(sizes) > 1:
@@ -159,6 +162,20 @@ def _missing_in(s: EngineSettings, place: tuple[str | int, ...]) -> Iterator[Pro
             f"vLLM {s.vllm} gives steps over one token rows for {s.num_speculative_tokens} drafts where Mamba"
             " states are hashed token by token, and fails at them",
             "use larger blocks and hash units, or engine.vllm from '0.29' on",
+        )
+
+
+def _all_alike(s: EngineSettings, engine: tuple[str | int, ...]) -> Iterator[Problem]:
+    """Several groups of one kind under prefix caching, at which releases before 0.29 fail."""
+    kinds = {
+        replace(g, is_eagle_group=False, block_size=g.block_size or s.block_size) for g in s.kv_cache_groups
+    }
+    several = len(s.kv_cache_groups) > 1 and s.enable_prefix_caching
+    if several and len(kinds) == 1 and _is_before(s.vllm, ALIKE_SINCE):
+        yield Problem(
+            (*engine, "kv_cache_groups"),
+            f"vLLM {s.vllm} fails at {len(s.kv_cache_groups)} groups that are all alike with prefix caching",
+            f"make them one group, turn caching off, or use engine.vllm from '{ALIKE_SINCE}' on",
         )
 
 

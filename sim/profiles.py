@@ -53,6 +53,8 @@ DRAFT_MODEL_SINCE, UNEVEN_DRAFTS_SINCE = "0.15", "0.19"
 #: The first release that hashes units smaller than its block size, and the first that takes every hash unit
 #: and every block size beside Mamba groups.
 UNEVEN_SINCE, STATES_INSIDE_SINCE = "0.20", "0.28"
+#: The first release that takes several groups that are all alike under prefix caching.
+ALIKE_SINCE = "0.29"
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,31 @@ def test_what_a_release_does_not_have_yet_is_refused_at_its_place() -> None:
     )
 
 
+def test_what_releases_fail_at_beside_states_is_refused() -> None:
+    def problems(release: str, *groups: KVCacheGroup, **keys: object) -> list[tuple[str | int, ...]]:
+        settings = replace(EngineSettings(vllm=release, kv_cache_groups=groups), **keys)  # type: ignore[arg-type]
+        return [p.path for p in check_simulated(settings)]
+
+    full, state = KVCacheGroup(), KVCacheGroup("mamba")
+    window = KVCacheGroup("sliding_window", sliding_window=40)
+    assert problems("0.28", state, state) == [("kv_cache_groups",)]
+    assert problems("0.29", state, state) == []
+    assert problems("0.28", state, state, enable_prefix_caching=False) == []
+    larger = KVCacheGroup("mamba", block_size=32)
+    assert problems("0.27", full, larger) == [("kv_cache_groups", 1, "block_size")]
+    assert problems("0.28", full, larger) == []
+    assert problems("0.27", full, state, window, prefix_match_unit=8) == [("kv_cache_groups", 2)]
+    assert problems("0.27", full, state, window, prefix_match_unit=16) == []
+    assert problems("0.28", full, state, window, prefix_match_unit=8) == []
+    drafts = {"num_speculative_tokens": 2, "speculative_method": "mtp", "prefix_match_unit": 1}
+    assert problems("0.28", full, state, **drafts) == [("num_speculative_tokens",)]
+    assert problems("0.29", full, state, **drafts) == []
+    exported = KVCacheGroup("mamba", prefill_checkpoint_alignment=1)
+    many = {"num_speculative_tokens": 16, "speculative_method": "ngram"}
+    assert problems("0.30", full, exported, **many) == [("kv_cache_groups", 1)]
+    assert problems("0.31", full, exported, **many) == []
+
+
 def test_there_are_recordings_of_the_profiles() -> None:
     followed = {*MAMBA_RELEASES, *DRAFT_RELEASES, *CROSS_RELEASES}
     assert set(FOLDERS) == ({*PROFILES} | followed) - {"0.32"}
