@@ -31,6 +31,8 @@ def _no_room(st: State, batch: int, budget: int) -> int:
 @leaf
 def _room(st: State, batch: int, budget: int) -> int:
     """Tokens that the next request of the batch may have: a draft model adds an input of its own to each."""
+    if st.params.draft_slots == 0:
+        return budget
     taken = min(st.params.max_num_scheduled_tokens, st.params.max_num_batched_tokens) - budget
     taken += (st.queues.batches.entries[batch] + 1) * st.params.draft_slots
     return min(budget, st.params.max_num_batched_tokens - taken)
@@ -56,7 +58,7 @@ def _no_proposed(st: State, r: int) -> int:
 @leaf
 def _proposed(st: State, r: int) -> int:
     """Drafts that the next step of a running request verifies."""
-    return st.drafts.proposed[r]
+    return st.drafts.proposed[r] if st.params.num_drafts else 0
 
 
 @leaf
@@ -67,7 +69,7 @@ def _no_runs(st: State, r: int) -> None:
 @leaf
 def _runs(st: State, r: int) -> None:
     """A running request was scheduled: note whether its last step was part of a prefill."""
-    if st.drafts.prefill[r]:
+    if st.params.num_drafts and st.drafts.prefill[r]:
         st.ctl.prefill_scheduled = 1
 
 
@@ -135,6 +137,8 @@ def _take_along(st: State, batch: int, i: int, r: int, n: int) -> int:
 
     An asynchronous engine knows at once that there will be drafts for the step behind this one.
     """
+    if st.params.num_drafts == 0:
+        return 0
     rq = st.requests
     behind = rq.num_computed[r] + n - rq.num_tokens[r] - rq.placeholders[r]
     drafts = max(min(np.int64(st.drafts.proposed[r]), behind), 0)
@@ -179,6 +183,8 @@ def _deliver(st: State, batch: int, i: int, r: int, stale: bool) -> int:
 
     Tokens behind one that stops the request are not delivered. Stale ones no longer move the counters.
     """
+    if st.params.num_drafts == 0:
+        return 1
     rq = st.requests
     drafts = np.int64(st.queues.entries.drafts[batch, i])
     accepted = _num_right(st, r, drafts)
