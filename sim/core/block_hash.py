@@ -105,10 +105,8 @@ def group_key(h: np.uint64, group: int) -> np.uint64:
     """Key of a hash in a KV-cache group (vLLM appends the group id to the hash)."""
     if group == 0:
         return h
-    k = mix64(h ^ (np.uint64(group) * _GROUP))
-    if k == _ZERO:
-        k = _ONE
-    return k
+    k = h ^ (np.uint64(group) * _GROUP)
+    return k if k != _ZERO else _ONE
 
 
 @leaf

@@ -308,7 +308,7 @@ def _mix64(x: int) -> int:
 
 
 def _group_key(h: int, group: int) -> int:
-    return h if group == 0 else _mix64(h ^ (group * _GROUP & _MASK)) or 1
+    return h if group == 0 else h ^ (group * _GROUP & _MASK) or 1
 
 
 def inv_20(v: View) -> Iterator[str]:
