@@ -11,13 +11,15 @@ from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes, group_key
 from sim.core.block_pool import get_cached_block
 from sim.core.jit import inner, leaf
-from sim.core.prefix_map import map_prefetch
+from sim.core.prefetch import prefetch
+from sim.core.prefix_map import map_candidate, map_prefetch
 from sim.core.state import KVCache
 
 # Hashes are made in chunks while a look-up goes on; those behind the first miss are needed soon after anyway.
 _LOOKUP_CHUNK = 32
-# Blocks are looked up so far behind their keys being fetched.
-_PREFETCH_AHEAD = 8
+# So far ahead of a block being looked up its buckets are fetched, and its records.
+_BUCKETS_AHEAD = 12
+_RECORDS_AHEAD = 6
 
 
 @inner
@@ -36,14 +38,53 @@ def _is_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
 
 
 @inner
-def _prefetch_keys(kv: KVCache, slot: int, s: int, first: int, end: int) -> None:
-    """Fetch what ``_is_hit`` of the blocks first..end-1 will ask for, as far as they are hashed."""
+def _is_foreseen_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
+    """``_is_hit`` of a block whose candidates are noted already."""
+    h = kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1]
+    for g in range(kv.params.num_groups):
+        if kv.groups.spec[g] == s:
+            candidate = kv.table_blocks[g, slot, i]
+            if kv.pool.blocks.block_hash[candidate] != group_key(h, g):
+                return _is_hit(kv, slot, s, i)
+    return True
+
+
+@inner
+def _fetch_buckets(kv: KVCache, slot: int, s: int, first: int, end: int) -> None:
+    """Fetch the buckets of the prefix map in which the look-ups of the blocks first..end-1 begin."""
     ratio = kv.specs.hash_ratio[s]
-    for i in range(first, min(end, kv.slots.num_hashed[slot] // ratio)):
+    for i in range(first, end):
         h = kv.hashes[slot, (i + 1) * ratio - 1]
         for g in range(kv.params.num_groups):
             if kv.groups.spec[g] == s:
                 map_prefetch(kv.pool, group_key(h, g))
+
+
+@inner
+def _note_candidates(kv: KVCache, slot: int, s: int, first: int, end: int) -> None:
+    """Note which blocks those buckets name, and fetch their records."""
+    ratio = kv.specs.hash_ratio[s]
+    for i in range(first, end):
+        h = kv.hashes[slot, (i + 1) * ratio - 1]
+        for g in range(kv.params.num_groups):
+            if kv.groups.spec[g] == s:
+                candidate = map_candidate(kv.pool, group_key(h, g))
+                kv.table_blocks[g, slot, i] = candidate
+                prefetch(kv.pool.blocks, candidate)
+
+
+@inner
+def _begin_looking_ahead(kv: KVCache, slot: int, s: int, i: int, end: int) -> None:
+    """Prepare the look-ups of the next blocks from i on, before ``end``."""
+    _fetch_buckets(kv, slot, s, i, min(i + _BUCKETS_AHEAD, end))
+    _note_candidates(kv, slot, s, i, min(i + _RECORDS_AHEAD, end))
+
+
+@inner
+def _look_ahead(kv: KVCache, slot: int, s: int, i: int, end: int) -> None:
+    """Block i is about to be looked up: prepare those that come some way behind it, before ``end``."""
+    _fetch_buckets(kv, slot, s, i + _BUCKETS_AHEAD, min(i + _BUCKETS_AHEAD + 1, end))
+    _note_candidates(kv, slot, s, i + _RECORDS_AHEAD, min(i + _RECORDS_AHEAD + 1, end))
 
 
 @inner
@@ -67,15 +108,20 @@ def find_in_full(kv: KVCache, r: int, slot: int, s: int, max_length: int) -> int
     if s == 0 and kv.ctl.memo_req == r:
         n = kv.ctl.memo_hits
         _unmark_from(kv, n)
+    hashed = n
     while n < limit:
-        if (n + 1) * ratio > kv.slots.num_hashed[slot]:
+        if n >= hashed:
             ensure_hashes(kv, r, slot, min(limit, n + _LOOKUP_CHUNK) * ratio)
+            hashed = min(limit, kv.slots.num_hashed[slot] // ratio)
             if not kv.plain:
-                _prefetch_keys(kv, slot, s, n, n + _PREFETCH_AHEAD)
-        if not kv.plain:
-            _prefetch_keys(kv, slot, s, n + _PREFETCH_AHEAD, n + _PREFETCH_AHEAD + 1)
-        if not _is_hit(kv, slot, s, n):
-            break
+                _begin_looking_ahead(kv, slot, s, n, hashed)
+        if kv.plain:
+            if not _is_hit(kv, slot, s, n):
+                break
+        else:
+            _look_ahead(kv, slot, s, n, hashed)
+            if not _is_foreseen_hit(kv, slot, s, n):
+                break
         n += 1
     return n
 
@@ -109,11 +155,12 @@ def find_in_window(
             end -= 1
             continue
         i = end - need
-        _prefetch_keys(kv, slot, s, i, min(i + _PREFETCH_AHEAD, end))
-        while i < end and _is_hit(kv, slot, s, i):
+        _begin_looking_ahead(kv, slot, s, i, end)
+        while i < end:
+            _look_ahead(kv, slot, s, i, end)
+            if not _is_foreseen_hit(kv, slot, s, i):
+                break
             i += 1
-            if i + _PREFETCH_AHEAD <= end:
-                _prefetch_keys(kv, slot, s, i + _PREFETCH_AHEAD - 1, i + _PREFETCH_AHEAD)
         if i == end:
             n = end - behind
             while not _ends_well(kv, s, n, alignment):
@@ -122,7 +169,11 @@ def find_in_window(
             return n
         end = i
     n = 0
-    while n < limit and _is_hit(kv, slot, s, n):
+    _begin_looking_ahead(kv, slot, s, 0, limit)
+    while n < limit:
+        _look_ahead(kv, slot, s, n, limit)
+        if not _is_foreseen_hit(kv, slot, s, n):
+            break
         n += 1
     while n > 0 and not _ends_well(kv, s, n - after, alignment):
         n -= 1

@@ -57,6 +57,19 @@ def map_prefetch(pool: Pool, key: np.uint64) -> None:
 
 
 @leaf
+def map_candidate(pool: Pool, key: np.uint64) -> int:
+    """The block that a look-up of the key will meet first in its home bucket, 0 when it meets none there.
+
+    Whether its key is the one wanted the block's record says, which is not read here.
+    """
+    i = _home(pool, key)
+    found = equal_high_halves(pool.table, i, key) & _PLACES
+    if found == 0:
+        return 0
+    return np.int64(pool.table[i + trailing_zeros(np.uint64(found))] & _BLOCK)
+
+
+@leaf
 def map_find(pool: Pool, key: np.uint64) -> int:
     """Word of the table that is the key's place, -1 when it has no block."""
     i = _home(pool, key)
