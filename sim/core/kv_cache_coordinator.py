@@ -121,6 +121,8 @@ def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
     if kv.params.windows_only and num_tokens < kv.due.fills[slot]:
         return
     for g in range(kv.params.num_groups):
+        if kv.groups.like_last[g]:
+            continue
         cacheable = _num_cacheable_tokens(kv, g, num_tokens)
         before = np.int64(kv.tables.num_cached[g, slot])
         kv_groups.cache_blocks(kv, r, slot, g, cacheable)

@@ -17,7 +17,7 @@ from sim.core.partial_tail import drop_keys
 from sim.core.prefetch import prefetch
 from sim.core.prefix_map import map_prefetch
 from sim.core.residency import follow_chain
-from sim.core.retention import next_selected, selected, selects_all
+from sim.core.retention import Selection, next_selected, selected, selects_all
 from sim.core.state import KVCache
 from sim.core.states import allocate_states, note_state, num_new_states, retire_states
 
@@ -53,24 +53,20 @@ def remove_left_behind(kv: KVCache, r: int, slot: int) -> None:
     if kv.params.windows_only and processed < kv.due.leaves[slot]:
         return
     for g in range(kv.params.num_groups):
-        prefetch(kv.pool.blocks, kv.table_blocks[g, slot, kv.tables.nulls[g, slot]])
+        if kv.groups.attention[g] != c.GROUP_FULL:
+            prefetch(kv.pool.blocks, kv.table_blocks[g, slot, kv.tables.nulls[g, slot]])
+    end = 0
     for g in range(kv.params.num_groups):
-        if kv.groups.attention[g] == c.GROUP_MAMBA:
-            remove_skipped_blocks(kv, slot, g, max(processed - kv.params.state_drafts, 0))
-        else:
-            remove_skipped_blocks(kv, slot, g, processed)
-
-
-@inner
-def remove_skipped_blocks(kv: KVCache, slot: int, g: int, processed: int) -> None:
-    """Free what attention has left behind of one table after ``processed`` tokens."""
-    if kv.groups.attention[g] in (c.GROUP_FULL, c.GROUP_CROSS):
-        return
-    end = min(skipped_blocks(kv, g, processed), kv.tables.length[g, slot])
-    if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.mamba_align:
-        retire_states(kv, slot, g, end, processed)
-    elif end > kv.tables.nulls[g, slot]:
-        give_up_window(kv, slot, g, end)
+        kind = kv.groups.attention[g]
+        if kind in (c.GROUP_FULL, c.GROUP_CROSS):
+            continue
+        left = max(processed - kv.params.state_drafts, 0) if kind == c.GROUP_MAMBA else processed
+        if kv.groups.like_last[g] == 0:
+            end = min(skipped_blocks(kv, g, left), np.int64(kv.tables.length[g, slot]))
+        if kind == c.GROUP_MAMBA and kv.params.mamba_align:
+            retire_states(kv, slot, g, end, left)
+        elif end > kv.tables.nulls[g, slot]:
+            give_up_window(kv, slot, g, end)
 
 
 @leaf
@@ -159,8 +155,35 @@ def outgrows_tables(kv: KVCache, slot: int, num_tokens: int) -> bool:
 
 
 @inner
+def _fetch_keys(kv: KVCache, slot: int, g: int, first: int, end: int) -> None:
+    """Fetch the buckets that the first blocks of those at the places first..end-1 will be put into."""
+    ratio = kv.groups.hash_ratio[g]
+    for near in range(first, min(first + PREFETCH_KEYS, end)):
+        map_prefetch(kv.pool, group_key(kv.hashes[slot, (near + 1) * ratio - 1], g))
+
+
+@inner
+def _cache_selected(
+    kv: KVCache, r: int, slot: int, g: int, first: int, full: int, selection: Selection
+) -> None:
+    """Put the selected blocks of those at the places first..full-1 into the prefix map."""
+    note_keys(kv, slot, g, first, full)
+    ratio = kv.groups.hash_ratio[g]
+    every = selects_all(selection)
+    i = first
+    while i < full:
+        if i + PREFETCH_KEYS < full:
+            map_prefetch(kv.pool, group_key(kv.hashes[slot, (i + PREFETCH_KEYS + 1) * ratio - 1], g))
+        if kv.table_blocks[g, slot, i] != NULL_BLOCK:
+            _cache_block(kv, r, slot, g, i)
+        i = i + 1 if every else next_selected(selection, i + 1, full)
+
+
+@inner
 def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> None:
-    """Offer the blocks that ``num_tokens`` known tokens fill to the prefix map, in order of position."""
+    """Offer the blocks that ``num_tokens`` known tokens fill to the prefix map, in order of position: those
+    of the group, and of the groups behind it that are like it.
+    """
     full = num_tokens // kv.groups.block_size[g]
     if kv.params.hash_lookahead:
         unit = kv.hash_mult.size
@@ -170,21 +193,18 @@ def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> Non
     if done >= full:
         return
     selection = selected(kv, r, g)
-    i = next_selected(selection, done, full)
-    if i < full:
+    first = next_selected(selection, done, full)
+    end = g + 1
+    while end < kv.params.num_groups and kv.groups.like_last[end]:
+        end += 1
+    if first < full:
         ensure_hashes(kv, r, slot, full * kv.groups.hash_ratio[g])
-        note_keys(kv, slot, g, i, full)
-    ratio = kv.groups.hash_ratio[g]
-    every = selects_all(selection)
-    for near in range(i, min(i + PREFETCH_KEYS, full)):
-        map_prefetch(kv.pool, group_key(kv.hashes[slot, (near + 1) * ratio - 1], g))
-    while i < full:
-        if i + PREFETCH_KEYS < full:
-            map_prefetch(kv.pool, group_key(kv.hashes[slot, (i + PREFETCH_KEYS + 1) * ratio - 1], g))
-        if kv.table_blocks[g, slot, i] != NULL_BLOCK:
-            _cache_block(kv, r, slot, g, i)
-        i = i + 1 if every else next_selected(selection, i + 1, full)
-    kv.tables.num_cached[g, slot] = full
+        for like in range(g, end):
+            _fetch_keys(kv, slot, like, first, full)
+    for like in range(g, end):
+        if first < full:
+            _cache_selected(kv, r, slot, like, first, full, selection)
+        kv.tables.num_cached[like, slot] = full
 
 
 @leaf

@@ -17,6 +17,8 @@ from sim.core.spare_blocks import free_blocks, make_spare
 from sim.core.state import KVCache
 
 _PREFETCH_BLOCKS = 8
+# So many records of the next group's table are fetched while one is freed.
+_PREFETCH_TAIL = 4
 #: How far ahead of their use keys are fetched.
 PREFETCH_KEYS = 12
 #: Stands for the parent of a prefix's first block.
@@ -256,6 +258,10 @@ def free_table(kv: KVCache, slot: int, g: int) -> None:
     last = kv.params.free_order == c.FREE_APPEND
     if kv.params.free_order == c.FREE_SPLIT_WINDOWS:
         last = kv.groups.attention[g] != c.GROUP_SLIDING_WINDOW
+    if g + 1 < kv.params.num_groups:
+        behind = kv.tables.length[g + 1, slot]
+        for i in range(max(behind - _PREFETCH_TAIL, 0), behind):
+            prefetch(kv.pool.blocks, kv.table_blocks[g + 1, slot, i])
     free_places(kv, slot, g, first, kv.tables.length[g, slot], last)
     empty_table(kv, slot, g)
     kv.keyed.end[g, slot] = 0
