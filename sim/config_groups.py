@@ -64,12 +64,12 @@ def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pr
             )
         drafts, size = s.num_speculative_tokens, group.block_size or s.block_size
         exports = group.prefill_checkpoint_alignment is not None and s.enable_prefix_caching
-        kept = s.prefix_cache_retention_interval != 0 or s.rules.state_exports == "each"
+        kept = s.prefix_cache_retention_interval != 0 or s.rules.state_exports != "hits"
         if exports and drafts >= size and kept:
             yield Problem(
                 place,
                 f"{name}: states exported among {drafts} drafts, from blocks of {size} tokens",
-                "vLLM fails an assertion there: use prefix_cache_retention_interval 0 (not with 0.30), or"
+                "vLLM fails an assertion there: use prefix_cache_retention_interval 0 (from 0.32 on), or"
                 " fewer drafts",
             )
 

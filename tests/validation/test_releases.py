@@ -147,8 +147,8 @@ def test_what_releases_fail_at_beside_states_is_refused() -> None:
     assert problems("0.29", full, state, **drafts) == []
     exported = KVCacheGroup("mamba", prefill_checkpoint_alignment=1)
     many = {"num_speculative_tokens": 16, "speculative_method": "ngram"}
-    assert problems("0.30", full, exported, **many) == [("kv_cache_groups", 1)]
-    assert problems("0.31", full, exported, **many) == []
+    assert problems("0.31", full, exported, **many) == [("kv_cache_groups", 1)]
+    assert problems("0.32", full, exported, **many) == []
 
 
 def test_there_are_recordings_of_the_profiles() -> None:
