@@ -190,10 +190,12 @@ def give_up_window(kv: KVCache, slot: int, g: int, end: int) -> None:
 
 
 @inner
-def give_up(kv: KVCache, slot: int, g: int, first: int, end: int) -> None:
-    """Free the blocks at the places first..end-1, the last one first (``_remove_blocks_in_range``)."""
+def give_up(kv: KVCache, slot: int, g: int, first: int, end: int, last: bool) -> None:
+    """Free the blocks at the places first..end-1, the last one first (``_remove_blocks_in_range``); see
+    ``block_pool.free_blocks`` for ``last``.
+    """
     _leave_places(kv, slot, g, first, end)
-    free_places(kv, slot, g, first, end, kv.params.free_order == c.FREE_APPEND)
+    free_places(kv, slot, g, first, end, last)
     for i in range(first, end):
         kv.table_blocks[g, slot, i] = NULL_BLOCK
 

@@ -170,18 +170,20 @@ def retire_states(kv: KVCache, slot: int, g: int, end: int, processed: int) -> N
     """Free the states that lie behind, and the one before the running state once it has been copied
     (``remove_skipped_blocks``).
     """
+    append = kv.params.free_order == c.FREE_APPEND
     if kv.params.states_to_gap:
         # up to 0.29 what lies behind a gap stays until its request ends
         first = end
         while first > 0 and kv.table_blocks[g, slot, first - 1] != NULL_BLOCK:
             first -= 1
-        give_up(kv, slot, g, first, end)
+        give_up(kv, slot, g, first, end, append)
     elif end > kv.tables.retired[g, slot]:
-        give_up(kv, slot, g, kv.tables.retired[g, slot], end)
+        give_up(kv, slot, g, kv.tables.retired[g, slot], end, append)
         kv.tables.retired[g, slot] = end
     last = kv.tables.last_state[g, slot]
     if 0 <= last < cdiv(processed, kv.groups.block_size[g]) - 1:
-        give_up(kv, slot, g, last, last + 1)
+        # in 0.23 only what attention has left behind goes to the front
+        give_up(kv, slot, g, last, last + 1, kv.params.free_order != c.FREE_SPLIT)
 
 
 @inner

@@ -92,6 +92,15 @@ RELEASE_FAULTS = (
         recording="releases/0.23/mamba_3",
     ),
     Fault(
+        "left_state_to_tail",
+        "in 0.23 the state that the running one went on from goes to the tail of the free queue",
+        "to its front where it has no key",
+        "sim/core/states.py",
+        "give_up(kv, slot, g, last, last + 1, kv.params.free_order != c.FREE_SPLIT)",
+        "give_up(kv, slot, g, last, last + 1, append)",
+        recording="releases/0.23/uneven_22",
+    ),
+    Fault(
         "keeps_states",
         "in 0.13 states that lie behind stay until their request ends",
         "they are given up",
