@@ -98,7 +98,7 @@ RELEASE_FAULTS = (
         "sim/core/states.py",
         "give_up(kv, slot, g, last, last + 1, kv.params.free_order != c.FREE_SPLIT)",
         "give_up(kv, slot, g, last, last + 1, append)",
-        recording="releases/0.23/uneven_22",
+        recording="releases/0.23/uneven_6",
     ),
     Fault(
         "keeps_states",
