@@ -19,7 +19,7 @@ from sim.core.probes import blocks_in_full_words, enter_unranked, probe_take, ra
 from sim.core.residency import follow_allocation
 from sim.core.state import Pool
 
-_PREFETCH_BLOCKS = 12
+_PREFETCH_BLOCKS = 28
 _NO_HASH = np.uint64(0)
 
 
