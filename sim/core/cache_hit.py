@@ -88,6 +88,21 @@ def _look_ahead(kv: KVCache, slot: int, s: int, i: int, end: int) -> None:
 
 
 @inner
+def _first_miss(kv: KVCache, slot: int, s: int, first: int, end: int) -> int:
+    """The first of the blocks first..end-1, which are hashed, that some group of the spec lacks, or ``end``;
+    notes the blocks before it.
+    """
+    _begin_looking_ahead(kv, slot, s, first, end)
+    i = first
+    while i < end:
+        _look_ahead(kv, slot, s, i, end)
+        if not _is_foreseen_hit(kv, slot, s, i):
+            break
+        i += 1
+    return i
+
+
+@inner
 def set_hits(kv: KVCache, slot: int, s: int, hits: int, first_hit: int) -> None:
     """Note the result of a look-up in the tables of the spec's groups."""
     for g in range(kv.params.num_groups):
@@ -108,21 +123,17 @@ def find_in_full(kv: KVCache, r: int, slot: int, s: int, max_length: int) -> int
     if s == 0 and kv.ctl.memo_req == r:
         n = kv.ctl.memo_hits
         _unmark_from(kv, n)
-    hashed = n
     while n < limit:
-        if n >= hashed:
-            ensure_hashes(kv, r, slot, min(limit, n + _LOOKUP_CHUNK) * ratio)
-            hashed = min(limit, kv.slots.num_hashed[slot] // ratio)
-            if not kv.plain:
-                _begin_looking_ahead(kv, slot, s, n, hashed)
+        # those made before are all looked up
+        hashed = min(limit, max(n + _LOOKUP_CHUNK, kv.slots.num_hashed[slot] // ratio))
+        ensure_hashes(kv, r, slot, hashed * ratio)
         if kv.plain:
-            if not _is_hit(kv, slot, s, n):
-                break
+            while n < hashed and _is_hit(kv, slot, s, n):
+                n += 1
         else:
-            _look_ahead(kv, slot, s, n, hashed)
-            if not _is_foreseen_hit(kv, slot, s, n):
-                break
-        n += 1
+            n = _first_miss(kv, slot, s, n, hashed)
+        if n < hashed:
+            break
     return n
 
 
@@ -154,13 +165,7 @@ def find_in_window(
         if not _ends_well(kv, s, end - after, alignment):
             end -= 1
             continue
-        i = end - need
-        _begin_looking_ahead(kv, slot, s, i, end)
-        while i < end:
-            _look_ahead(kv, slot, s, i, end)
-            if not _is_foreseen_hit(kv, slot, s, i):
-                break
-            i += 1
+        i = _first_miss(kv, slot, s, end - need, end)
         if i == end:
             n = end - behind
             while not _ends_well(kv, s, n, alignment):
@@ -168,13 +173,7 @@ def find_in_window(
             set_hits(kv, slot, s, n, end - need)
             return n
         end = i
-    n = 0
-    _begin_looking_ahead(kv, slot, s, 0, limit)
-    while n < limit:
-        _look_ahead(kv, slot, s, n, limit)
-        if not _is_foreseen_hit(kv, slot, s, n):
-            break
-        n += 1
+    n = _first_miss(kv, slot, s, 0, limit)
     while n > 0 and not _ends_well(kv, s, n - after, alignment):
         n -= 1
     while not _ends_well(kv, s, n, alignment):
@@ -195,9 +194,7 @@ def find_in_chunk(kv: KVCache, r: int, slot: int, s: int, max_length: int) -> in
     chunk = kv.specs.window[s]
     first = max_length // chunk * chunk // size
     ensure_hashes(kv, r, slot, limit * kv.specs.hash_ratio[s])
-    n = first
-    while n < limit and _is_hit(kv, slot, s, n):
-        n += 1
+    n = _first_miss(kv, slot, s, first, limit)
     set_hits(kv, slot, s, n, first)
     return n
 

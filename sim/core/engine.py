@@ -162,8 +162,9 @@ def _note_hopeless(st: State) -> None:
 def _note_fruitless(st: State) -> None:
     """Requests of equal priority and arrival time preempt each other in turn, so that nobody gets a token.
 
-    Among others the most urgent one is preempted when it is alone, if ever; until it samples it computes a
-    token in two schedule calls at the least. More calls that preempted than all can have tokens are too many.
+    Where one of them gets on, it computes a token in two schedule calls at the least, and samples when all
+    its known tokens are computed. So after twice as many calls as there are known tokens, each of which
+    preempted somebody, nobody will get on.
     """
     if st.count.sampled_tokens != st.ctl.sampled_before:
         st.ctl.sampled_before = st.count.sampled_tokens

@@ -177,6 +177,14 @@ def move_block(kv: KVCache, slot: int, g: int, i: int) -> None:
 
 
 @inner
+def _empty_places(kv: KVCache, slot: int, g: int, first: int, end: int, last: bool) -> None:
+    """Free the blocks at the places first..end-1, which are accounted for, and leave null blocks there."""
+    free_places(kv, slot, g, first, end, last)
+    for i in range(first, end):
+        kv.table_blocks[g, slot, i] = NULL_BLOCK
+
+
+@inner
 def give_up_window(kv: KVCache, slot: int, g: int, end: int) -> None:
     """Free the first blocks of a window's table, up to the place ``end``, the last one first
     (``_remove_blocks_in_range``).
@@ -184,9 +192,7 @@ def give_up_window(kv: KVCache, slot: int, g: int, end: int) -> None:
     # what a window has given up is the beginning of its table
     first = np.int64(kv.tables.nulls[g, slot])
     _leave_window(kv, slot, g, end)
-    free_places(kv, slot, g, first, end, kv.params.free_order == c.FREE_APPEND)
-    for i in range(first, end):
-        kv.table_blocks[g, slot, i] = NULL_BLOCK
+    _empty_places(kv, slot, g, first, end, kv.params.free_order == c.FREE_APPEND)
 
 
 @inner
@@ -195,9 +201,7 @@ def give_up(kv: KVCache, slot: int, g: int, first: int, end: int, last: bool) ->
     ``block_pool.free_blocks`` for ``last``.
     """
     _leave_places(kv, slot, g, first, end)
-    free_places(kv, slot, g, first, end, last)
-    for i in range(first, end):
-        kv.table_blocks[g, slot, i] = NULL_BLOCK
+    _empty_places(kv, slot, g, first, end, last)
 
 
 @inner

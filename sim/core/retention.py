@@ -13,6 +13,9 @@ from sim.core.jit import inner, leaf
 from sim.core.state import KVCache
 
 Selection: TypeAlias = tuple[int, int, int, int, int, int]
+# see ``next_selected``
+_ALL: Selection = (1, 1, 0, 0, 0, 0)
+_NONE: Selection = (0, 0, 0, 0, 0, 0)
 
 
 @leaf
@@ -33,27 +36,27 @@ def selected(kv: KVCache, r: int, g: int) -> Selection:
     kind = kv.groups.attention[g]
     interval = kv.params.retention
     if kind not in (c.GROUP_SLIDING_WINDOW, c.GROUP_MAMBA) or interval == c.RETAIN_ALL:
-        return 1, 1, 0, 0, 0, 0
+        return _ALL
     need = 1
     shift = 0
     uneven = interval == c.RETAIN_UNEVEN
     if uneven:
         if kv.params.mask_alignment <= kv.groups.block_size[g]:
-            return 1, 1, 0, 0, 0, 0
+            return _ALL
         interval = np.int64(c.RETAIN_DENSE)
     if kind == c.GROUP_SLIDING_WINDOW:
         # a block that is dropped lies behind the window (0.22 forgets it)
         shift = 0 if uneven else np.int64(kv.groups.drops[g])
         need = kv.specs.tail_blocks[kv.groups.spec[g]] + shift
     elif interval == c.RETAIN_DENSE or kv.params.state_retention == 0:
-        return 1, 1, 0, 0, 0, 0
+        return _ALL
     segment = kv.params.mask_alignment if interval == c.RETAIN_DENSE else interval
     blocks = segment // kv.groups.block_size[g]
     if 0 < blocks <= need:
-        return 1, 1, 0, 0, 0, 0
+        return _ALL
     if need == 0:
         # a window of one token: a hit needs no block of it
-        return 0, 0, 0, 0, 0, 0
+        return _NONE
     if interval == c.RETAIN_DENSE:
         return blocks, need, shift, 0, 0, 0
     shared = 0
