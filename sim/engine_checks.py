@@ -12,12 +12,9 @@ from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError, raise_all
 from sim.profiles import (
     ALIKE_SINCE,
-    CROSS_RELEASES,
     DRAFT_MODEL_SINCE,
-    DRAFT_RELEASES,
     FIRST_RELEASE,
     LAST_RELEASE,
-    MAMBA_RELEASES,
     STATES_INSIDE_SINCE,
     UNEVEN_DRAFTS_SINCE,
     UNEVEN_SINCE,
@@ -86,28 +83,8 @@ def check_simulated(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> li
         known = f"known: '{FIRST_RELEASE}' to '{LAST_RELEASE}'"
         out.append(Problem((*prefix, "vllm"), f"the rules of vLLM {s.vllm} are not known", known))
         return out
-    out += _of_release(s, (*prefix, "vllm"))
+    out += _missing_in(s, (*prefix, "vllm"))
     return out + check_groups(s, prefix)
-
-
-def _of_release(s: EngineSettings, place: tuple[str | int, ...]) -> list[Problem]:
-    """What is simulated under some releases only: their rules about it were not compared with the others'."""
-    unknown: list[tuple[str, tuple[str, ...]]] = []
-    if any(g.type == "mamba" for g in s.kv_cache_groups) and s.vllm not in MAMBA_RELEASES:
-        unknown.append(("Mamba groups", MAMBA_RELEASES))
-    if any(g.type == "cross_attention" for g in s.kv_cache_groups) and s.vllm not in CROSS_RELEASES:
-        unknown.append(("cross-attention groups", CROSS_RELEASES))
-    if s.num_speculative_tokens and s.vllm not in DRAFT_RELEASES:
-        unknown.append(("drafts (num_speculative_tokens)", DRAFT_RELEASES))
-    found = [
-        Problem(
-            place,
-            f"{what} under the rules of vLLM {s.vllm} are not simulated",
-            f"use engine.vllm {' or '.join(repr(r) for r in known)}",
-        )
-        for what, known in unknown
-    ]
-    return found or [*_missing_in(s, place)]
 
 
 def _missing_in(s: EngineSettings, place: tuple[str | int, ...]) -> Iterator[Problem]:

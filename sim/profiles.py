@@ -41,12 +41,9 @@ VERSIONS = {
     "0.32": "0.32.0",
     "0.33": "0.33.0",
 }
-#: Those whose real control plane the rules were compared with (`make validate-releases` does it again); the
-#: others are composed from the onsets.
+#: Those that stand for the others where all would take too long: `validation releases fetch` and `check`.
 PROFILES = ("0.13", "0.14", "0.19", "0.25", "0.27", "0.32", "0.33")
 FIRST_RELEASE, LAST_RELEASE = "0.13", "0.33"
-#: Releases whose rules for Mamba groups, for drafts and for cross attention are known; others are refused.
-MAMBA_RELEASES = DRAFT_RELEASES = CROSS_RELEASES = tuple(VERSIONS)
 #: The first release with drafts by a separate model; its drafts under eagle or mtp follow windows of blocks
 #: smaller than the common size only since the second.
 DRAFT_MODEL_SINCE, UNEVEN_DRAFTS_SINCE = "0.15", "0.19"
@@ -271,6 +268,15 @@ SWITCHES: tuple[Switch, ...] = (
             "next_token": "the key of a block covers the token behind it too; nothing is dropped",
         },
         (Onset("0.13", "drop"), Onset("0.33", "next_token")),
+    ),
+    Switch(
+        "mtp_group",
+        "Drafts by mtp, groups of a model: which of them lose the last block of a hit.",
+        {
+            "all": "all of them, since none is marked",
+            "marked": "the group of the layers that draft",
+        },
+        (Onset("0.13", "all"), Onset("0.31", "marked")),
     ),
     Switch(
         "draft_lookup",
@@ -545,6 +551,7 @@ class Rules:
     trimmed_hits: Literal["all", "first"] = "all"
     skipped_hits: Literal["taken", "left"] = "left"
     draft_hits: Literal["drop", "next_token"] = "drop"
+    mtp_group: Literal["all", "marked"] = "marked"
     draft_lookup: Literal["each_round", "prompt", "attention", "behind"] = "behind"
     draft_replay: Literal["last_token", "dropped"] = "dropped"
     draft_padding: Literal["none", "beside", "fits", "hits"] = "hits"

@@ -12,7 +12,6 @@ from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.gpus import GIB, Gpu
 from sim.models import ModelShape
 from sim.models.reader import BY_HAND
-from sim.profiles import release_key
 from sim.sizing.budget import estimated_parts, left_over
 from sim.sizing.layers import DEFAULT_BLOCK_SIZE, CacheArgs, CacheLayout, backend_names, cache_layout
 from sim.sizing.plan import Limits, PoolPlan, plan_pool
@@ -24,8 +23,6 @@ HUGE_GPU = 160 * GIB
 DEFAULT_LENGTH = 4096
 #: Elements of a head for which FlashAttention has kernels of their own on Blackwell.
 WIDE_HEAD = 256
-#: From this release on the group with the layers for multi-token prediction is marked as the drafter's.
-MTP_GROUP_SINCE = "0.31"
 
 
 def engine_settings(
@@ -270,7 +267,7 @@ def pool_size(
     layout = cache_layout(model, cache_args(e, model, gpu, max_model_len), drafter)
     limits = limits_of(e, model, max_model_len, tokens)
     hybrid, rules = not e.disable_hybrid_kv_cache_manager, e.rules()
-    marking = rules.draft_hits == "drop" and release_key(e.vllm) >= release_key(MTP_GROUP_SINCE)
+    marking = rules.draft_hits == "drop" and rules.mtp_group == "marked"
 
     def planned(available: int, override: int | None = None) -> PoolPlan:
         return plan_pool(

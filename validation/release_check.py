@@ -39,6 +39,7 @@ NOT_IN_LOGS = (
     "memory_utilization",
     "graph_estimate",
     "group_ratio",
+    "mtp_group",
     "watermark",
 )
 #: Switches that decide nothing where there is one full-attention group.

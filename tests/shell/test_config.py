@@ -214,17 +214,16 @@ def test_every_shipped_model_can_run(write, caching: str) -> None:
         )
 
 
-def test_what_is_not_simulated_yet_is_refused(write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.engine_checks.MAMBA_RELEASES", ("0.32",))
+def test_what_a_release_does_not_have_is_refused(write) -> None:
+    group = "{type: mamba, prefill_checkpoint_alignment: 1}"
     path = write(
-        GOOD.replace(
-            "engine:\n", "engine:\n  vllm: '0.13'\n  kv_cache_groups: [{type: full}, {type: mamba}]\n"
-        )
+        GOOD.replace("engine:\n", f"engine:\n  vllm: '0.25'\n  kv_cache_groups: [{{type: full}}, {group}]\n")
     )
     found = problems(path)
-    assert found[0].startswith("a.yaml:4:9: Mamba groups under the rules of vLLM 0.13 are not simulated")
-    with pytest.raises(InputError, match=r"Mamba groups under the rules of vLLM 0\.13"):
-        require_simulated(EngineSettings(vllm="0.13", kv_cache_groups=(KVCacheGroup("mamba"),)))
+    assert found[0].startswith("a.yaml:5:79: vLLM 0.25 has no prefill_checkpoint_alignment of a group")
+    exported = KVCacheGroup("mamba", prefill_checkpoint_alignment=1)
+    with pytest.raises(InputError, match=r"vLLM 0\.25 has no prefill_checkpoint_alignment"):
+        require_simulated(EngineSettings(vllm="0.25", kv_cache_groups=(KVCacheGroup(), exported)))
 
 
 @pytest.mark.parametrize(

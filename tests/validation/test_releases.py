@@ -15,9 +15,6 @@ from sim.engine_checks import check_simulated
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
 from sim.profiles import (
-    CROSS_RELEASES,
-    DRAFT_RELEASES,
-    MAMBA_RELEASES,
     PROFILES,
     SWITCHES,
     VERSIONS,
@@ -65,7 +62,7 @@ def test_recordings_show_the_release(release: str) -> None:
 
 
 @pytest.mark.parametrize("release", [r for r in releases() if r not in PROFILES])
-def test_twin_and_kernel_agree_under_releases_without_recordings(release: str) -> None:
+def test_twin_and_kernel_agree_under_releases_in_between(release: str) -> None:
     for case in (crowd(29), crowd(119), random_case(1), loner()):
         mine = under_release(case, release)
         logs = [record(target, mine.settings, mine.requests).log for target in ("reference", "sim")]
@@ -82,17 +79,13 @@ def test_twin_and_kernel_agree_about_groups_under_releases(release: str) -> None
         assert compare(*logs).equal, compare(*logs).summary()
 
 
-def test_releases_whose_rules_for_states_or_drafts_are_not_known_are_refused() -> None:
+def test_states_drafts_and_windows_run_under_every_release() -> None:
     window = KVCacheGroup("sliding_window", sliding_window=8)
     for release in releases():
-        settings = EngineSettings(vllm=release, kv_cache_groups=(window,))
-        assert check_simulated(settings) == []
-        mamba = check_simulated(replace(settings, kv_cache_groups=(KVCacheGroup("mamba"),)))
-        assert [p.path for p in mamba] == [("vllm",)] * (release not in MAMBA_RELEASES)
-        drafts = replace(settings, num_speculative_tokens=2, speculative_method="ngram")
-        assert [p.path for p in check_simulated(drafts)] == [("vllm",)] * (release not in DRAFT_RELEASES)
-        if mamba:
-            assert mamba[0].message == f"Mamba groups under the rules of vLLM {release} are not simulated"
+        for group in (window, KVCacheGroup("mamba")):
+            settings = EngineSettings(vllm=release, kv_cache_groups=(group,))
+            drafts = replace(settings, num_speculative_tokens=2, speculative_method="ngram")
+            assert check_simulated(settings) == check_simulated(drafts) == []
 
 
 def test_what_a_release_does_not_have_yet_is_refused_at_its_place() -> None:
@@ -152,8 +145,7 @@ def test_what_releases_fail_at_beside_states_is_refused() -> None:
 
 
 def test_there_are_recordings_of_the_profiles() -> None:
-    followed = {*MAMBA_RELEASES, *DRAFT_RELEASES, *CROSS_RELEASES}
-    assert set(FOLDERS) == ({*PROFILES} | followed) - {"0.32"}
+    assert set(FOLDERS) == set(VERSIONS) - {"0.32"}
     assert set(VERSIONS) == set(releases())
     size = sum(f.stat().st_size for f in (RECORDED / "releases").rglob("*") if f.is_file())
     assert size < 1_000_000
