@@ -54,13 +54,13 @@ def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pr
                 yield Problem(
                     (*place, key), f"{name}: {key} means nothing for a {group.type} group", "drop it"
                 )
-        mode = s.rules.state_tables if s.enable_prefix_caching else "none"
-        if group.type == "mamba" and group.mamba_cache_mode not in (None, mode):
-            state = "on" if s.enable_prefix_caching else "off"
+        if group.type == "mamba" and group.mamba_cache_mode not in (None, s.mamba_cache_mode):
+            yield _wrong_mode(s, group.mamba_cache_mode, name, (*place, "mamba_cache_mode"))
+        if group.prefill_checkpoint_alignment is not None and s.mamba_cache_mode == "all":
             yield Problem(
-                (*place, "mamba_cache_mode"),
-                f"{name}: mamba_cache_mode {group.mamba_cache_mode} with prefix caching {state}",
-                f"vLLM uses {mode} then: leave the key out",
+                (*place, "prefill_checkpoint_alignment"),
+                f"{name}: no states are exported from inside a chunk in mamba_cache_mode all",
+                "drop it: every block has its state then",
             )
         drafts, size = s.num_speculative_tokens, group.block_size or s.block_size
         exports = group.prefill_checkpoint_alignment is not None and s.enable_prefix_caching
@@ -72,6 +72,23 @@ def _each_group(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Pr
                 "vLLM fails an assertion there: use prefix_cache_retention_interval 0 (from 0.32 on), or"
                 " fewer drafts",
             )
+
+
+def _wrong_mode(s: EngineSettings, mode: str | None, name: str, place: tuple[str | int, ...]) -> Problem:
+    used = s.mamba_cache_mode
+    if s.enable_prefix_caching and s.rules.state_tables == "chosen" and mode == "align":
+        return Problem(
+            place,
+            f"{name}: mamba_cache_mode {mode}, another group has {used}",
+            "the mode is one for all groups: give them the same",
+        )
+    state = "on" if s.enable_prefix_caching else "off"
+    under = f" under vLLM {s.vllm}" if s.enable_prefix_caching else ""
+    return Problem(
+        place,
+        f"{name}: mamba_cache_mode {mode} with prefix caching {state}{under}",
+        f"vLLM uses {used} then: leave the key out",
+    )
 
 
 def _encoder(s: EngineSettings, prefix: tuple[str | int, ...]) -> Iterator[Problem]:

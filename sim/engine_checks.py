@@ -132,7 +132,7 @@ def _missing_in(s: EngineSettings, place: tuple[str | int, ...]) -> Iterator[Pro
     unit = s.prefix_match_unit or math.gcd(*sizes)
     if states and s.enable_prefix_caching and len(sizes) > 1:
         yield from _states_in_blocks(s, engine, sizes)
-    token_by_token = states and s.enable_prefix_caching and unit == 1
+    token_by_token = states and s.mamba_cache_mode == "align" and unit == 1
     if token_by_token and s.num_speculative_tokens and s.rules.draft_padding == "beside":
         yield Problem(
             (*engine, "num_speculative_tokens"),
@@ -159,8 +159,16 @@ def _all_alike(s: EngineSettings, engine: tuple[str | int, ...]) -> Iterator[Pro
 def _states_in_blocks(
     s: EngineSettings, engine: tuple[str | int, ...], sizes: list[int]
 ) -> Iterator[Problem]:
-    """Block sizes and hash units beside Mamba groups at which releases before 0.28 fail."""
+    """Block sizes and hash units beside Mamba groups at which the release fails: before 0.28, and later under
+    mode all, where hashes are those of whole common blocks.
+    """
     if not _is_before(s.vllm, STATES_INSIDE_SINCE):
+        if s.mamba_cache_mode == "all" and len(set(sizes)) > 1:
+            yield Problem(
+                (*engine, "kv_cache_groups"),
+                f"vLLM {s.vllm} fails at groups of unequal block sizes ({sizes} tokens) with mamba_cache_mode all",
+                "give all groups one block size, or use mamba_cache_mode align",
+            )
         return
     hint = f"give all groups one block size, or use engine.vllm from '{STATES_INSIDE_SINCE}' on"
     unit = s.prefix_match_unit or math.gcd(*sizes)

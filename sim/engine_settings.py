@@ -21,7 +21,7 @@ class KVCacheGroup:
         block_size: tokens of one block of this group; None: the engine's block size.
         sliding_window: window in tokens (type sliding_window).
         attention_chunk_size: chunk in tokens (type chunked_local).
-        mamba_cache_mode: "align" ("all" before 0.15) or "none" (type mamba).
+        mamba_cache_mode: "align", "all" (up to 0.31) or "none" (type mamba); None: as the release has it.
         prefill_checkpoint_alignment: tokens after a chunk's beginning, or multiples of them, at which the
             kernel can export a state (type mamba; Mamba 2: 1); None: it can't.
         encoder_tokens: tokens of an encoder input (type cross_attention): the longest, and what a request has
@@ -155,6 +155,20 @@ class EngineSettings:
     def active_seqs(self) -> int:
         """Requests that may be running at once."""
         return self.max_num_seqs if self.max_num_active_seqs is None else self.max_num_active_seqs
+
+    @property
+    def mamba_cache_mode(self) -> str:
+        """Which states the tables of Mamba groups have: "none" without prefix caching, else "align" or "all".
+
+        One mode for all groups, as in vLLM (``CacheConfig.mamba_cache_mode``).
+        """
+        if not self.enable_prefix_caching:
+            return "none"
+        tables = self.rules.state_tables
+        if tables != "chosen":
+            return tables
+        modes = {group.mamba_cache_mode for group in self.kv_cache_groups if group.type == "mamba"}
+        return "all" if "all" in modes else "align"
 
     @property
     def has_token_slots(self) -> bool:

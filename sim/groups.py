@@ -183,7 +183,7 @@ def layout_of(engine: EngineSettings) -> GroupLayout:
     sizes = [g.block_size for g in groups]
     common = math.lcm(*sizes)
     caching = engine.enable_prefix_caching
-    aligned = caching and engine.rules.state_tables == "align"
+    aligned = engine.mamba_cache_mode == "align"
     unit = common
     if caching and len(groups) > 1:
         unit = engine.prefix_match_unit or math.gcd(*sizes)
@@ -195,5 +195,5 @@ def layout_of(engine: EngineSettings) -> GroupLayout:
         hybrid=caching and len(groups) > 1,
         mamba_align=aligned and any(g.attention == c.GROUP_MAMBA for g in groups),
         drafts=engine.num_speculative_tokens > 0 or bool(drops),
-        state_tails=engine.rules.state_tails != "off",
+        state_tails=aligned and engine.rules.state_tails != "off",
     )

@@ -368,9 +368,10 @@ SWITCHES: tuple[Switch, ...] = (
         "Mamba with prefix caching: what a block table has.",
         {
             "all": "a state in every block, as tokens in other kinds (mode all)",
+            "chosen": "as mamba_cache_mode says; where it says nothing as align",
             "align": "the running state, and those at the ends of chunks that are still wanted (mode align)",
         },
-        (Onset("0.13", "all"), Onset("0.15", "align", 30877)),
+        (Onset("0.13", "all"), Onset("0.15", "chosen", 30877), Onset("0.32", "align")),
     ),
     Switch(
         "state_wait",
@@ -560,7 +561,7 @@ class Rules:
     draft_inputs: Literal["free", "if_left", "reserved", "each"] = "each"
     accepted_cached: Literal["schedule", "output"] = "schedule"
     state_renewal: Literal["on", "off"] = "on"
-    state_tables: Literal["all", "align"] = "align"
+    state_tables: Literal["all", "chosen", "align"] = "align"
     state_wait: Literal["off", "on"] = "on"
     state_free_basis: Literal["scheduled", "less_drafts", "windows"] = "windows"
     state_chunks: Literal["prompts", "blocks", "to_last", "ends", "hits"] = "hits"

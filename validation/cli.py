@@ -26,6 +26,7 @@ GROUP_FAMILIES = (
     "cross_attention",
     "checkpoint",
     "uneven",
+    "mamba_all",
     "any",
 )
 EXIT_DIFFERENT = 1

@@ -28,7 +28,7 @@ def random_group_case(seed: int, family: str) -> Case:
     if family == "full":
         return random_case(seed)
     if family == "any":
-        return random_group_case(seed, FAMILIES[seed % len(FAMILIES)])
+        return random_group_case(seed, EVERYWHERE[seed % len(EVERYWHERE)])
     make = _MAKERS[family]
     number = list(_MAKERS).index(family)
     draw = Draw(np.random.default_rng(np.random.SeedSequence([_FAMILY_SEED, number, seed])))
@@ -141,6 +141,18 @@ def _mamba(draw: Draw, s: EngineSettings) -> EngineSettings:
     return replace(s, kv_cache_groups=_shuffled(draw, [state] * draw.one_of(1, 1, 2, 3) + others))
 
 
+def _mamba_all(draw: Draw, s: EngineSettings) -> EngineSettings:
+    """Mamba with a state in every block (up to 0.31), sometimes under drafts."""
+    make = draw.one_of(_mamba, _mamba, _mamba, _uneven)
+    s = replace(make(draw, s), enable_prefix_caching=True)
+    groups = tuple(
+        replace(g, mamba_cache_mode="all", prefill_checkpoint_alignment=None) if g.type == "mamba" else g
+        for g in s.kv_cache_groups
+    )
+    s = replace(s, kv_cache_groups=groups)
+    return _drafting(draw, s, draw.one_of(1, 2, 3)) if draw.chance(0.4) else s
+
+
 def _mixed(draw: Draw, s: EngineSettings) -> EngineSettings:
     """Full attention and windows of different block sizes."""
     unit = draw.one_of(1, 1, 2, 2, 4)
@@ -180,7 +192,11 @@ def _speculative(draw: Draw, s: EngineSettings) -> EngineSettings:
     make = draw.one_of(
         None, None, _sliding_window, _hybrid, _hybrid, _mamba, _mixed, _mixed, _partial, _partial
     )
-    s = s if make is None else make(draw, s)
+    return _drafting(draw, s if make is None else make(draw, s), drafts)
+
+
+def _drafting(draw: Draw, s: EngineSettings, drafts: int) -> EngineSettings:
+    """The same engine with a drafter."""
     groups = s.kv_cache_groups
     if draw.chance(0.4):
         marked = draw.between(0, len(groups) - 1)
@@ -292,7 +308,10 @@ _MAKERS: dict[str, Callable[[Draw, EngineSettings], EngineSettings]] = {
     "cross_attention": _cross_attention,
     "checkpoint": _checkpoint,
     "uneven": _uneven,
+    "mamba_all": _mamba_all,
 }
 
 #: What `python -m validation fuzz --groups` takes, beside "full" and "any".
 FAMILIES = tuple(_MAKERS)
+#: What "any" draws from: families that every release from the default one on has.
+EVERYWHERE = tuple(family for family in FAMILIES if family != "mamba_all")

@@ -128,7 +128,7 @@ def vllm_config(settings: EngineSettings, folder: Path, device: str = "cpu") -> 
     config.cache_config.enable_prefix_caching = settings.enable_prefix_caching
     config.cache_config.num_gpu_blocks = settings.num_gpu_blocks
     if any(group.type == "mamba" for group in settings.kv_cache_groups):
-        config.cache_config.mamba_cache_mode = _mamba_mode(settings)
+        config.cache_config.mamba_cache_mode = settings.mamba_cache_mode
         config.cache_config.mamba_block_size = settings.block_size
     if settings.num_speculative_tokens:
         with refusals("this drafter"):
@@ -149,11 +149,6 @@ def _speculative_config(settings: EngineSettings) -> Any:
     )
     config.method = settings.speculative_method
     return config
-
-
-def _mamba_mode(settings: EngineSettings) -> str:
-    chosen = next((g.mamba_cache_mode for g in settings.kv_cache_groups if g.mamba_cache_mode), None)
-    return chosen or ("align" if settings.enable_prefix_caching else "none")
 
 
 def kv_cache_config(settings: EngineSettings) -> Any:
@@ -210,7 +205,7 @@ def _group_spec(group: KVCacheGroup, settings: EngineSettings) -> Any:
     if group.type == "mamba":
         page = 2 * block_size * 2 * 32
         drafts = settings.num_speculative_tokens
-        mode = {"mamba_cache_mode": group.mamba_cache_mode or _mamba_mode(settings)}
+        mode = {"mamba_cache_mode": settings.mamba_cache_mode}
         return MambaSpec(
             block_size=block_size,
             **({"num_speculative_blocks": drafts} if drafts else {}),

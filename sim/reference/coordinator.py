@@ -217,7 +217,8 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
         self.fine_grained = (
             self.rules.state_tails != "off"
             and any(
-                isinstance(m, MambaManager) and m.block_size > self.hash_block_size for m in self.managers
+                isinstance(m, MambaManager) and m.aligned and m.block_size > self.hash_block_size
+                for m in self.managers
             )
             and all(
                 m.supports_fine_grained_lookup or m.block_size == self.hash_block_size for m in self.managers

@@ -24,7 +24,7 @@ class KVCacheGroup:
         block_size: tokens per block, or None for the engine's.
         sliding_window: tokens that a token reads, itself included (type ``sliding_window``).
         attention_chunk_size: tokens of a chunk (type ``chunked_local``).
-        mamba_cache_mode: ``align`` (before 0.15 ``all``) with prefix caching, ``none`` without; None for
+        mamba_cache_mode: ``align`` or ``all`` (up to 0.31) with prefix caching, ``none`` without; None for
             what applies.
         prefill_checkpoint_alignment: the kernel of a ``mamba`` group can export a state from inside a chunk,
             so many tokens or a multiple of them after its beginning (Mamba 2: 1); None: it can't.
@@ -144,14 +144,26 @@ class Settings:
         return int(self.speculative_method == "draft_model" and self.rules.draft_inputs == "each")
 
     @property
+    def mamba_cache_mode(self) -> str:
+        """Which states the tables of Mamba groups have, one mode for all of them.
+
+        vLLM 0.31.0, ``CacheConfig.mamba_cache_mode`` (``vllm/config/cache.py``).
+        """
+        if not self.enable_prefix_caching:
+            return "none"
+        if self.rules.state_tables != "chosen":
+            return self.rules.state_tables
+        modes = {group.mamba_cache_mode for group in self.kv_cache_groups if group.type == "mamba"}
+        return "all" if "all" in modes else "align"
+
+    @property
     def groups(self) -> tuple[KVCacheGroup, ...]:
         """The groups with everything filled in that the engine decides; equal ones are looked up together."""
-        mode = self.rules.state_tables if self.enable_prefix_caching else "none"
         return tuple(
             replace(
                 group,
                 block_size=group.block_size or self.block_size,
-                mamba_cache_mode=mode if group.type == "mamba" else None,
+                mamba_cache_mode=self.mamba_cache_mode if group.type == "mamba" else None,
                 is_eagle_group=False,
             )
             for group in self.kv_cache_groups

@@ -249,7 +249,7 @@ RELEASE_FAULTS = (
         "up to 0.14 a cached Mamba table has a state in every block",
         "only at the ends of chunks",
         "sim/groups.py",
-        'aligned = caching and engine.rules.state_tables == "align"',
+        'aligned = engine.mamba_cache_mode == "align"',
         "aligned = caching",
         recording="releases/0.14/mamba_10",
     ),
