@@ -173,13 +173,13 @@ SWITCHES: tuple[Switch, ...] = (
         "memory_utilization",
         "Default of gpu_memory_utilization.",
         {"0.9": "0.9", "0.92": "0.92"},
-        (Onset("0.13", "0.9"), Onset("0.20", "0.92")),
+        (Onset("0.13", "0.9"), Onset("0.20", "0.92", 38284)),
     ),
     Switch(
         "graph_estimate",
         "Whether memory of CUDA graphs is left out of the pool.",
         {"off": "no: graphs are captured in what is left", "on": "yes, an estimate of it"},
-        (Onset("0.13", "off"), Onset("0.20", "on")),
+        (Onset("0.13", "off"), Onset("0.20", "on", 38284)),
     ),
     Switch(
         "window_free_basis",
@@ -208,7 +208,7 @@ SWITCHES: tuple[Switch, ...] = (
         },
         (
             Onset("0.13", "all"),
-            Onset("0.22", "uneven"),
+            Onset("0.22", "uneven", 42258),
             Onset("0.23", "dense", 43447),
             Onset("0.30", "boundary", 52216),
         ),
@@ -221,13 +221,13 @@ SWITCHES: tuple[Switch, ...] = (
             "common": "rounded down to the common block size",
             "aligned": "rounded down to the common block size, and the block that a drafter drops behind it",
         },
-        (Onset("0.13", "all"), Onset("0.22", "common"), Onset("0.23", "aligned")),
+        (Onset("0.13", "all"), Onset("0.22", "common", 42258), Onset("0.23", "aligned", 44082)),
     ),
     Switch(
         "shared_prefix_boundary",
         "Several groups: whether a prefix that only some groups hit is remembered as worth retaining.",
         {"off": "no", "chunks": "no, but a first chunk ends there for a Mamba state", "on": "yes"},
-        (Onset("0.13", "off"), Onset("0.24", "chunks"), Onset("0.26", "on")),
+        (Onset("0.13", "off"), Onset("0.24", "chunks", 37898), Onset("0.26", "on", 47782)),
     ),
     Switch(
         "partial_tail_keys",
@@ -237,13 +237,13 @@ SWITCHES: tuple[Switch, ...] = (
             "whole": "yes, at the last hash unit of the whole prompt",
             "on": "yes, at the last hash unit that a hit on the same prompt can use",
         },
-        (Onset("0.13", "off"), Onset("0.26", "whole"), Onset("0.32", "on")),
+        (Onset("0.13", "off"), Onset("0.26", "whole", 46384), Onset("0.32", "on")),
     ),
     Switch(
         "hybrid_rounds",
         "Full attention beside one other kind of group: how often the two are asked for a common hit.",
         {"one": "once each", "until_equal": "until none of them shortens it"},
-        (Onset("0.13", "one"), Onset("0.14", "until_equal"), Onset("0.15", "one")),
+        (Onset("0.13", "one"), Onset("0.14", "until_equal", 31707), Onset("0.15", "one", 33524)),
     ),
     Switch(
         "trimmed_hits",
@@ -252,13 +252,13 @@ SWITCHES: tuple[Switch, ...] = (
             "all": "those of each",
             "first": "those of the first size; the others keep, and use, blocks beyond the hit",
         },
-        (Onset("0.13", "all"), Onset("0.15", "first"), Onset("0.29", "all")),
+        (Onset("0.13", "all"), Onset("0.15", "first", 33524), Onset("0.29", "all")),
     ),
     Switch(
         "skipped_hits",
         "Hits that lie before what attention will read.",
         {"taken": "are taken with the others, and given up in the next step", "left": "stay where they are"},
-        (Onset("0.13", "taken"), Onset("0.14", "left")),
+        (Onset("0.13", "taken"), Onset("0.14", "left", 30166)),
     ),
     Switch(
         "draft_hits",
@@ -276,7 +276,7 @@ SWITCHES: tuple[Switch, ...] = (
             "all": "all of them, since none is marked",
             "marked": "the group of the layers that draft",
         },
-        (Onset("0.13", "all"), Onset("0.31", "marked")),
+        (Onset("0.13", "all"), Onset("0.31", "marked", 55390)),
     ),
     Switch(
         "draft_lookup",
@@ -289,8 +289,8 @@ SWITCHES: tuple[Switch, ...] = (
         },
         (
             Onset("0.13", "each_round"),
-            Onset("0.20", "prompt"),
-            Onset("0.26", "attention"),
+            Onset("0.20", "prompt", 40860),
+            Onset("0.26", "attention", 46384),
             Onset("0.32", "behind"),
         ),
     ),
@@ -301,7 +301,7 @@ SWITCHES: tuple[Switch, ...] = (
             "last_token": "those before its last token, as without drafts",
             "dropped": "those that a hit ends in once a block is dropped, of it and of a longer prompt",
         },
-        (Onset("0.13", "last_token"), Onset("0.30", "dropped")),
+        (Onset("0.13", "last_token"), Onset("0.30", "dropped", 54713)),
     ),
     Switch(
         "draft_padding",
@@ -314,9 +314,9 @@ SWITCHES: tuple[Switch, ...] = (
         },
         (
             Onset("0.13", "none"),
-            Onset("0.25", "beside"),
-            Onset("0.29", "fits"),
-            Onset("0.30", "hits"),
+            Onset("0.25", "beside", 45237),
+            Onset("0.29", "fits", 53962),
+            Onset("0.30", "hits", 55126),
         ),
     ),
     Switch(
@@ -327,13 +327,13 @@ SWITCHES: tuple[Switch, ...] = (
             " compute",
             "dropped": "they are dropped",
         },
-        (Onset("0.13", "kept"), Onset("0.14", "dropped")),
+        (Onset("0.13", "kept"), Onset("0.14", "dropped", 31944)),
     ),
     Switch(
         "draft_slots",
         "Drafts: whether an admission takes the slots that the drafter writes beyond its tokens.",
         {"running": "no: they come with its next step", "all": "yes"},
-        (Onset("0.13", "running"), Onset("0.23", "all")),
+        (Onset("0.13", "running"), Onset("0.23", "all", 43733)),
     ),
     Switch(
         "draft_inputs",
@@ -346,9 +346,9 @@ SWITCHES: tuple[Switch, ...] = (
         },
         (
             Onset("0.13", "free"),
-            Onset("0.17", "if_left"),
+            Onset("0.17", "if_left", 34898),
             Onset("0.20", "reserved"),
-            Onset("0.28", "each"),
+            Onset("0.28", "each", 51725),
         ),
     ),
     Switch(
@@ -377,7 +377,7 @@ SWITCHES: tuple[Switch, ...] = (
         "state_wait",
         "Mamba: whether a hit on a state that another request computes in this step waits for the next one.",
         {"off": "no", "on": "yes"},
-        (Onset("0.13", "off"), Onset("0.17", "on")),
+        (Onset("0.13", "off"), Onset("0.17", "on", 29387)),
     ),
     Switch(
         "state_free_basis",
@@ -387,7 +387,7 @@ SWITCHES: tuple[Switch, ...] = (
             "less_drafts": "all that were scheduled but the drafts of a step",
             "windows": "those that window_free_basis says",
         },
-        (Onset("0.13", "scheduled"), Onset("0.17", "less_drafts", 33997), Onset("0.26", "windows")),
+        (Onset("0.13", "scheduled"), Onset("0.17", "less_drafts", 33997), Onset("0.26", "windows", 47728)),
     ),
     Switch(
         "state_chunks",
@@ -427,8 +427,8 @@ SWITCHES: tuple[Switch, ...] = (
         (
             Onset("0.13", "off"),
             Onset("0.26", "unit", 46384),
-            Onset("0.28", "inside"),
-            Onset("0.30", "marked", 51295),
+            Onset("0.28", "inside", 51843),
+            Onset("0.30", "marked", 53945),
             Onset("0.31", "dropped"),
             Onset("0.32", "on"),
         ),
@@ -437,13 +437,13 @@ SWITCHES: tuple[Switch, ...] = (
         "state_copies",
         "Mamba: blocks that a step must find free where it copies a state whose block it also goes on with.",
         {"two": "two, though it takes one", "one": "one"},
-        (Onset("0.13", "two"), Onset("0.31", "one")),
+        (Onset("0.13", "two"), Onset("0.31", "one", 57050)),
     ),
     Switch(
         "state_replay",
         "Mamba, hits inside blocks: where retention takes the place at which an equal prompt resumes to be.",
         {"common": "at a multiple of the common block size", "hits": "where hits may end"},
-        (Onset("0.13", "common"), Onset("0.29", "hits")),
+        (Onset("0.13", "common"), Onset("0.29", "hits", 53598)),
     ),
     Switch(
         "state_exports",
@@ -469,7 +469,7 @@ SWITCHES: tuple[Switch, ...] = (
         "encoder_freed",
         "Encoder-decoder models: when the slots of an encoder input in the encoder cache are given back.",
         {"schedule": "as soon as the step is scheduled", "output": "with the step's output"},
-        (Onset("0.13", "schedule"), Onset("0.20", "output")),
+        (Onset("0.13", "schedule"), Onset("0.20", "output", 38907)),
     ),
     Switch(
         "encoder_blocks",
@@ -479,7 +479,7 @@ SWITCHES: tuple[Switch, ...] = (
             "most": "those of the longest input that there may be",
             "own": "those of the request's own input",
         },
-        (Onset("0.13", "budget"), Onset("0.14", "most", 30772), Onset("0.17", "own")),
+        (Onset("0.13", "budget"), Onset("0.14", "most", 30772), Onset("0.17", "own", 31058)),
     ),
     Switch(
         "encoder_full",
@@ -491,7 +491,7 @@ SWITCHES: tuple[Switch, ...] = (
         "group_ratio",
         "Layers in groups: up to which ratio of layer counts the larger kind decides the group size.",
         {"1.25": "1.25", "1.5": "1.5"},
-        (Onset("0.13", "1.25"), Onset("0.18", "1.5")),
+        (Onset("0.13", "1.25"), Onset("0.18", "1.5", 36684)),
     ),
 )
 
