@@ -20,7 +20,7 @@ from sim.config_yaml import Problem, read_json, to_input_errors
 from sim.engine_checks import check_settings
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import raise_all
-from sim.profiles import DEFAULT_RELEASE, Rules, missing_keys, rules_of
+from sim.profiles import DEFAULT_RELEASE, Rules, default_retention, missing_keys, rules_of
 
 GroupType = Literal["full", "sliding_window", "chunked_local", "mamba", "cross_attention"]
 AttentionBackend = Literal[
@@ -108,7 +108,8 @@ class SharedKeys(Strict):
     prefix_cache_retention_interval: Annotated[int, Field(ge=0)] | None = key(
         0,
         "For sliding-window groups: which blocks keep their hash (0: only the last needed ones; n: also those"
-        " at every n tokens; null: all). Before 0.30 the default is null.",
+        " at every n tokens; null: all). Before 0.29 the default is null, and in 0.29 with Mamba states,"
+        " attention and drafts by eagle or mtp.",
         "tokens",
     )
     prefix_match_unit: Positive | None = key(
@@ -140,11 +141,18 @@ class SharedKeys(Strict):
         """The rules of the release, with the switches that are changed."""
         return rules_of(self.vllm, self.switches.changed())
 
-    def release_defaults(self) -> dict[str, Any]:
-        """Keys that are not given and whose default differs between releases, with their defaults."""
+    def release_defaults(self, hybrid_model: bool = False) -> dict[str, Any]:
+        """Keys that are not given and whose default differs between releases, with their defaults.
+
+        Args:
+            hybrid_model: the engine's model has Mamba states and attention; written groups speak for
+                themselves.
+        """
         rules = self.rules()
+        kinds = {group.type for group in self.groups() or ()}
+        hybrid = hybrid_model or ("mamba" in kinds and len(kinds) > 1)
         defaults: dict[str, Any] = {
-            "prefix_cache_retention_interval": 0 if rules.retention == "boundary" else None,
+            "prefix_cache_retention_interval": default_retention(rules, self.speculative_method, hybrid),
             "scheduler_reserve_full_isl": rules.full_sequence_reserve == "on",
         }
         return {name: value for name, value in defaults.items() if name not in self.model_fields_set}
@@ -337,7 +345,7 @@ class EngineConfig(SharedKeys):
             Problem((*prefix, "draft_acceptance"), message, "add num_speculative_tokens, or leave it out")
         ]
 
-    def release_defaults(self) -> dict[str, Any]:
+    def release_defaults(self, hybrid_model: bool = False) -> dict[str, Any]:
         """As in the shared keys, and vLLM's own default of `async_scheduling` and of the memory share."""
         rules = self.rules()
         defaults: dict[str, Any] = {
@@ -346,7 +354,7 @@ class EngineConfig(SharedKeys):
             "gpu_memory_utilization": float(rules.memory_utilization),
         }
         mine = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
-        return super().release_defaults() | mine
+        return super().release_defaults(hybrid_model) | mine
 
 
 class EngineJson(EngineKeys):

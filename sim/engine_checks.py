@@ -166,7 +166,8 @@ def _states_in_blocks(
         if s.mamba_cache_mode == "all" and len(set(sizes)) > 1:
             yield Problem(
                 (*engine, "kv_cache_groups"),
-                f"vLLM {s.vllm} fails at groups of unequal block sizes ({sizes} tokens) with mamba_cache_mode all",
+                f"vLLM {s.vllm} fails at groups of unequal block sizes ({sizes} tokens) with mamba_cache_mode"
+                " all",
                 "give all groups one block size, or use mamba_cache_mode align",
             )
         return

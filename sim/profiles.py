@@ -210,8 +210,15 @@ SWITCHES: tuple[Switch, ...] = (
             Onset("0.13", "all"),
             Onset("0.22", "uneven", 42258),
             Onset("0.23", "dense", 43447),
-            Onset("0.30", "boundary", 52216),
+            Onset("0.29", "boundary", 52216),
         ),
+    ),
+    Switch(
+        "state_draft_retention",
+        "Drafts by eagle or mtp, Mamba beside attention: which states are cached where the config does not"
+        " say.",
+        {"as_retention": "as in other engines", "dense": "all (interval null)"},
+        (Onset("0.13", "as_retention"), Onset("0.29", "dense"), Onset("0.30", "as_retention")),
     ),
     Switch(
         "hybrid_cacheable",
@@ -545,6 +552,7 @@ class Rules:
     window_free_basis: Literal["optimistic", "processed"] = "processed"
     admission_cap: Literal["none", "batch", "in_flight"] = "in_flight"
     retention: Literal["all", "uneven", "dense", "boundary"] = "boundary"
+    state_draft_retention: Literal["as_retention", "dense"] = "as_retention"
     hybrid_cacheable: Literal["all", "common", "aligned"] = "aligned"
     shared_prefix_boundary: Literal["off", "chunks", "on"] = "on"
     partial_tail_keys: Literal["off", "whole", "on"] = "on"
@@ -575,6 +583,18 @@ class Rules:
     encoder_blocks: Literal["budget", "most", "own"] = "own"
     encoder_full: Literal["ends", "skipped"] = "ends"
     group_ratio: Literal["1.25", "1.5"] = "1.5"
+
+
+def default_retention(rules: Rules, method: str | None, hybrid: bool) -> int | None:
+    """`prefix_cache_retention_interval` where a config does not say.
+
+    Args:
+        rules: of the release.
+        method: of the drafter, None without one.
+        hybrid: there are Mamba states and attention.
+    """
+    drafts = hybrid and method in ("eagle", "eagle3", "mtp") and rules.state_draft_retention == "dense"
+    return 0 if rules.retention == "boundary" and not drafts else None
 
 
 def release_key(release: str) -> tuple[int, ...]:

@@ -88,7 +88,8 @@ def resolve(loaded: Loaded) -> Resolved:
     model = load_shape(loaded)
     gpu = find_gpu(config.gpu) if isinstance(config.gpu, str) else config.gpu
     # what is not given takes the release's own default
-    engine = config.engine.model_copy(update=config.engine.release_defaults())
+    hybrid = model is not None and model.is_hybrid
+    engine = config.engine.model_copy(update=config.engine.release_defaults(hybrid))
     drafter = load_drafter(loaded, model)
     settings, pool = engine_settings(engine, model, gpu, problems, drafter)
     if settings is None or pool is None:
@@ -281,6 +282,7 @@ def _resolved_config(loaded: Loaded, s: EngineSettings) -> dict[str, Any]:
     out["name"] = loaded.name
     engine = out["engine"]
     engine |= config.engine.release_defaults()
+    engine["prefix_cache_retention_interval"] = s.prefix_cache_retention_interval
     engine["switches"] = dict(s.switches)
     for name in (
         "block_size",

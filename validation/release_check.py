@@ -40,6 +40,7 @@ NOT_IN_LOGS = (
     "graph_estimate",
     "group_ratio",
     "mtp_group",
+    "state_draft_retention",
     "watermark",
 )
 #: Switches that decide nothing where there is one full-attention group.

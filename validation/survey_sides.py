@@ -10,7 +10,15 @@ from typing import Any
 
 from sim.engine_settings import EngineSettings
 from sim.errors import InputError
-from sim.profiles import LAST_RELEASE, SWITCHES, missing_keys, release_key, releases, rules_of
+from sim.profiles import (
+    LAST_RELEASE,
+    SWITCHES,
+    default_retention,
+    missing_keys,
+    release_key,
+    releases,
+    rules_of,
+)
 from validation.fuzz_cases import Case
 from validation.logical import LogicalRequest
 from validation.record import record
@@ -113,6 +121,9 @@ def adapt(case: Case, side: Side, other: Side, by_default: bool) -> Case:
         has = release_key(side.release) >= release_key(later.since)
         changes[name] = getattr(_DEFAULTS, name) if has else later.absent
     if by_default or "prefix_cache_retention_interval" in missing_keys(older):
-        boundary = rules_of(side.release, side.changed).retention == "boundary"
-        changes["prefix_cache_retention_interval"] = 0 if boundary else None
+        rules, s = rules_of(side.release, side.changed), case.settings
+        kinds = {group.type for group in s.kv_cache_groups}
+        changes["prefix_cache_retention_interval"] = default_retention(
+            rules, s.speculative_method, "mamba" in kinds and len(kinds) > 1
+        )
     return replace(case, settings=replace(case.settings, **changes))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sim.profiles import Rules, rules_of
+from sim.profiles import Rules, default_retention, rules_of
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,11 @@ class Settings:
         if "switches" in values:
             values["switches"] = tuple(dict(values["switches"]).items())
         settings = cls(**values)
-        if "prefix_cache_retention_interval" not in values and settings.rules.retention != "boundary":
-            settings = replace(settings, prefix_cache_retention_interval=None)
+        if "prefix_cache_retention_interval" not in values:
+            kinds = {group.type for group in settings.kv_cache_groups}
+            hybrid = "mamba" in kinds and len(kinds) > 1
+            interval = default_retention(settings.rules, settings.speculative_method, hybrid)
+            settings = replace(settings, prefix_cache_retention_interval=interval)
         settings._check()
         return settings
 

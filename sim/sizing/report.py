@@ -105,7 +105,8 @@ def budget_of(
     assert shape is not None
     given = loaded.config.gpu
     gpu = find_gpu(given) if isinstance(given, str) else given
-    engine = loaded.config.engine.model_copy(update=loaded.config.engine.release_defaults())
+    defaults = loaded.config.engine.release_defaults(shape.is_hybrid)
+    engine = loaded.config.engine.model_copy(update=defaults)
     drafter = load_drafter(loaded, shape)
     settings, pool = engine_settings(engine, shape, gpu, problems, drafter)
     if settings is None or pool is None or pool.plan is None:

@@ -225,6 +225,7 @@ def test_a_further_key_is_replaced_by_that_of_the_whole_block() -> None:
         ({"kv_cache_groups": [{"type": "sliding_window"}]}, "needs sliding_window"),
         ({"kv_cache_groups": [{"type": "rotary"}]}, "no groups of type 'rotary'"),
         ({"kv_cache_groups": [{"type": "mamba", "mamba_cache_mode": "none"}]}, "does not go with"),
+        ({"kv_cache_groups": [{"type": "mamba", "mamba_cache_mode": "all"}]}, "does not go with"),
         ({"kv_cache_groups": [FULL, FULL], "prefix_match_unit": 3}, "does not divide"),
         ({"kv_cache_groups": [FULL], "prefix_match_unit": 3}, "with one group hits end on blocks"),
         ({"kv_cache_groups": [FULL], "prefix_cache_retention_interval": 16}, "needs a sliding window"),

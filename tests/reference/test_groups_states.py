@@ -60,6 +60,23 @@ def test_a_chunk_ends_at_a_prefix_that_another_request_shares() -> None:
     assert story.hit(text(20, own=6))[1:] == (12, 0)
 
 
+def test_in_mode_all_each_block_has_its_state_and_no_chunk_is_cut() -> None:
+    story = Story(
+        [FULL, {**MAMBA, "mamba_cache_mode": "all"}], vllm="0.25", prefix_cache_retention_interval=None
+    )
+    story.add("a", text(10))
+    assert story.step() == {"a": 10}
+    assert story.tables("a") == [[1, 2, 3], [4, 5, 6]]
+    assert story.keyed == [1, 2, 4, 5]
+    assert story.hit(text(10)) == ([[1, 2], [0, 5]], 8, 0)
+    assert story.hit(text(7)) == ([[1], [4]], 4, 0)  # a state in the middle of the prompt, too
+    assert story.step() == {"a": 1}
+    # What lies behind the running state is given up, its keys stay.
+    assert story.tables("a") == [[1, 2, 3], [0, 0, 6]]
+    assert story.queue == [*range(7, 20), 5, 4]
+    assert story.hit(text(7)) == ([[1], [4]], 4, 0)
+
+
 def test_without_caching_only_the_last_state_is_held() -> None:
     story = Story([MAMBA], enable_prefix_caching=False)
     story.add("a", text(10))

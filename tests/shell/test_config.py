@@ -379,7 +379,25 @@ def test_costs_and_hints() -> None:
         ),
         (
             "{kv_cache_groups: [{type: mamba, mamba_cache_mode: none}, {type: full}]}",
-            "mamba_cache_mode none with prefix caching on",
+            "mamba_cache_mode none with prefix caching on under vLLM 0.32",
+        ),
+        (
+            "{kv_cache_groups: [{type: mamba, mamba_cache_mode: all}, {type: full}]}",
+            "mamba_cache_mode all with prefix caching on under vLLM 0.32",
+        ),
+        (
+            "{vllm: '0.14', kv_cache_groups: [{type: mamba, mamba_cache_mode: align}, {type: full}]}",
+            "mamba_cache_mode align with prefix caching on under vLLM 0.14",
+        ),
+        (
+            "{vllm: '0.25', kv_cache_groups: [{type: mamba, mamba_cache_mode: all},"
+            " {type: mamba, mamba_cache_mode: align}, {type: full}]}",
+            "mamba_cache_mode align, another group has all",
+        ),
+        (
+            "{vllm: '0.31', kv_cache_groups: [{type: mamba, mamba_cache_mode: all,"
+            " prefill_checkpoint_alignment: 1}, {type: full}]}",
+            "no states are exported from inside a chunk in mamba_cache_mode all",
         ),
         ("{kv_cache_groups: [{type: full, block_size: 32}]}", "block_size 32 differs from block_size 16"),
         ("{prefix_match_unit: 8}", "with a single group hits end at blocks of 16 tokens"),

@@ -79,6 +79,7 @@ def test_releases_in_between_take_the_last_value_before_them() -> None:
     assert changed == [
         ("partial_tail_keys", "0.32"),
         ("draft_lookup", "0.32"),
+        ("state_tables", "0.32"),
         ("state_chunks", "0.32"),
         ("state_tails", "0.32"),
         ("state_exports", "0.32"),
@@ -104,6 +105,20 @@ def test_defaults_follow_the_release(config) -> None:
     assert old.config["engine"]["gpu_memory_utilization"] == 0.9
     assert old.config["engine"]["scheduler_reserve_full_isl"] is False
     assert resolved(path, "engine.vllm=0.13", "engine.async_scheduling=true").async_scheduling
+    assert resolved(path, "engine.vllm=0.28").prefix_cache_retention_interval is None
+    hybrid = (
+        "engine.vllm=0.29",
+        "engine.kv_cache_groups=[{type: mamba}, {type: full}]",
+        "engine.num_speculative_tokens=1",
+        "engine.speculative_method=mtp",
+        "engine.draft_acceptance=0.5",
+    )
+    dense = resolve(load_config(path, hybrid))
+    assert dense.engine.prefix_cache_retention_interval is None
+    assert dense.config["engine"]["prefix_cache_retention_interval"] is None
+    assert resolved(path, *hybrid, "engine.vllm=0.30").prefix_cache_retention_interval == 0
+    assert resolved(path, *hybrid, "engine.speculative_method=ngram").prefix_cache_retention_interval == 0
+    assert resolved(path, "engine.vllm=0.29").prefix_cache_retention_interval == 0
     new = resolved(path, "engine.vllm=0.30")
     assert (new.vllm, new.async_scheduling, new.prefix_cache_retention_interval) == ("0.30", True, 0)
 

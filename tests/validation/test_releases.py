@@ -138,6 +138,10 @@ def test_what_releases_fail_at_beside_states_is_refused() -> None:
     drafts = {"num_speculative_tokens": 2, "speculative_method": "mtp", "prefix_match_unit": 1}
     assert problems("0.28", full, state, **drafts) == [("num_speculative_tokens",)]
     assert problems("0.29", full, state, **drafts) == []
+    every, uneven = KVCacheGroup("mamba", mamba_cache_mode="all"), KVCacheGroup(block_size=32)
+    assert problems("0.28", full, every, **drafts) == []
+    assert problems("0.31", uneven, every) == [("kv_cache_groups",)]
+    assert problems("0.31", uneven, state) == []
     exported = KVCacheGroup("mamba", prefill_checkpoint_alignment=1)
     many = {"num_speculative_tokens": 16, "speculative_method": "ngram"}
     assert problems("0.31", full, exported, **many) == [("kv_cache_groups", 1)]
