@@ -185,7 +185,9 @@ def layout_of(engine: EngineSettings) -> GroupLayout:
     caching = engine.enable_prefix_caching
     aligned = engine.mamba_cache_mode == "align"
     unit = common
-    if caching and len(groups) > 1:
+    every_state = engine.mamba_cache_mode == "all" and any(g.attention == c.GROUP_MAMBA for g in groups)
+    whole = every_state and engine.rules.state_units == "common"
+    if caching and len(groups) > 1 and not whole:
         unit = engine.prefix_match_unit or math.gcd(*sizes)
     return GroupLayout(
         groups=groups,

@@ -381,6 +381,12 @@ SWITCHES: tuple[Switch, ...] = (
         (Onset("0.13", "all"), Onset("0.15", "chosen", 30877), Onset("0.32", "align")),
     ),
     Switch(
+        "state_units",
+        "Mamba, mode all, beside other groups: the unit of hashes.",
+        {"asked": "as in other engines", "common": "the common block size, whatever prefix_match_unit says"},
+        (Onset("0.13", "asked"), Onset("0.28", "common")),
+    ),
+    Switch(
         "state_wait",
         "Mamba: whether a hit on a state that another request computes in this step waits for the next one.",
         {"off": "no", "on": "yes"},
@@ -570,6 +576,7 @@ class Rules:
     accepted_cached: Literal["schedule", "output"] = "schedule"
     state_renewal: Literal["on", "off"] = "on"
     state_tables: Literal["all", "chosen", "align"] = "align"
+    state_units: Literal["asked", "common"] = "common"
     state_wait: Literal["off", "on"] = "on"
     state_free_basis: Literal["scheduled", "less_drafts", "windows"] = "windows"
     state_chunks: Literal["prompts", "blocks", "to_last", "ends", "hits"] = "hits"

@@ -143,7 +143,7 @@ def _mamba(draw: Draw, s: EngineSettings) -> EngineSettings:
 
 def _mamba_all(draw: Draw, s: EngineSettings) -> EngineSettings:
     """Mamba with a state in every block (up to 0.31), sometimes under drafts."""
-    make = draw.one_of(_mamba, _mamba, _mamba, _uneven)
+    make = draw.one_of(_mamba, _mamba, _mamba, _partial, _uneven)
     s = replace(make(draw, s), enable_prefix_caching=True)
     groups = tuple(
         replace(g, mamba_cache_mode="all", prefill_checkpoint_alignment=None) if g.type == "mamba" else g

@@ -64,6 +64,7 @@ OF_GROUPS = (
     "accepted_cached",
     "state_renewal",
     "state_tables",
+    "state_units",
     "state_wait",
     "state_free_basis",
     "state_chunks",

@@ -182,7 +182,9 @@ class Settings:
 
         vLLM 0.32.0, ``resolve_kv_cache_block_sizes`` (``vllm/v1/core/kv_cache_utils.py``).
         """
-        if len(self.groups) == 1 or not self.enable_prefix_caching:
+        states = any(group.mamba_cache_mode == "all" for group in self.groups)
+        whole = states and self.rules.state_units == "common"
+        if len(self.groups) == 1 or not self.enable_prefix_caching or whole:
             return self.scheduler_block_size
         return self.prefix_match_unit or math.gcd(*(group.block_size or 0 for group in self.groups))
 
