@@ -23,6 +23,7 @@ from sim.engine_settings import EngineSettings
 from sim.errors import did_you_mean, raise_all
 from sim.fleet.config import FleetSettings, RoundRobin
 from sim.gpus import Gpu, find_gpu
+from sim.memory import memory_problems
 from sim.models import ModelShape, find_model, is_path, known_name, load_model, locate, model_names
 from sim.models.drafters import OWN_CONFIG, find_drafter, head_names, known_head
 from sim.resolve_engine import batch_limits, engine_settings, pool_problems
@@ -106,7 +107,7 @@ def resolve(loaded: Loaded) -> Resolved:
                 "the scheduler can't give out more tokens than a batch holds",
             )
         )
-    problems += pool_problems(settings, pool)
+    problems += pool_problems(settings, pool) + memory_problems(settings, config.replicas)
     if config.output.sample_period == 0:
         hint = "1ms, say, or auto; output.every_step has a row for every step"
         problems.append(
