@@ -73,7 +73,7 @@ def read_options(source: ServeSource, problems: list[InputError]) -> list[Given]
     Raises:
         InputError: a file that can't be read, quotes that are not closed.
     """
-    line = parse_line(source.args, problems) if source.args is not None else []
+    line = parse_line(source.args, problems, source.notes) if source.args is not None else []
     files = [g.text for g in line if g.name == "--config"]
     if source.file is not None:
         files.insert(0, source.file)
@@ -160,6 +160,9 @@ def _model(document: Document, g: Given, problems: list[InputError]) -> None:
         return
     known = known_name(g.text)
     if known is None:
+        if "$" in g.text:
+            problems.append(g.error(f"'{g.text}' is a variable of a shell", "write the model's name instead"))
+            return
         near = did_you_mean(g.text.rsplit("/", 1)[-1].lower(), model_names())
         hint = (
             "download its config.json and name that file or its folder instead: `serve path/to/config.json`"

@@ -104,6 +104,43 @@ def test_lines_are_read_as_vllm_reads_them(args: str, expected: dict[str, object
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "sudo docker run --gpus all -e HF_TOKEN=x -p 8000:8000 vllm/vllm-openai:latest --model m --port 1",
+        "docker run rocm/vllm-dev:nightly vllm serve m --port 1",
+        "export CUDA_VISIBLE_DEVICES=0; vllm serve m --port 1",
+        "cd /srv && A=1 nohup /opt/bin/vllm serve m --port 1 > log.txt 2>&1 &",
+        "numactl --cpunodebind=0 vllm serve m --port 1 2>/dev/null | tee log",
+        '/bin/bash -lc "A=1 vllm serve m --port 1"',
+        "uv run --with vllm vllm serve m --port 1",
+        "A=1 serve m --port 1",
+        "A=1 python3 -m vllm.entrypoints.openai.api_server --model m --port 1",
+    ],
+)
+def test_what_a_shell_does_around_the_command_is_left_out(line: str) -> None:
+    assert words(line) == {"--model": "m", "--port": "1"}
+
+
+def test_variables_that_matter_are_refused(tmp_path: Path) -> None:
+    line = "VLLM_LOGGING_LEVEL=DEBUG VLLM_KV_CACHE_LAYOUT={} A=1 vllm serve Qwen/Qwen3-8B"
+    assert complaint(line.format("BLHNC"))[0].startswith(
+        "--vllm-args: VLLM_KV_CACHE_LAYOUT=BLHNC: layouts whose"
+    )
+    assert complaint("docker run --env=VLLM_MLA_DISABLE=1 vllm/vllm-openai --model Qwen/Qwen3-8B")
+    source = ServeSource(line.format("HND"), None, "h100")
+    load_config(None, (), None, [serve_edit(source)])
+    assert source.notes[0] == "ignored: VLLM_LOGGING_LEVEL (variables)"
+
+
+def test_lines_that_start_no_server() -> None:
+    assert "no image or command of vLLM's" in complaint("docker run mine --model Qwen/Qwen3-8B")[0]
+    assert "vllm bench is not a server" in complaint("A=1 vllm bench serve --model Qwen/Qwen3-8B")[0]
+    assert complaint("vllm serve $MODEL") == [
+        "--vllm-args: '$MODEL' is a variable of a shell\n  hint: write the model's name instead"
+    ]
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [("32k", 32_000), ("32K", 32_768), ("25.6k", 25_600), ("2M", 2 << 20), ("1g", 10**9), ("17", 17)],
 )
