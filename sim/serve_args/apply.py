@@ -206,8 +206,9 @@ def human_int(text: str) -> int:
     return int(float(number) * factor) if text[-1].islower() else int(number) * factor
 
 
-def _int_or_none(text: str) -> Any:
-    return None if text.strip().lower() in ("none", "null", "") else human_int(text)
+def _or_none(read: Callable[[str], int]) -> Callable[[str], int | None]:
+    """As vLLM's optional_type: `None` and nothing, spelled so and not otherwise, are none."""
+    return lambda text: None if text in ("None", "") else read(text)
 
 
 def _length(text: str) -> Any:
@@ -262,7 +263,8 @@ _READ: dict[str, Callable[[str], Any]] = {
     "text": str,
     "int": int,
     "human_int": human_int,
-    "int_or_none": _int_or_none,
+    "int_or_none": _or_none(int),
+    "human_int_or_none": _or_none(human_int),
     "length": _length,
     "float": float,
     "flag": _flag,
@@ -276,6 +278,7 @@ _WANTED = {
     "int": "a whole number",
     "human_int": "a whole number, or one such as 8k (8000) or 8K (8192)",
     "int_or_none": "a whole number or None",
+    "human_int_or_none": "a whole number, one such as 8k (8000) or 8K (8192), or None",
     "length": "a whole number, one such as 32k (32000) or 32K (32768), or auto",
     "float": "a number",
     "flag": "true or false",

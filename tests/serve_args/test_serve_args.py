@@ -154,6 +154,26 @@ def test_human_numbers_refused(text: str) -> None:
         human_int(text)
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "key", "value"),
+    [
+        ("--max-num-scheduled-tokens", "1k", "max_num_scheduled_tokens", 1000),
+        ("--max-num-scheduled-tokens", "None", "max_num_scheduled_tokens", None),
+        ("--max-num-active-seqs", "100", "max_num_active_seqs", 100),
+        ("--prefix-cache-retention-interval", "None", "prefix_cache_retention_interval", None),
+    ],
+)
+def test_numbers_or_none(tmp_path: Path, option: str, text: str, key: str, value: int | None) -> None:
+    assert getattr(resolved(f"Qwen/Qwen3-8B {option} {text}", tmp_path).engine, key) == value
+
+
+@pytest.mark.parametrize("text", ["1k", "none", "null", "1.5"])
+def test_numbers_or_none_that_vllm_refuses(text: str) -> None:
+    """Only max_num_scheduled_tokens takes 1k, as in vLLM; None is spelled so."""
+    problem = f"--vllm-args: --max-num-active-seqs must be a whole number or None, got '{text}'"
+    assert complaint(f"Qwen/Qwen3-8B --max-num-active-seqs {text}") == [problem]
+
+
 def test_options_reach_the_engine(tmp_path: Path) -> None:
     r = resolved(
         "serve Qwen/Qwen3-8B --max-num-seqs 33 --max-num-batched-tokens 4k --max-model-len 8K --block-size 32"
