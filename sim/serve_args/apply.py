@@ -33,12 +33,14 @@ class ServeSource:
         args: text of --vllm-args, or None.
         file: of --vllm-config, or None.
         gpu: of --gpu, or None.
+        model: of --model, or None.
         notes: sentences about what was ignored and assumed, filled in while the config is read.
     """
 
     args: str | None = None
     file: str | None = None
     gpu: str | None = None
+    model: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -56,8 +58,10 @@ def serve_edit(source: ServeSource) -> Callable[[Document], None]:
             given = read_options(source, problems)
             apply(document, given, source.notes, problems)
             raise_all(problems)
-        if source.gpu is not None:
-            _put(document, ("gpu",), source.gpu, Place(None, None, "--gpu"))
+        for key in ("model", "gpu"):
+            name = getattr(source, key)
+            if name is not None:
+                _put(document, (key,), name, Place(None, None, f"--{key}"))
         if "workload" not in document.data:
             document.data["workload"], note = stand_in(document)
             source.notes.append(note)

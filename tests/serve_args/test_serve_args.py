@@ -132,6 +132,19 @@ def test_variables_that_matter_are_refused(tmp_path: Path) -> None:
     assert source.notes[0] == "ignored: VLLM_LOGGING_LEVEL (variables)"
 
 
+def test_a_run_of_a_model_and_a_gpu_alone(tmp_path: Path) -> None:
+    line = ["--no-plots", "--out", str(tmp_path / "out"), "--set", "workload.duration=2s"]
+    answer = CliRunner().invoke(main, ["run", "--model", "Qwen/Qwen3-0.6B", "--gpu", "l4", *line])
+    assert answer.exit_code == 0
+    assert "Qwen3-0.6B: finished" in answer.stdout
+    assert "no config gives a workload" in answer.stderr
+    answer = CliRunner().invoke(main, ["run", "--model", "qwen3", "--gpu", "l4", *line])
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith("--model: unknown model 'qwen3'")
+    answer = CliRunner().invoke(main, ["run", "--gpu", "l4"])
+    assert "give a CONFIG, or --model and --gpu" in answer.stderr
+
+
 def test_lines_that_start_no_server() -> None:
     assert "no image or command of vLLM's" in complaint("docker run mine --model Qwen/Qwen3-8B")[0]
     assert "vllm bench is not a server" in complaint("A=1 vllm bench serve --model Qwen/Qwen3-8B")[0]
