@@ -21,6 +21,7 @@ from sim.core.residency import HISTORY
 from sim.engine_settings import EngineSettings
 from sim.errors import InputError
 from sim.groups import GroupLayout, layout_of
+from sim.memory import memory_problems
 from sim.record_arrays import aligned_zeros, record, record_array
 from sim.request_records import SharedRequests, arrival_order, prompt_pieces, request_records
 from sim.step_time import StepTime
@@ -280,6 +281,11 @@ def _groups(layout: GroupLayout) -> tuple[s.Record, s.Record]:
     return groups, specs
 
 
+def pool_bytes(num_blocks: int) -> int:
+    """Bytes of a pool's records that are written before the first step; its table of keys fills later."""
+    return num_blocks * s.BLOCK.itemsize + 4 * ring_places(num_blocks) + 8 * bitmap_words(num_blocks)
+
+
 def _pool(params: s.Record, ctl: s.Record, slots: int, plain: bool) -> s.Pool:
     n = int(params.num_blocks)
     keys = n * int(params.partial_width)
@@ -360,6 +366,8 @@ def allocate(
     the engine has no arrivals of its own and knows the requests by the shared records.
     """
     check_encoder_inputs(engine, workload.longest_encoder_input)
+    for problem in memory_problems(engine):
+        raise InputError(problem.message, hint=problem.hint)
     layout = layout_of(engine)
     params = _params(engine, layout, workload, log)
     groups, specs = _groups(layout)

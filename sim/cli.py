@@ -128,6 +128,7 @@ def main() -> None:
 @main.command()
 @click.argument("config", type=click.Path(), required=False)
 @serve_options
+@click.option("--model", metavar="NAME", help="The model, in place of the config's: a name or a config.json.")
 @_set
 @_seed
 @click.option("--out", metavar="DIR", help="Folder for the results; default runs/NAME-CONTENTID.")
@@ -147,6 +148,7 @@ def run(
     vllm_args: str | None,
     vllm_config: str | None,
     gpu: str | None,
+    model: str | None,
     overrides: tuple[str, ...],
     seed: int | None,
     out: str | None,
@@ -160,16 +162,16 @@ def run(
     """Simulate CONFIG, a YAML file; see `docs config` for its keys.
 
     With --vllm-args or --vllm-config the engine is what vLLM's own options say, and CONFIG gives the rest;
-    without CONFIG a default chat workload arrives.
+    without CONFIG, which --model may stand for too, a default chat workload arrives.
     """
     from sim import runner
     from sim.report.text import render
     from sim.results import to_json
     from sim.serve_args import ServeSource
 
-    if config is None and vllm_args is None and vllm_config is None:
-        raise click.UsageError("give a CONFIG, or vLLM's own options with --vllm-args or --vllm-config")
-    given = any(x is not None for x in (vllm_args, vllm_config, gpu))
+    if config is None and vllm_args is None and vllm_config is None and model is None:
+        raise click.UsageError("give a CONFIG, or --model and --gpu, or vLLM's own options with --vllm-args")
+    given = any(x is not None for x in (vllm_args, vllm_config, gpu, model))
     options = runner.RunOptions(
         overrides=overrides,
         seed=seed,
@@ -180,7 +182,7 @@ def run(
         stream=stream,
         quiet=quiet,
         command=sys.argv[1:],
-        serve=None if not given else ServeSource(vllm_args, vllm_config, gpu),
+        serve=None if not given else ServeSource(vllm_args, vllm_config, gpu, model),
     )
     outcome = runner.run(config, options)
     if as_json:

@@ -27,7 +27,7 @@ from sim.config_yaml import (
 from sim.errors import InputError, did_you_mean, raise_all
 from sim.fleet.config import MAX_REPLICAS, RouterKey
 from sim.gpus import Gpu, find_gpu, gpu_names
-from sim.models import find_model, is_path, model_names
+from sim.models import find_model, is_path, locate, model_names
 
 MAX_SEED = 2**63 - 1
 
@@ -67,7 +67,7 @@ class RunConfig(Strict):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = key(0, "Seed of everything random in the workload.")
     model: str | None = key(
         None,
-        "The model: a known name, or the path of a Hugging Face config.json of a known family"
+        "The model: a known name, or the path of a Hugging Face config.json or its folder, of a known family"
         " (docs/sizing.md). Gives KV-cache groups, memory sizes and the roofline.",
     )
     gpu: str | Gpu | None = key(
@@ -97,10 +97,11 @@ class RunConfig(Strict):
     @field_validator("model")
     @classmethod
     def _known_model(cls, value: str | None) -> str | None:
-        if value is not None and not is_path(value) and find_model(value) is None:
+        found = None if value is None else locate(value)
+        if found is not None and not is_path(found) and find_model(found) is None:
             known = ", ".join(model_names())
             raise ValueError(
-                _unknown("model", value, model_names(), f"known: {known}; or a path to config.json")
+                _unknown("model", found, model_names(), f"known: {known}; or a path to config.json")
             )
         return value
 

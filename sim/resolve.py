@@ -23,8 +23,9 @@ from sim.engine_settings import EngineSettings
 from sim.errors import did_you_mean, raise_all
 from sim.fleet.config import FleetSettings, RoundRobin
 from sim.gpus import Gpu, find_gpu
-from sim.models import ModelShape, find_model, is_path, load_model, model_names
-from sim.models.drafters import OWN_CONFIG, find_drafter, head_names
+from sim.memory import memory_problems
+from sim.models import ModelShape, find_model, is_path, known_name, load_model, locate, model_names
+from sim.models.drafters import OWN_CONFIG, find_drafter, head_names, known_head
 from sim.resolve_engine import batch_limits, engine_settings, pool_problems
 from sim.sizing import PoolSize, element_bytes
 from sim.step_time import StepTime, affine, constant, roofline
@@ -107,7 +108,7 @@ def resolve(loaded: Loaded) -> Resolved:
                 "the scheduler can't give out more tokens than a batch holds",
             )
         )
-    problems += pool_problems(settings, pool)
+    problems += pool_problems(settings, pool) + memory_problems(settings, config.replicas)
     if config.output.sample_period == 0:
         hint = "1ms, say, or auto; output.every_step has a row for every step"
         problems.append(
@@ -173,15 +174,21 @@ def load_shape(loaded: Loaded) -> ModelShape | None:
     if name is None:
         return None
     dtype = loaded.config.engine.dtype
-    if not is_path(name):
-        model = find_model(name)
-        return model if model is None or dtype == "auto" else replace(model, dtype=dtype)
-    file = find_file(name, loaded.folder)
-    if not file.exists():
-        message = f"no such model file '{name}'"
-        raise_all(to_input_errors([Problem(("model",), message, _LOOKED)], loaded.document))
-    model = load_model(file)
-    return model if dtype == "auto" else replace(model, dtype=dtype)
+    found = locate(name, find=lambda path: find_file(path, loaded.folder))
+    if found is None:
+        near = did_you_mean(name.rsplit("/", 1)[-1].lower(), model_names())
+        hint = f"{_LOOKED}; {near}" if near else _LOOKED
+        problem = Problem(("model",), f"no such model file '{name}'", hint)
+        raise_all(to_input_errors([problem], loaded.document))
+        return None
+    if is_path(found) and Path(found).is_dir():
+        message, hint = (
+            f"the folder '{name}' has no config.json",
+            "name the config.json itself, or its folder",
+        )
+        raise_all(to_input_errors([Problem(("model",), message, hint)], loaded.document))
+    model = load_model(found) if is_path(found) else find_model(found)
+    return model if model is None or dtype == "auto" else replace(model, dtype=dtype)
 
 
 _LOOKED = "it was looked for beside the config and in the working folder"
@@ -205,14 +212,15 @@ def load_drafter(loaded: Loaded, model: ModelShape | None) -> ModelShape | None:
     elif model is None:
         problem = Problem(here, "speculative_model needs a model", "give `model`, or leave it out")
     else:
-        file = str(find_file(name, loaded.folder)) if is_path(name) else name
-        if is_path(name) and not Path(file).exists():
+        known = known_name if method == "draft_model" else known_head
+        found = locate(name, known, lambda path: find_file(path, loaded.folder))
+        if found is None:
             problem = Problem(here, f"no such file '{name}'", _LOOKED)
         else:
-            drafter = find_drafter(file, method, model, e.num_speculative_tokens)
+            drafter = find_drafter(found, method, model, e.num_speculative_tokens)
             if drafter is None:
-                known = {"draft_model": model_names(), "medusa": []}.get(method, head_names())
-                hint = did_you_mean(name, known) or (f"known: {', '.join(known)}" if known else "")
+                names = {"draft_model": model_names(), "medusa": []}.get(method, head_names())
+                hint = did_you_mean(name, names) or (f"known: {', '.join(names)}" if names else "")
                 hint = (
                     f"{hint}; or give a path to its config.json" if hint else "give a path to its config.json"
                 )

@@ -305,6 +305,16 @@ def pool_size(
         )
         return None
     if plan.num_blocks < 2 and plan.groups:
+        if plan.available_bytes > GIB:
+            problems.append(
+                Problem(
+                    ("engine", "block_size"),
+                    f"{model.name} leaves {plan.available_bytes / GIB:.1f} GiB for the KV cache on"
+                    f" {gpu.name}, and one block takes {plan.block_bytes / GIB:.1f} GiB",
+                    "a pool has two blocks at least: lower engine.block_size",
+                )
+            )
+            return None
         shown = ", ".join(f"{k} {v / GIB:.1f} GiB" for k, v in parts.items() if v)
         problems.append(
             Problem(
@@ -337,7 +347,7 @@ def _missing(model: ModelShape | None, gpu: Gpu | None, problems: list[Problem])
     missing = " and ".join(k for k, v in (("model", model), ("gpu", gpu)) if v is None)
     verb = "is" if " and " not in missing else "are"
     message = f"engine.num_gpu_blocks is auto, but {missing} {verb} not given"
-    hint = "give engine.num_gpu_blocks, or model and gpu (also as --gpu) to estimate it from"
+    hint = f"give engine.num_gpu_blocks, or {missing} (also as --model and --gpu) to estimate it from"
     problems.append(Problem(("engine", "num_gpu_blocks"), message, hint))
 
 

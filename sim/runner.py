@@ -18,6 +18,7 @@ from sim.config_workload import to_workload, to_workload_or_spool
 from sim.config_yaml import KeyPath, Problem, to_input_errors
 from sim.errors import InputError
 from sim.fleet.columns import FLEET_EVENTS, FLEET_REQUESTS, FLEET_STEPS, REPLICA_STEPS
+from sim.models import known_name
 from sim.progress import reporter
 from sim.report.units import blocks_text, count, plural, seconds, size
 from sim.resolve import Resolved, content_id, resolve
@@ -87,7 +88,7 @@ def run(config: str | None, options: RunOptions) -> Outcome:
     edits = [] if options.serve is None else [serve_edit(options.serve)]
     loaded = load_config(config, _all_overrides(options), options.seed, edits)
     resolved = resolve(loaded)
-    for note in options.serve.notes if options.serve else ():
+    for note in [*(options.serve.notes if options.serve else ()), *_model_notes(loaded, resolved)]:
         say(f"note: {note}")
     if options.out is not None:
         check_target(Path(options.out))
@@ -97,6 +98,12 @@ def run(config: str | None, options: RunOptions) -> Outcome:
     except BaseException:
         scratch.remove()
         raise
+
+
+def _model_notes(loaded: Loaded, resolved: Resolved) -> tuple[str, ...]:
+    """What was assumed about a model of the user's own; shipped ones are checked against vLLM."""
+    name, model = loaded.config.model, resolved.model
+    return () if name is None or model is None or known_name(name) else model.notes
 
 
 def _run(

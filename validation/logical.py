@@ -80,7 +80,7 @@ def read_requests(path: str | os.PathLike[str]) -> list[LogicalRequest]:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                request = _parse(json.loads(line), str(source), number)
+                request = _parse(json.loads(line, object_pairs_hook=_keys_once), str(source), number)
                 if request.request_id in seen:
                     first = seen[request.request_id]
                     raise InputError(
@@ -90,6 +90,10 @@ def read_requests(path: str | os.PathLike[str]) -> list[LogicalRequest]:
                 requests.append(request)
     except json.JSONDecodeError as exc:
         raise InputError(f"not JSON: {exc.msg}", str(source), number, exc.colno) from exc
+    except _KeyTwiceError as exc:
+        raise InputError(
+            f"the key '{exc}' is given twice", str(source), number, hint="leave one out"
+        ) from exc
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as exc:
         raise InputError(f"damaged file: {exc}", str(source), number + 1) from exc
     except OSError as exc:
@@ -97,6 +101,19 @@ def read_requests(path: str | os.PathLike[str]) -> list[LogicalRequest]:
     if not requests:
         raise InputError("the workload has no requests", str(source))
     return requests
+
+
+class _KeyTwiceError(ValueError):
+    """A key that is twice in one object."""
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in row:
+            raise _KeyTwiceError(key)
+        row[key] = value
+    return row
 
 
 def _parse(line: Any, file: str, number: int) -> LogicalRequest:

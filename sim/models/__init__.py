@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -93,6 +94,31 @@ def known_name(name: str) -> str | None:
     return next((n for n in (ALIASES.get(s, s) for s in spellings) if n in names), None)
 
 
+def locate(
+    name: str,
+    known: Callable[[str], str | None] = known_name,
+    find: Callable[[str], Path] = Path,
+) -> str | None:
+    """What `model:` means: the path of a config.json, or a name of ours; None: a file that does not exist.
+
+    Args:
+        name: our name, a published one (google/gemma-3-27b-it), a config.json, or the folder that has one.
+        known: our name of a published one.
+        find: where a relative path is looked for.
+    """
+    if not is_path(name) and (not name or known(name)):
+        return name
+    file = find(name)
+    inside = file / "config.json"
+    if inside.exists():
+        return str(inside)
+    if not is_path(name):
+        return name
+    if not file.exists():
+        return known(name)
+    return str(file) if is_path(str(file)) else f"./{file}"
+
+
 @lru_cache
 def _known(name: str) -> ModelShape:
     data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
@@ -147,6 +173,7 @@ __all__ = [
     "is_path",
     "known_name",
     "load_model",
+    "locate",
     "model_names",
     "name_of",
     "shape_from_config",

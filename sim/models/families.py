@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from .parts import Tally, attention_layer, gated_delta_net, mamba1, mamba2
 from .reader import BY_HAND, Reader
@@ -26,7 +25,7 @@ def dense(r: Reader) -> ModelShape:
     qwen3 = model_type.startswith("qwen3")
     bias = r.flag("attention_bias", model_type == "qwen2")
     t, layers = Tally(), []
-    n, h = r.number("num_hidden_layers"), r.number("hidden_size")
+    n, h = r.layers(), r.number("hidden_size")
     heads, kv_heads, head_dim = _heads(r, h)
     windows = _windows(r, n)
     inner = r.number("intermediate_size")
@@ -49,7 +48,7 @@ def gemma(r: Reader) -> ModelShape:
     model_type = _type(r)
     three = model_type.startswith("gemma3")
     t, layers = Tally(), []
-    n, h = r.number("num_hidden_layers"), r.number("hidden_size")
+    n, h = r.layers(), r.number("hidden_size")
     heads, kv_heads, head_dim = _heads(r, h, 256)
     window = r.number("sliding_window", 4096)
     pattern = r.number("sliding_window_pattern", r.number("_sliding_window_pattern", 6)) if three else 2
@@ -68,7 +67,7 @@ def gemma(r: Reader) -> ModelShape:
 def gpt_oss(r: Reader) -> ModelShape:
     """gpt-oss: a window in every other layer, from the first on."""
     t, layers = Tally(), []
-    n, h = r.number("num_hidden_layers"), r.number("hidden_size")
+    n, h = r.layers(), r.number("hidden_size")
     heads, kv_heads, head_dim = _heads(r, h)
     window = r.number("sliding_window", 128)
     inner, experts = r.number("intermediate_size"), r.number("num_local_experts")
@@ -88,7 +87,7 @@ def gpt_oss(r: Reader) -> ModelShape:
 def llama4(r: Reader) -> ModelShape:
     """Llama 4: chunked attention where there are rotary positions, full attention in the other layers."""
     t, layers = Tally(), []
-    n, h = r.number("num_hidden_layers"), r.number("hidden_size")
+    n, h = r.layers(), r.number("hidden_size")
     heads, kv_heads, head_dim = _heads(r, h)
     chunk = r.get("attention_chunk_size")
     rope = r.get("no_rope_layers") or [int((i + 1) % 4 != 0) for i in range(n)]
@@ -117,7 +116,7 @@ def deepseek(r: Reader) -> ModelShape:
     if r.get("index_topk"):
         r.fail("index_topk", "sparse attention with an indexer's cache is not covered", BY_HAND)
     t, layers = Tally(), []
-    n, h = r.number("num_hidden_layers"), r.number("hidden_size")
+    n, h = r.layers(), r.number("hidden_size")
     heads = r.number("num_attention_heads")
     latent, rope = r.number("kv_lora_rank"), r.number("qk_rope_head_dim")
     nope, value = r.number("qk_nope_head_dim"), r.number("v_head_dim")
@@ -128,7 +127,7 @@ def deepseek(r: Reader) -> ModelShape:
     layer = CacheLayer("mla", 1, latent + rope, 0, 2 * heads * (nope + rope + value))
 
     def count(t: Tally, i: int) -> None:
-        t.mla(h, heads, r.get("q_lora_rank"), latent, nope, rope, value)
+        t.mla(h, heads, r.number("q_lora_rank", 0, 0), latent, nope, rope, value)
         if i >= first and i % every == 0:
             t.moe(h, expert_inner, experts, chosen)
             t.mlp(h, shared * expert_inner)
@@ -141,7 +140,7 @@ def deepseek(r: Reader) -> ModelShape:
         count(t, i)
     t.whole += h
     shape = _decoder(r, t, layers, max(inner, (chosen + shared) * expert_inner), heads, 1)
-    more = r.number("num_nextn_predict_layers", 0, 0)
+    more = r.number("num_nextn_predict_layers", 0, 0, 100)
     if not more or shape.model_type != "deepseek_v3":
         return shape
     m = Tally()
@@ -155,7 +154,7 @@ def deepseek(r: Reader) -> ModelShape:
 def jamba(r: Reader) -> ModelShape:
     """Jamba: Mamba 1 layers, attention in one of eight, experts in every other."""
     t, layers = Tally(), []
-    n, h = r.number("num_hidden_layers"), r.number("hidden_size")
+    n, h = r.layers(), r.number("hidden_size")
     heads, kv_heads, head_dim = _heads(r, h)
     period, offset = r.number("attn_layer_period"), r.number("attn_layer_offset", 0, 0)
     moe_period, moe_offset = r.number("expert_layer_period"), r.number("expert_layer_offset", 0, 0)
@@ -184,7 +183,7 @@ def jamba(r: Reader) -> ModelShape:
 def mamba_2(r: Reader) -> ModelShape:
     """Mamba 2 without attention."""
     t, layers = Tally(), []
-    n, h = r.number("num_hidden_layers"), r.number("hidden_size")
+    n, h = r.layers(), r.number("hidden_size")
     d = r.number("expand", 2) * h
     heads, head_dim = r.number("num_heads", max(1, d // 64)), r.number("head_dim", 64)
     state, groups, conv = r.number("state_size", 128), r.number("n_groups", 8), r.number("conv_kernel", 4)
@@ -201,7 +200,7 @@ def mamba_2(r: Reader) -> ModelShape:
 def qwen3_next(r: Reader) -> ModelShape:
     """Qwen3-Next: gated delta nets, gated attention in one of four layers, experts with a shared one."""
     t, layers = Tally(), []
-    n, h = r.number("num_hidden_layers"), r.number("hidden_size")
+    n, h = r.layers(), r.number("hidden_size")
     heads, kv_heads, head_dim = _heads(r, h)
     every = r.number("full_attention_interval", 4)
     kinds = r.strings("layer_types", n) or [
@@ -241,7 +240,7 @@ def qwen3_next(r: Reader) -> ModelShape:
     t.whole += h
     shape = _decoder(r, t, layers, widest, heads, kv_heads)
     # The published configs leave the key out; vLLM takes one layer then.
-    more, m = r.number("num_nextn_predict_layers", 1, 0), Tally()
+    more, m = r.number("num_nextn_predict_layers", 1, 0, 100), Tally()
     for i in range(more):
         m.attention(h, heads, kv_heads, head_dim, qk_norm=True, gate=True)
         count_mlp(m, i)
@@ -253,7 +252,7 @@ def qwen3_next(r: Reader) -> ModelShape:
 def whisper(r: Reader) -> ModelShape:
     """Whisper: each decoder layer has self-attention and attention to the encoder's output."""
     d = r.number("d_model")
-    enc, dec = r.number("encoder_layers"), r.number("decoder_layers")
+    enc, dec = r.layers("encoder_layers"), r.layers("decoder_layers")
     heads, inner = r.number("decoder_attention_heads"), r.number("decoder_ffn_dim")
     source, target = r.number("max_source_positions", 1500), r.number("max_target_positions", 448)
     head_dim = max(1, d // heads)
@@ -289,16 +288,16 @@ def whisper(r: Reader) -> ModelShape:
         encoder_tokens=source,
         # scores and their product with V, all heads together
         encoder_pair_flops=4 * d * enc,
-        notes=tuple(r.notes),
+        notes=r.all_notes(),
     )
 
 
 def mllama(r: Reader) -> ModelShape:
     """Llama 3.2 Vision: cross attention to the image in some layers, self-attention in the others."""
     t, layers = Tally(), []
-    n, h = r.number("num_hidden_layers"), r.number("hidden_size")
+    n, h = r.layers(), r.number("hidden_size")
     heads, kv_heads, head_dim = _heads(r, h)
-    crossing = r.get("cross_attention_layers", [])
+    crossing = r.numbers("cross_attention_layers")
     inner = r.number("intermediate_size")
     for i in range(n):
         layer = attention_layer(heads, kv_heads, head_dim)
@@ -310,9 +309,9 @@ def mllama(r: Reader) -> ModelShape:
         t.whole += 2 * h + (2 if i in crossing else 0)
     t.whole += h
     shape = _decoder(r, t, layers, inner, heads, kv_heads)
-    vision: Any = r.document.data.get("vision_config") or {}
     tiles, size, patch = (
-        vision.get(k, d) for k, d in (("max_num_tiles", 4), ("image_size", 560), ("patch_size", 14))
+        r.part("vision_config", k, d) or d
+        for k, d in (("max_num_tiles", 4), ("image_size", 560), ("patch_size", 14))
     )
     tokens = tiles * ((size // patch) ** 2 + 1)
     note = "vLLM 0.32.0 no longer has this model; it is here for the padding that RFC #11382 counts"
@@ -326,7 +325,7 @@ def _type(r: Reader) -> str:
 def _heads(r: Reader, hidden: int, head_dim: int | None = None) -> tuple[int, int, int]:
     heads = r.number("num_attention_heads")
     kv_heads = r.number("num_key_value_heads", heads)
-    if kv_heads > heads or heads % kv_heads:
+    if not r.problems and (kv_heads > heads or heads % kv_heads):
         r.fail("num_key_value_heads", f"{heads} heads can't share {kv_heads} key-value heads evenly")
     return heads, kv_heads, r.number("head_dim", head_dim or max(1, hidden // heads))
 
@@ -352,14 +351,14 @@ def _windows(r: Reader, layers: int) -> list[int | None]:
 
 def _experts(r: Reader, t: Tally, hidden: int, layer: int) -> int | None:
     """Count a layer's routed experts; the width that a token takes in them, or None for a dense layer."""
-    experts = r.get("num_experts") or r.get("num_local_experts")
-    if not experts or layer in r.get("mlp_only_layers", []):
+    experts = r.number("num_experts", 0, 0) or r.number("num_local_experts", 0, 0)
+    if not experts or layer in r.numbers("mlp_only_layers"):
         return None
     if (layer + 1) % r.number("decoder_sparse_step", 1):
         return None
     inner = r.number("moe_intermediate_size", r.number("intermediate_size"))
     chosen = r.number("num_experts_per_tok", 2)
-    t.moe(hidden, inner, int(experts), chosen)
+    t.moe(hidden, inner, experts, chosen)
     return chosen * inner
 
 
@@ -384,7 +383,7 @@ def _decoder(
     return ModelShape(
         name=r.name,
         model_type=_type(r),
-        layers=r.number("num_hidden_layers"),
+        layers=r.layers(),
         hidden=hidden,
         vocab=vocab,
         intermediate=widest,
@@ -396,13 +395,15 @@ def _decoder(
         quantization=r.quantization(),
         cache_layers=tuple(layers),
         params=params,
-        recurrent_dtype=r.get("mamba_ssm_dtype"),
-        notes=tuple(r.notes),
+        recurrent_dtype=r.state_dtype(),
+        notes=r.all_notes(),
     )
 
 
 #: Types of rotary scaling whose configs name the length that is already scaled.
 _SCALED = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+
+_LARGEST_FACTOR = 10_000
 
 
 def _rope(r: Reader) -> tuple[str, float]:
@@ -421,8 +422,13 @@ def _own_length(r: Reader) -> int | None:
         return None
     length = r.number("max_position_embeddings")
     kind, factor = _rope(r)
-    scaled = kind in _SCALED or _type(r).startswith("gemma3")
-    return length if scaled else int(length * factor)
+    if kind in _SCALED or _type(r).startswith("gemma3"):
+        return length
+    if not 0 < factor <= _LARGEST_FACTOR:
+        key = "rope_parameters" if r.get("rope_parameters") else "rope_scaling"
+        r.fail(key, f"'{key}.factor' must be a number above 0, to {_LARGEST_FACTOR}: got {factor}")
+        return length
+    return int(length * factor)
 
 
 def _with_mtp(shape: ModelShape, t: Tally, layers: list[CacheLayer]) -> ModelShape:

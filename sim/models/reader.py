@@ -7,6 +7,7 @@ from typing import Any
 from sim.config_yaml import Document
 from sim.errors import InputError, did_you_mean
 
+from .defaults import class_defaults
 from .shape import DTYPE_BYTES, QUANTIZED_BYTES
 
 BY_HAND = (
@@ -14,6 +15,8 @@ BY_HAND = (
 )
 
 
+#: No model has more: a slip of the keyboard must not end in a loop over so many layers.
+_MOST, _MOST_LAYERS = 10**12, 10_000
 #: Sections that hold a model's own keys: of a model that also sees images, and of heads that draft.
 _NESTED = ("text_config", "transformer_layer_config")
 
@@ -28,34 +31,79 @@ class Reader:
         self.notes: list[str] = []
         self._section = next((k for k in _NESTED if isinstance(document.data.get(k), dict)), "")
         self._text: dict[str, Any] = document.data.get(self._section, {})
+        self._defaults: dict[str, int] = {}
+        self._defaults = class_defaults(str(self.get("model_type", "")))
+        #: Keys that the config leaves out, with what its class fills in.
+        self.filled: dict[str, int] = {}
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or the default where it is missing or null."""
+        """The value of a key, or the default where it is missing or null.
+
+        A key that is nowhere in the config has what the class of its type fills in (`class_defaults`).
+        """
         value = self._text.get(key)
         if value is None:
             value = self.document.data.get(key)
+        if value is None and key in self._defaults and not self._has(key):
+            value = self.filled[key] = self._defaults[key]
         return default if value is None else value
 
-    def fail(self, key: str, message: str, hint: str | None = None) -> None:
-        """Note a problem at a key."""
-        place = self.document.place((self._section, key) if key in self._text else (key,))
-        self.problems.append(InputError(message, self.document.file, place.line, place.column, hint))
+    def _has(self, key: str) -> bool:
+        return key in self._text or key in self.document.data
 
-    def number(self, key: str, default: int | None = None, least: int = 1) -> int:
+    def fail(self, key: str, message: str, hint: str | None = None) -> None:
+        """Note a problem at a key, once."""
+        place = self.document.place((self._section, key) if key in self._text else (key,))
+        problem = InputError(message, self.document.file, place.line, place.column, hint)
+        if str(problem) not in [str(p) for p in self.problems]:
+            self.problems.append(problem)
+
+    def number(self, key: str, default: int | None = None, least: int = 1, most: int = _MOST) -> int:
         """A whole number; without a default the key is required."""
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             got = "it is missing" if value is None else f"got {value!r}"
-            known = {**self.document.data, **self._text}
-            self.fail(key, f"'{key}' must be a whole number from {least}: {got}", did_you_mean(key, known))
+            hint = did_you_mean(key, {**self.document.data, **self._text}) if value is None else None
+            span = f"from {least}" + (f" to {most}" if isinstance(value, int) and value > most else "")
+            self.fail(key, f"'{key}' must be a whole number {span}: {got}", hint)
             return max(1, least)
         return value
 
+    def layers(self, key: str = "num_hidden_layers") -> int:
+        """A number of layers."""
+        return self.number(key, most=_MOST_LAYERS)
+
+    def numbers(self, key: str) -> list[int]:
+        """A list of whole numbers, none where the key is missing."""
+        value = self.get(key, [])
+        if not isinstance(value, list) or not all(type(v) is int for v in value):
+            self.fail(key, f"'{key}' must be a list of whole numbers")
+            return []
+        return value
+
     def flag(self, key: str, default: bool = False) -> bool:
-        """A true or false."""
-        return bool(self.get(key, default))
+        """A true or false, also as 1 or 0."""
+        value = self.get(key, default)
+        if value not in (True, False):
+            self.fail(key, f"'{key}' must be true or false: got {value!r}")
+            return default
+        return bool(value)
+
+    def part(self, section: str, key: str, default: int | None = None) -> int | None:
+        """A whole number from 1 of a section beside the text model's; None where it is missing.
+
+        Another thing is a problem, and None.
+        """
+        values = self.document.data.get(section)
+        value = values.get(key, default) if isinstance(values, dict) else default
+        if value is None or (type(value) is int and 1 <= value <= _MOST):
+            return value
+        place = self.document.place((section, key))
+        message = f"'{section}.{key}' must be a whole number from 1: got {value!r}"
+        self.problems.append(InputError(message, self.document.file, place.line, place.column))
+        return None
 
     def strings(self, key: str, length: int) -> list[str] | None:
         """A list of texts, one a layer, or None where the key is missing."""
@@ -81,7 +129,7 @@ class Reader:
         if section is None:
             return None
         method = section.get("quant_method") if isinstance(section, dict) else section
-        if method not in QUANTIZED_BYTES:
+        if str(method) not in QUANTIZED_BYTES:
             known = ", ".join(QUANTIZED_BYTES)
             self.fail(
                 "quantization_config",
@@ -91,16 +139,34 @@ class Reader:
             return None
         return str(method)
 
+    def state_dtype(self) -> str | None:
+        """The type of recurrent states (`mamba_ssm_dtype`), None where the config names none."""
+        value = self.get("mamba_ssm_dtype")
+        if value is None:
+            return None
+        name = str(value).removeprefix("torch.")
+        if name not in DTYPE_BYTES:
+            self.fail("mamba_ssm_dtype", f"unknown dtype '{value}'", f"known: {', '.join(DTYPE_BYTES)}")
+            return None
+        return {"half": "float16", "float": "float32"}.get(name, name)
+
     def vision_tower(self) -> int:
         """Parameters of the image encoder, estimated from `vision_config`; 0 if there is none."""
-        section = self.document.data.get("vision_config")
-        if not isinstance(section, dict):
+        section = "vision_config"
+        if not isinstance(self.document.data.get(section), dict):
             return 0
-        try:
-            h, inner = int(section["hidden_size"]), int(section["intermediate_size"])
-            layers = int(section["num_hidden_layers"]) + int(section.get("num_global_layers", 0))
-        except (KeyError, TypeError, ValueError):
+        sizes = [self.part(section, k) for k in ("hidden_size", "intermediate_size", "num_hidden_layers")]
+        if None in sizes:
             self.notes.append("the image encoder is left out: its vision_config has no sizes")
             return 0
+        h, inner, layers = (s or 0 for s in sizes)
+        layers += self.part(section, "num_global_layers") or 0
         self.notes.append("the image encoder is counted by its layers only")
         return layers * (4 * h * h + 2 * h * inner)
+
+    def all_notes(self) -> tuple[str, ...]:
+        """Notes of the reading, and which missing keys were filled in."""
+        if not self.filled:
+            return tuple(self.notes)
+        values = ", ".join(f"{k} {v}" for k, v in self.filled.items())
+        return (*self.notes, f"not in config.json, so as transformers fills it in: {values}")

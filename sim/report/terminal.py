@@ -1,4 +1,4 @@
-"""A document as text for a terminal: 80 columns, tables up to 100."""
+"""A document as text for a terminal, in 80 columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from sim.report.document import (
 )
 from sim.report.units import count, share
 
-WIDTH, TABLE_WIDTH = 80, 100
+WIDTH = 80
+#: The first column of a table is folded down to this.
+_FOLDED = 20
 _SPARK = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 60
 
@@ -80,37 +82,68 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _table(table: Table) -> list[str]:
-    """Aligned columns; where they would not fit, headings take several lines, then words go below the row."""
+    """Aligned columns; those that don't fit side by side are folded, and then stand in a table below."""
     head = [c.label for c in table.columns]
     rows = [[_cell(c) for c in row] for row in table.rows]
     loose = [i for i, c in enumerate(table.columns) if c.words and i > 0]
     widths = [max(len(head[i]), *(len(r[i]) for r in rows), 0) for i in range(len(head))]
-    heads = [head]
-    if _total(widths) > TABLE_WIDTH:
-        widths = [
-            max(*(len(word) for word in [*h.split(" "), h[:12]]), *(len(r[i]) for r in rows))
-            for i, h in enumerate(head)
-        ]
-        lines = [textwrap.wrap(h, w) or [""] for h, w in zip(head, widths, strict=True)]
-        tall = max(len(t) for t in lines)
-        heads = [[([""] * (tall - len(t)) + t)[k] for t in lines] for k in range(tall)]
+    for narrowest in (12, 0):
+        if _total(widths) > WIDTH:
+            widths = [
+                max(*(len(word) for word in [*h.split(" "), h[:narrowest]]), *(len(r[i]) for r in rows), 0)
+                for i, h in enumerate(head)
+            ]
     below: list[int] = []
-    while loose and _total([w for i, w in enumerate(widths) if i not in below]) > TABLE_WIDTH:
+    while loose and _total([w for i, w in enumerate(widths) if i not in below]) > WIDTH:
         below.append(loose.pop())
     kept = [i for i in range(len(head)) if i not in below]
+    over = _total([widths[i] for i in kept]) - WIDTH
+    if table.columns[0].words and 0 < over <= widths[0] - _FOLDED:
+        widths[0] -= over
 
-    def line(cells: list[str]) -> str:
-        parts = [
-            cells[i].ljust(widths[i]) if table.columns[i].words else cells[i].rjust(widths[i]) for i in kept
-        ]
-        return "  ".join(parts).rstrip()
+    out: list[str] = []
+    for n, part in enumerate(_side_by_side(kept, widths)):
+        columns = [(widths[i], table.columns[i].words) for i in part]
+        lines = _line([head[i] for i in part], columns, bottom=True) if any(head[i] for i in part) else []
+        for row in rows:
+            lines += _line([row[i] for i in part], columns)
+            more = "; ".join(row[i] for i in sorted(below) if row[i] and not n)
+            lines += [wrap(more, WIDTH, "    ", "    ")] if more else []
+        out.append("\n".join(lines))
+    return [*([wrap(table.caption)] if table.caption else []), *out]
 
-    out = [line(h) for h in heads] if any(head[i] for i in kept) else []
-    for row in rows:
-        out.append(line(row))
-        more = "; ".join(row[i] for i in sorted(below) if row[i])
-        out += [wrap(more, WIDTH, "    ", "    ")] if more else []
-    return [*([wrap(table.caption)] if table.caption else []), "\n".join(out)]
+
+def _side_by_side(kept: Sequence[int], widths: Sequence[int]) -> list[list[int]]:
+    """Columns that fit beside each other; those of a further table come behind the first column again."""
+    parts: list[list[int]] = [[]]
+    for i in kept:
+        if len(parts[-1]) > 1 and _total([widths[k] for k in [*parts[-1], i]]) > WIDTH:
+            parts.append([kept[0]])
+        parts[-1].append(i)
+    return parts
+
+
+def _line(cells: Sequence[str], columns: Sequence[tuple[int, bool]], bottom: bool = False) -> list[str]:
+    """A row as one line, or as several where a cell is wider than its column (a heading at the bottom).
+
+    Args:
+        cells: of the row.
+        columns: their widths, and whether they hold words (left).
+        bottom: short cells stand in the last line, not in the first.
+    """
+    folded = [
+        textwrap.wrap(cell, width, subsequent_indent="  " if words and not bottom else "") or [""]
+        for cell, (width, words) in zip(cells, columns, strict=True)
+    ]
+    tall = max(len(f) for f in folded)
+    full = [[""] * (tall - len(f)) + f if bottom else f + [""] * (tall - len(f)) for f in folded]
+    return [
+        "  ".join(
+            f[k].ljust(width) if words else f[k].rjust(width)
+            for f, (width, words) in zip(full, columns, strict=True)
+        ).rstrip()
+        for k in range(tall)
+    ]
 
 
 def _part(part: Part) -> list[str]:

@@ -33,12 +33,14 @@ class ServeSource:
         args: text of --vllm-args, or None.
         file: of --vllm-config, or None.
         gpu: of --gpu, or None.
+        model: of --model, or None.
         notes: sentences about what was ignored and assumed, filled in while the config is read.
     """
 
     args: str | None = None
     file: str | None = None
     gpu: str | None = None
+    model: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -56,8 +58,10 @@ def serve_edit(source: ServeSource) -> Callable[[Document], None]:
             given = read_options(source, problems)
             apply(document, given, source.notes, problems)
             raise_all(problems)
-        if source.gpu is not None:
-            _put(document, ("gpu",), source.gpu, Place(None, None, "--gpu"))
+        for key in ("model", "gpu"):
+            name = getattr(source, key)
+            if name is not None:
+                _put(document, (key,), name, Place(None, None, f"--{key}"))
         if "workload" not in document.data:
             document.data["workload"], note = stand_in(document)
             source.notes.append(note)
@@ -73,7 +77,7 @@ def read_options(source: ServeSource, problems: list[InputError]) -> list[Given]
     Raises:
         InputError: a file that can't be read, quotes that are not closed.
     """
-    line = parse_line(source.args, problems) if source.args is not None else []
+    line = parse_line(source.args, problems, source.notes) if source.args is not None else []
     files = [g.text for g in line if g.name == "--config"]
     if source.file is not None:
         files.insert(0, source.file)
@@ -160,6 +164,9 @@ def _model(document: Document, g: Given, problems: list[InputError]) -> None:
         return
     known = known_name(g.text)
     if known is None:
+        if "$" in g.text:
+            problems.append(g.error(f"'{g.text}' is a variable of a shell", "write the model's name instead"))
+            return
         near = did_you_mean(g.text.rsplit("/", 1)[-1].lower(), model_names())
         hint = (
             "download its config.json and name that file or its folder instead: `serve path/to/config.json`"
@@ -203,8 +210,9 @@ def human_int(text: str) -> int:
     return int(float(number) * factor) if text[-1].islower() else int(number) * factor
 
 
-def _int_or_none(text: str) -> Any:
-    return None if text.strip().lower() in ("none", "null", "") else human_int(text)
+def _or_none(read: Callable[[str], int]) -> Callable[[str], int | None]:
+    """As vLLM's optional_type: `None` and nothing, spelled so and not otherwise, are none."""
+    return lambda text: None if text in ("None", "") else read(text)
 
 
 def _length(text: str) -> Any:
@@ -259,7 +267,8 @@ _READ: dict[str, Callable[[str], Any]] = {
     "text": str,
     "int": int,
     "human_int": human_int,
-    "int_or_none": _int_or_none,
+    "int_or_none": _or_none(int),
+    "human_int_or_none": _or_none(human_int),
     "length": _length,
     "float": float,
     "flag": _flag,
@@ -273,6 +282,7 @@ _WANTED = {
     "int": "a whole number",
     "human_int": "a whole number, or one such as 8k (8000) or 8K (8192)",
     "int_or_none": "a whole number or None",
+    "human_int_or_none": "a whole number, one such as 8k (8000) or 8K (8192), or None",
     "length": "a whole number, one such as 32k (32000) or 32K (32768), or auto",
     "float": "a number",
     "flag": "true or false",

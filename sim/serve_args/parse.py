@@ -19,11 +19,8 @@ from typing import Any
 
 from sim.config_yaml import Document, Place, read_yaml
 from sim.errors import InputError, did_you_mean
+from sim.serve_args.shell import WHERE, check_variables, server_command
 from sim.serve_args.table import options, spellings
-
-WHERE = "--vllm-args"
-#: An image of vLLM's server: vllm/vllm-openai:latest.
-_IMAGE = re.compile(r"(^|/)vllm-openai[\w.-]*([:@]\S+)?$")
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,11 @@ class Given:
         return Place(self.line, self.column, self.file)
 
 
-def parse_line(text: str, problems: list[InputError]) -> list[Given]:
+def parse_line(text: str, problems: list[InputError], notes: list[str] | None = None) -> list[Given]:
     """Options of a command line, which may begin with `vllm serve` or only with options.
+
+    What a shell does around the command (other commands, redirections) is left out; variables of vLLM that
+    are set for it are refused if they matter here, and else noted.
 
     Raises:
         InputError: quotes that are not closed; a command of vLLM that is no server.
@@ -71,32 +71,9 @@ def parse_line(text: str, problems: list[InputError]) -> list[Given]:
         words = shlex.split(text, comments=True)
     except ValueError as e:
         raise InputError(f"can't be split into words: {e}".lower(), WHERE, hint="close the quotes") from None
-    return parse_words(_command(words), problems)
-
-
-#: Commands of vLLM beside `serve`.
-_OTHER_COMMANDS = ("bench", "chat", "complete", "collect-env", "launch", "run-batch")
-
-
-def _command(words: list[str]) -> list[str]:
-    """The words after `vllm serve`, `python -m vllm.entrypoints...` or an image of vLLM's that `docker run`
-    starts, and after assignments of variables before them.
-    """
-    rest = list(words)
-    while rest and re.fullmatch(r"[A-Za-z_]\w*=.*", rest[0], re.S):
-        rest.pop(0)
-    image = next((i for i, word in enumerate(rest) if _IMAGE.search(word)), None)
-    if rest and Path(rest[0]).name in ("docker", "podman") and image is not None:
-        rest = rest[image + 1 :]
-    if rest and Path(rest[0]).name.startswith("python") and "-m" in rest[:2]:
-        rest = rest[3:]
-    elif rest and Path(rest[0]).name == "vllm":
-        rest = rest[1:]
-        if rest and rest[0] in _OTHER_COMMANDS:
-            raise InputError(f"vllm {rest[0]} is not a server", WHERE, hint="give a `vllm serve` command")
-    if rest and rest[0] == "serve":
-        rest = rest[1:]
-    return rest
+    command, variables = server_command(words)
+    check_variables(variables, problems, [] if notes is None else notes)
+    return parse_words(command, problems)
 
 
 def parse_words(words: Sequence[str], problems: list[InputError]) -> list[Given]:

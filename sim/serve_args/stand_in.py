@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from sim.config_yaml import Document
 from sim.errors import InputError
-from sim.models import ModelShape, find_model, is_path, load_model
+from sim.models import ModelShape, find_model, is_path, load_model, locate
 
 #: A note about it begins so.
 NOTE = "no config gives a workload"
@@ -22,7 +21,7 @@ def stand_in(document: Document) -> tuple[dict[str, Any], str]:
         return _transcriptions(model), f"{NOTE}: 4 transcriptions a second for 5 minutes stand in"
     engine = document.data.get("engine")
     length = engine.get("max_model_len") if isinstance(engine, dict) else None
-    if not isinstance(length, int):
+    if not isinstance(length, int) or length < 1:
         length = model.max_position if model is not None else _CONTEXT
     more = "" if length >= _CONTEXT else f", shortened to max_model_len {length},"
     note = f"{NOTE}: a chat of 1 session a second for 5 minutes{more} stands in (see docs/vllm-args.md)"
@@ -33,10 +32,11 @@ def _model(name: object) -> ModelShape | None:
     """The model, if it is known; what is wrong with it is told when the config is resolved."""
     if not isinstance(name, str):
         return None
-    if not is_path(name):
-        return find_model(name)
+    found = locate(name)
+    if found is None or not is_path(found):
+        return find_model(found) if found else None
     try:
-        return load_model(name) if Path(name).is_file() else None
+        return load_model(found)
     except InputError:
         return None
 

@@ -52,7 +52,7 @@ ENGINE: dict[str, tuple[str, str]] = {
     "--mamba-block-size": ("mamba_block_size", "int_or_none"),
     "--prefix-match-unit": ("prefix_match_unit", "int_or_none"),
     "--max-num-batched-tokens": ("max_num_batched_tokens", "human_int"),
-    "--max-num-scheduled-tokens": ("max_num_scheduled_tokens", "int_or_none"),
+    "--max-num-scheduled-tokens": ("max_num_scheduled_tokens", "human_int_or_none"),
     "--max-num-seqs": ("max_num_seqs", "int"),
     "--max-num-active-seqs": ("max_num_active_seqs", "int_or_none"),
     "--long-prefill-token-threshold": ("long_prefill_token_threshold", "int"),

@@ -116,7 +116,7 @@ def _block(axes: Axes, budget: Budget, rows: int) -> None:
         axes.text(
             1.01 * plan.block_bytes / 1024,
             i,
-            f"{g.spec.block_size:,} tokens; {blocks:,} blocks",
+            f"{g.spec.block_size:,} tokens; {blocks:,} block{'' if blocks == 1 else 's'}",
             va="center",
             fontsize=8,
         )

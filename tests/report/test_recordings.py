@@ -214,7 +214,7 @@ def test_the_report_of_a_real_recording(real: Recorded) -> None:
     assert "Recorded from a live vLLM 0.32.0, 95 blocks of 32 tokens, 107 requests" in text
     assert "UTC" in text
     assert "simulated" not in text
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
     page = render(document, "html")
     assert not re.search(r'(src|href)="(?!#|data:)', page)
     assert render(document, "html") == page

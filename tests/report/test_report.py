@@ -171,7 +171,7 @@ def test_markdown_tables_are_rectangular(document: Document) -> None:
 
 
 def test_text_fits_a_terminal(document: Document) -> None:
-    assert max(len(line) for line in render(document, "text").splitlines()) <= 100
+    assert max(len(line) for line in render(document, "text").splitlines()) <= 80
 
 
 def test_the_film_agrees_with_snapshots(document: Document, small_run: Path) -> None:

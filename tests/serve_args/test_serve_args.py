@@ -104,6 +104,56 @@ def test_lines_are_read_as_vllm_reads_them(args: str, expected: dict[str, object
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "sudo docker run --gpus all -e HF_TOKEN=x -p 8000:8000 vllm/vllm-openai:latest --model m --port 1",
+        "docker run rocm/vllm-dev:nightly vllm serve m --port 1",
+        "export CUDA_VISIBLE_DEVICES=0; vllm serve m --port 1",
+        "cd /srv && A=1 nohup /opt/bin/vllm serve m --port 1 > log.txt 2>&1 &",
+        "numactl --cpunodebind=0 vllm serve m --port 1 2>/dev/null | tee log",
+        '/bin/bash -lc "A=1 vllm serve m --port 1"',
+        "uv run --with vllm vllm serve m --port 1",
+        "A=1 serve m --port 1",
+        "A=1 python3 -m vllm.entrypoints.openai.api_server --model m --port 1",
+    ],
+)
+def test_what_a_shell_does_around_the_command_is_left_out(line: str) -> None:
+    assert words(line) == {"--model": "m", "--port": "1"}
+
+
+def test_variables_that_matter_are_refused(tmp_path: Path) -> None:
+    line = "VLLM_LOGGING_LEVEL=DEBUG VLLM_KV_CACHE_LAYOUT={} A=1 vllm serve Qwen/Qwen3-8B"
+    assert complaint(line.format("BLHNC"))[0].startswith(
+        "--vllm-args: VLLM_KV_CACHE_LAYOUT=BLHNC: layouts whose"
+    )
+    assert complaint("docker run --env=VLLM_MLA_DISABLE=1 vllm/vllm-openai --model Qwen/Qwen3-8B")
+    source = ServeSource(line.format("HND"), None, "h100")
+    load_config(None, (), None, [serve_edit(source)])
+    assert source.notes[0] == "ignored: VLLM_LOGGING_LEVEL (variables)"
+
+
+def test_a_run_of_a_model_and_a_gpu_alone(tmp_path: Path) -> None:
+    line = ["--no-plots", "--out", str(tmp_path / "out"), "--set", "workload.duration=2s"]
+    answer = CliRunner().invoke(main, ["run", "--model", "Qwen/Qwen3-0.6B", "--gpu", "l4", *line])
+    assert answer.exit_code == 0
+    assert "Qwen3-0.6B: finished" in answer.stdout
+    assert "no config gives a workload" in answer.stderr
+    answer = CliRunner().invoke(main, ["run", "--model", "qwen3", "--gpu", "l4", *line])
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith("--model: unknown model 'qwen3'")
+    answer = CliRunner().invoke(main, ["run", "--gpu", "l4"])
+    assert "give a CONFIG, or --model and --gpu" in answer.stderr
+
+
+def test_lines_that_start_no_server() -> None:
+    assert "no image or command of vLLM's" in complaint("docker run mine --model Qwen/Qwen3-8B")[0]
+    assert "vllm bench is not a server" in complaint("A=1 vllm bench serve --model Qwen/Qwen3-8B")[0]
+    assert complaint("vllm serve $MODEL") == [
+        "--vllm-args: '$MODEL' is a variable of a shell\n  hint: write the model's name instead"
+    ]
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [("32k", 32_000), ("32K", 32_768), ("25.6k", 25_600), ("2M", 2 << 20), ("1g", 10**9), ("17", 17)],
 )
@@ -115,6 +165,26 @@ def test_human_numbers(text: str, value: int) -> None:
 def test_human_numbers_refused(text: str) -> None:
     with pytest.raises(ValueError):
         human_int(text)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "key", "value"),
+    [
+        ("--max-num-scheduled-tokens", "1k", "max_num_scheduled_tokens", 1000),
+        ("--max-num-scheduled-tokens", "None", "max_num_scheduled_tokens", None),
+        ("--max-num-active-seqs", "100", "max_num_active_seqs", 100),
+        ("--prefix-cache-retention-interval", "None", "prefix_cache_retention_interval", None),
+    ],
+)
+def test_numbers_or_none(tmp_path: Path, option: str, text: str, key: str, value: int | None) -> None:
+    assert getattr(resolved(f"Qwen/Qwen3-8B {option} {text}", tmp_path).engine, key) == value
+
+
+@pytest.mark.parametrize("text", ["1k", "none", "null", "1.5"])
+def test_numbers_or_none_that_vllm_refuses(text: str) -> None:
+    """Only max_num_scheduled_tokens takes 1k, as in vLLM; None is spelled so."""
+    problem = f"--vllm-args: --max-num-active-seqs must be a whole number or None, got '{text}'"
+    assert complaint(f"Qwen/Qwen3-8B --max-num-active-seqs {text}") == [problem]
 
 
 def test_options_reach_the_engine(tmp_path: Path) -> None:

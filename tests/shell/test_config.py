@@ -342,6 +342,7 @@ def test_a_default_max_num_seqs_follows_the_tokens(write) -> None:
         (["gpu=null"], "engine.num_gpu_blocks is auto, but gpu is not given"),
         (["gpu=null", "engine.num_gpu_blocks=9000"], "step_time is missing, and the roofline needs gpu"),
         (["model=null", "engine.kv_cache_memory_bytes=9GiB"], "kv_cache_memory_bytes needs a model"),
+        (["engine.block_size=1000000"], "for the KV cache on h100-80gb, and one block takes 122.1 GiB"),
         (["model=llama-3.1-70b"], "llama-3.1-70b leaves no room for a KV cache on h100-80gb"),
         (
             ["engine.max_model_len=auto", "engine.kv_cache_memory_bytes=1GiB"],

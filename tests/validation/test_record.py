@@ -105,7 +105,12 @@ def test_a_bad_workload_line_has_its_place(tmp_path: Path, change: dict[str, Any
 
 def test_files_that_hold_no_workload(tmp_path: Path) -> None:
     path = tmp_path / "workload.jsonl"
-    for text, message in (("", "no requests"), ("{", "1:2: not JSON"), ("[]", "expected a JSON object")):
+    for text, message in (
+        ("", "no requests"),
+        ("{", "1:2: not JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"priority": 1, "priority": 2}', "workload.jsonl:1: the key 'priority' is given twice"),
+    ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             read_requests(path)

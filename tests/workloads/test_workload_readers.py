@@ -92,6 +92,22 @@ MISTAKES: list[tuple[str, Any, str]] = [
         json.dumps(mooncake()) + '\n{"timestamp": 1, "inp',
         r":2:18: not valid JSON: .*one JSON object",
     ),
+    (
+        "mooncake",
+        '{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": [1], "input_length": 6}\n',
+        r":1:74: the key 'input_length' is given twice; leave one out",
+    ),
+    (
+        "logical",
+        '{"request_id": "a", "prompt_token_ids": [1], "output_token_ids": [1], "arrival_step": 0,'
+        ' "arrival_step" : 1}\n',
+        r":1:90: the key 'arrival_step' is given twice",
+    ),
+    (
+        "vllm",
+        '{"prompt_len": 5, "output_len": 1, "more": {"a": 1, "a": 2}}\n',
+        r":1:53: the key 'a' is given twice",
+    ),
     ("mooncake", json.dumps(mooncake()) + "\n[1, 2]\n", r":2:1: expected a JSON object, got a list"),
     ("mooncake", "[" * 100_000, r":1:1: not a request: brackets nested too deep"),
     (

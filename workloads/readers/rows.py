@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,13 +18,39 @@ MAX_TOKENS = 2**31 - 1
 MAX_TIME_NS = 2**62
 
 
+class KeyTwiceError(ValueError):
+    """A key that is twice in one JSON object, which json would let pass: the last one would count."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} is given twice")
+        self.key = key
+
+    def column(self, line: str) -> int:
+        """Where the second one stands in its line, from 1."""
+        places = [m.start() for m in re.finditer(re.escape(json.dumps(self.key)) + r"\s*:", line)]
+        return places[1] + 1 if len(places) > 1 else 1
+
+
+def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` for json that refuses a key which is given twice.
+
+    Raises:
+        KeyTwiceError: that.
+    """
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise KeyTwiceError(next(key for i, key in enumerate(names) if key in names[:i]))
+    return row
+
+
 def json_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """(line number, text, object) of every line that is not blank.
 
     Raises:
-        WorkloadError: a line is not a JSON object, with file:line:column.
+        WorkloadError: a line is not a JSON object or has a key twice, with file:line:column.
     """
-    decode = json.JSONDecoder().decode
+    decode = json.JSONDecoder(object_pairs_hook=keys_once).decode
     for number, line in enumerate(lines, 1):
         if not line or line.isspace():
             continue
@@ -36,6 +63,8 @@ def json_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, str, dict
                 number,
                 error.colno,
             ) from None
+        except KeyTwiceError as error:
+            raise WorkloadError(f"{error}; leave one out", path, number, error.column(line)) from None
         except RecursionError:
             raise WorkloadError("not a request: brackets nested too deep", path, number, 1) from None
         except ValueError:
