@@ -54,6 +54,24 @@ UNEVEN_SINCE, STATES_INSIDE_SINCE = "0.20", "0.28"
 ALIKE_SINCE = "0.29"
 
 
+#: What an engine may have, and rules may be about.
+FEATURES = {
+    "async": "async scheduling",
+    "caching": "prefix caching",
+    "priority": "the priority policy",
+    "threshold": "long_prefill_token_threshold",
+    "watermark": "a watermark",
+    "memory": "a pool sized by memory",
+    "model": "a model that gives the groups",
+    "groups": "several KV-cache groups",
+    "windows": "sliding windows or chunks",
+    "sparse": "windows, chunks or Mamba states",
+    "states": "Mamba states",
+    "drafts": "drafts",
+    "encoder": "an encoder",
+}
+
+
 @dataclass(frozen=True)
 class Onset:
     """Since which release a switch has a value.
@@ -78,12 +96,14 @@ class Switch:
         effect: what it changes, one sentence.
         values: value -> what vLLM does then.
         onsets: in order of release; the first is that of `FIRST_RELEASE`.
+        concerns: keys of `FEATURES`: what an engine must have, all of it, for the rule to decide anything.
     """
 
     name: str
     effect: str
     values: Mapping[str, str]
     onsets: tuple[Onset, ...]
+    concerns: tuple[str, ...] = ()
 
     def value_of(self, release: str) -> str:
         """Its value in a release."""
@@ -121,6 +141,7 @@ SWITCHES: tuple[Switch, ...] = (
         "Whether an admission can be made to leave a share of the pool free.",
         {"off": "no such option", "on": "as watermark says"},
         (Onset("0.13", "off"), Onset("0.24", "on", 44594)),
+        ("watermark",),
     ),
     Switch(
         "async_default",
@@ -136,6 +157,7 @@ SWITCHES: tuple[Switch, ...] = (
             "queued": "it waits in the batch queue while requests are left",
         },
         (Onset("0.13", "at_once"), Onset("0.23", "queued")),
+        ("async",),
     ),
     Switch(
         "priority_mode",
@@ -147,12 +169,14 @@ SWITCHES: tuple[Switch, ...] = (
             "go_on": "nobody is missed; after a self-victim the phase goes on with the next request",
         },
         (Onset("0.13", "old"), Onset("0.28", "fixed_index", 49206), Onset("0.33", "go_on")),
+        ("priority",),
     ),
     Switch(
         "single_request_exempt",
         "Whether long_prefill_token_threshold spares a request that is alone.",
         {"off": "no", "on": "yes"},
         (Onset("0.13", "off"), Onset("0.31", "on", 57951)),
+        ("threshold",),
     ),
     Switch(
         "stats_at",
@@ -162,6 +186,7 @@ SWITCHES: tuple[Switch, ...] = (
             "admission": "once, when the request is admitted",
         },
         (Onset("0.13", "lookup"), Onset("0.27", "admission", 48860)),
+        ("caching",),
     ),
     Switch(
         "null_in_check",
@@ -174,18 +199,21 @@ SWITCHES: tuple[Switch, ...] = (
         "Default of gpu_memory_utilization.",
         {"0.9": "0.9", "0.92": "0.92"},
         (Onset("0.13", "0.9"), Onset("0.20", "0.92", 38284)),
+        ("memory",),
     ),
     Switch(
         "graph_estimate",
         "Whether memory of CUDA graphs is left out of the pool.",
         {"off": "no: graphs are captured in what is left", "on": "yes, an estimate of it"},
         (Onset("0.13", "off"), Onset("0.20", "on", 38284)),
+        ("memory",),
     ),
     Switch(
         "window_free_basis",
         "Sliding-window and chunked-local groups, async: which tokens count when blocks leave the window.",
         {"optimistic": "those in flight too", "processed": "only those that were processed"},
         (Onset("0.13", "optimistic"), Onset("0.26", "processed", 47728)),
+        ("windows", "async"),
     ),
     Switch(
         "admission_cap",
@@ -196,6 +224,7 @@ SWITCHES: tuple[Switch, ...] = (
             "in_flight": "max_num_batched_tokens for each batch in flight",
         },
         (Onset("0.13", "none"), Onset("0.20", "batch", 40946), Onset("0.26", "in_flight", 47728)),
+        ("windows",),
     ),
     Switch(
         "retention",
@@ -212,6 +241,7 @@ SWITCHES: tuple[Switch, ...] = (
             Onset("0.23", "dense", 43447),
             Onset("0.29", "boundary", 52216),
         ),
+        ("sparse", "caching"),
     ),
     Switch(
         "state_draft_retention",
@@ -219,6 +249,7 @@ SWITCHES: tuple[Switch, ...] = (
         " say.",
         {"as_retention": "as in other engines", "dense": "all (interval null)"},
         (Onset("0.13", "as_retention"), Onset("0.29", "dense"), Onset("0.30", "as_retention")),
+        ("states", "drafts", "caching"),
     ),
     Switch(
         "hybrid_cacheable",
@@ -229,12 +260,14 @@ SWITCHES: tuple[Switch, ...] = (
             "aligned": "rounded down to the common block size, and the block that a drafter drops behind it",
         },
         (Onset("0.13", "all"), Onset("0.22", "common", 42258), Onset("0.23", "aligned", 44082)),
+        ("groups", "caching"),
     ),
     Switch(
         "shared_prefix_boundary",
         "Several groups: whether a prefix that only some groups hit is remembered as worth retaining.",
         {"off": "no", "chunks": "no, but a first chunk ends there for a Mamba state", "on": "yes"},
         (Onset("0.13", "off"), Onset("0.24", "chunks", 37898), Onset("0.26", "on", 47782)),
+        ("groups", "caching"),
     ),
     Switch(
         "partial_tail_keys",
@@ -245,12 +278,14 @@ SWITCHES: tuple[Switch, ...] = (
             "on": "yes, at the last hash unit that a hit on the same prompt can use",
         },
         (Onset("0.13", "off"), Onset("0.26", "whole", 46384), Onset("0.32", "on")),
+        ("groups", "caching"),
     ),
     Switch(
         "hybrid_rounds",
         "Full attention beside one other kind of group: how often the two are asked for a common hit.",
         {"one": "once each", "until_equal": "until none of them shortens it"},
         (Onset("0.13", "one"), Onset("0.14", "until_equal", 31707), Onset("0.15", "one", 33524)),
+        ("groups", "caching"),
     ),
     Switch(
         "trimmed_hits",
@@ -260,12 +295,14 @@ SWITCHES: tuple[Switch, ...] = (
             "first": "those of the first size; the others keep, and use, blocks beyond the hit",
         },
         (Onset("0.13", "all"), Onset("0.15", "first", 33524), Onset("0.29", "all")),
+        ("groups", "caching"),
     ),
     Switch(
         "skipped_hits",
         "Hits that lie before what attention will read.",
         {"taken": "are taken with the others, and given up in the next step", "left": "stay where they are"},
         (Onset("0.13", "taken"), Onset("0.14", "left", 30166)),
+        ("sparse", "caching"),
     ),
     Switch(
         "draft_hits",
@@ -275,6 +312,7 @@ SWITCHES: tuple[Switch, ...] = (
             "next_token": "the key of a block covers the token behind it too; nothing is dropped",
         },
         (Onset("0.13", "drop"), Onset("0.33", "next_token")),
+        ("drafts", "caching"),
     ),
     Switch(
         "mtp_group",
@@ -284,6 +322,7 @@ SWITCHES: tuple[Switch, ...] = (
             "marked": "the group of the layers that draft",
         },
         (Onset("0.13", "all"), Onset("0.31", "marked", 55390)),
+        ("drafts", "groups"),
     ),
     Switch(
         "draft_lookup",
@@ -300,6 +339,7 @@ SWITCHES: tuple[Switch, ...] = (
             Onset("0.26", "attention", 46384),
             Onset("0.32", "behind"),
         ),
+        ("drafts", "groups", "caching"),
     ),
     Switch(
         "draft_replay",
@@ -309,6 +349,7 @@ SWITCHES: tuple[Switch, ...] = (
             "dropped": "those that a hit ends in once a block is dropped, of it and of a longer prompt",
         },
         (Onset("0.13", "last_token"), Onset("0.30", "dropped", 54713)),
+        ("drafts", "sparse", "caching"),
     ),
     Switch(
         "draft_padding",
@@ -325,6 +366,7 @@ SWITCHES: tuple[Switch, ...] = (
             Onset("0.29", "fits", 53962),
             Onset("0.30", "hits", 55126),
         ),
+        ("drafts",),
     ),
     Switch(
         "preempted_drafts",
@@ -335,12 +377,14 @@ SWITCHES: tuple[Switch, ...] = (
             "dropped": "they are dropped",
         },
         (Onset("0.13", "kept"), Onset("0.14", "dropped", 31944)),
+        ("drafts",),
     ),
     Switch(
         "draft_slots",
         "Drafts: whether an admission takes the slots that the drafter writes beyond its tokens.",
         {"running": "no: they come with its next step", "all": "yes"},
         (Onset("0.13", "running"), Onset("0.23", "all", 43733)),
+        ("drafts",),
     ),
     Switch(
         "draft_inputs",
@@ -357,18 +401,21 @@ SWITCHES: tuple[Switch, ...] = (
             Onset("0.20", "reserved"),
             Onset("0.28", "each", 51725),
         ),
+        ("drafts",),
     ),
     Switch(
         "accepted_cached",
         "Drafts, synchronous engines: when the blocks that accepted drafts fill are cached.",
         {"schedule": "with the request's next step", "output": "at once"},
         (Onset("0.13", "schedule"), Onset("0.33", "output")),
+        ("drafts", "caching"),
     ),
     Switch(
         "state_renewal",
         "Mamba: whether the state at a prompt's end counts as new in each step while its request is there.",
         {"on": "yes: an equal prompt waits a step longer", "off": "only when it gets its key"},
         (Onset("0.13", "on"), Onset("0.33", "off")),
+        ("states", "caching"),
     ),
     Switch(
         "state_tables",
@@ -379,18 +426,21 @@ SWITCHES: tuple[Switch, ...] = (
             "align": "the running state, and those at the ends of chunks that are still wanted (mode align)",
         },
         (Onset("0.13", "all"), Onset("0.15", "chosen", 30877), Onset("0.32", "align")),
+        ("states", "caching"),
     ),
     Switch(
         "state_units",
         "Mamba, mode all, beside other groups: the unit of hashes.",
         {"asked": "as in other engines", "common": "the common block size, whatever prefix_match_unit says"},
         (Onset("0.13", "asked"), Onset("0.28", "common")),
+        ("states", "groups", "caching"),
     ),
     Switch(
         "state_wait",
         "Mamba: whether a hit on a state that another request computes in this step waits for the next one.",
         {"off": "no", "on": "yes"},
         (Onset("0.13", "off"), Onset("0.17", "on", 29387)),
+        ("states", "caching"),
     ),
     Switch(
         "state_free_basis",
@@ -401,6 +451,7 @@ SWITCHES: tuple[Switch, ...] = (
             "windows": "those that window_free_basis says",
         },
         (Onset("0.13", "scheduled"), Onset("0.17", "less_drafts", 33997), Onset("0.26", "windows", 47728)),
+        ("states",),
     ),
     Switch(
         "state_chunks",
@@ -419,12 +470,14 @@ SWITCHES: tuple[Switch, ...] = (
             Onset("0.27", "ends", 51113),
             Onset("0.32", "hits"),
         ),
+        ("states", "caching"),
     ),
     Switch(
         "state_retention",
         "Mamba: whether prefix_cache_retention_interval says which states are cached.",
         {"off": "no: it is about sliding windows alone", "on": "yes"},
         (Onset("0.13", "off"), Onset("0.24", "on", 45845)),
+        ("states", "caching"),
     ),
     Switch(
         "state_tails",
@@ -445,18 +498,21 @@ SWITCHES: tuple[Switch, ...] = (
             Onset("0.31", "dropped"),
             Onset("0.32", "on"),
         ),
+        ("states", "caching"),
     ),
     Switch(
         "state_copies",
         "Mamba: blocks that a step must find free where it copies a state whose block it also goes on with.",
         {"two": "two, though it takes one", "one": "one"},
         (Onset("0.13", "two"), Onset("0.31", "one", 57050)),
+        ("states", "caching"),
     ),
     Switch(
         "state_replay",
         "Mamba, hits inside blocks: where retention takes the place at which an equal prompt resumes to be.",
         {"common": "at a multiple of the common block size", "hits": "where hits may end"},
         (Onset("0.13", "common"), Onset("0.29", "hits", 53598)),
+        ("states", "caching"),
     ),
     Switch(
         "state_exports",
@@ -467,6 +523,7 @@ SWITCHES: tuple[Switch, ...] = (
             "hits": "at the last place where a hit may end; with retention 0 steps as under prompt",
         },
         (Onset("0.13", "each"), Onset("0.31", "prompt"), Onset("0.32", "hits")),
+        ("states", "caching"),
     ),
     Switch(
         "states_retired",
@@ -477,12 +534,14 @@ SWITCHES: tuple[Switch, ...] = (
             "all": "all of them",
         },
         (Onset("0.13", "never"), Onset("0.14", "to_gap", 28047), Onset("0.30", "all", 55450)),
+        ("states",),
     ),
     Switch(
         "encoder_freed",
         "Encoder-decoder models: when the slots of an encoder input in the encoder cache are given back.",
         {"schedule": "as soon as the step is scheduled", "output": "with the step's output"},
         (Onset("0.13", "schedule"), Onset("0.20", "output", 38907)),
+        ("encoder",),
     ),
     Switch(
         "encoder_blocks",
@@ -493,18 +552,21 @@ SWITCHES: tuple[Switch, ...] = (
             "own": "those of the request's own input",
         },
         (Onset("0.13", "budget"), Onset("0.14", "most", 30772), Onset("0.17", "own", 31058)),
+        ("encoder",),
     ),
     Switch(
         "encoder_full",
         "Encoder-decoder models: a request whose encoder input has no room in this step.",
         {"ends": "ends the scan of the waiting ones", "skipped": "is passed over"},
         (Onset("0.13", "ends"), Onset("0.33", "skipped")),
+        ("encoder",),
     ),
     Switch(
         "group_ratio",
         "Layers in groups: up to which ratio of layer counts the larger kind decides the group size.",
         {"1.25": "1.25", "1.5": "1.5"},
         (Onset("0.13", "1.25"), Onset("0.18", "1.5", 36684)),
+        ("model", "groups"),
     ),
 )
 

@@ -109,6 +109,7 @@ def summarize(
             "num_gpu_blocks": engine.num_gpu_blocks,
             "usable_blocks": engine.usable_blocks,
             "block_size": engine.block_size,
+            "kv_cache_groups": [group.type for group in engine.kv_cache_groups],
             "pool_tokens": engine.usable_blocks * engine.block_size if engine.has_token_slots else None,
             "pool_bytes": None if block is None else block * engine.num_gpu_blocks,
         },

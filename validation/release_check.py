@@ -29,54 +29,23 @@ from validation.releases import Worker
 from validation.steplog import Columns, num_rows
 from validation.suite import Row, from_comparison
 
-#: Switches that decide nothing in a step log: what a config resolves to, sizes, the watermark, which releases
-#: without the rule have no key for, and `empty_batch`: with nothing in flight a batch is empty only where
-#: nobody can ever be scheduled, or nobody is left.
+#: Switches that decide nothing in a step log: what a config resolves to, the size of a pool; the watermark,
+#: which releases without the rule have no key for; `empty_batch`: with nothing in flight a batch is empty
+#: only where nobody can ever be scheduled, or nobody is left.
 NOT_IN_LOGS = (
     "empty_batch",
     "async_default",
     "null_in_check",
-    "memory_utilization",
-    "graph_estimate",
-    "group_ratio",
     "mtp_group",
     "state_draft_retention",
     "watermark",
+    *(s.name for s in SWITCHES if not {"memory", "model"}.isdisjoint(s.concerns)),
 )
-#: Switches that decide nothing where there is one full-attention group.
-OF_GROUPS = (
-    "window_free_basis",
-    "admission_cap",
-    "retention",
-    "hybrid_cacheable",
-    "shared_prefix_boundary",
-    "partial_tail_keys",
-    "hybrid_rounds",
-    "trimmed_hits",
-    "skipped_hits",
-    "draft_hits",
-    "draft_lookup",
-    "draft_replay",
-    "draft_padding",
-    "preempted_drafts",
-    "draft_slots",
-    "draft_inputs",
-    "accepted_cached",
-    "state_renewal",
-    "state_tables",
-    "state_units",
-    "state_wait",
-    "state_free_basis",
-    "state_chunks",
-    "state_retention",
-    "state_tails",
-    "state_copies",
-    "state_replay",
-    "state_exports",
-    "states_retired",
-    "encoder_freed",
-    "encoder_blocks",
-    "encoder_full",
+#: Switches that decide nothing where there is one full-attention group, and no drafts.
+OF_GROUPS = tuple(
+    s.name
+    for s in SWITCHES
+    if not {"groups", "windows", "sparse", "states", "drafts", "encoder"}.isdisjoint(s.concerns)
 )
 #: Crowds for each ordinary case: what they are for is rare.
 CROWDS = 6

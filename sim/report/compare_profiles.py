@@ -10,6 +10,7 @@ from typing import Any
 from sim.config import load_config
 from sim.errors import InputError, did_you_mean
 from sim.profiles import missing_keys, releases
+from sim.report.folder import RunFolder
 
 Say = Callable[[str], None]
 
@@ -64,6 +65,31 @@ def run_profiles(
             outcome.write()
             folders.append(str(out))
     return folders
+
+
+def features(run: RunFolder) -> set[str] | None:
+    """What the engine of a run has of `sim.profiles.FEATURES`; None where the run does not tell."""
+    summary, engine = run.summary["engine"], dict(run.config.get("engine") or {})
+    types = summary.get("kv_cache_groups")
+    if types is None or not engine:
+        return None
+    windows = not {"sliding_window", "chunked_local"}.isdisjoint(types)
+    found = {
+        "async": engine.get("async_scheduling"),
+        "caching": engine.get("enable_prefix_caching"),
+        "priority": engine.get("policy") == "priority",
+        "threshold": engine.get("long_prefill_token_threshold"),
+        "watermark": engine.get("watermark"),
+        "memory": dict(run.provenance.get("pool") or {}).get("how") == "estimated",
+        "model": summary.get("model") and engine.get("kv_cache_groups") in (None, "auto"),
+        "groups": len(types) > 1,
+        "windows": windows,
+        "sparse": windows or "mamba" in types,
+        "states": "mamba" in types,
+        "drafts": engine.get("num_speculative_tokens"),
+        "encoder": "cross_attention" in types,
+    }
+    return {name for name, value in found.items() if value}
 
 
 def rules_in_force(engine: dict[str, Any]) -> dict[str, str] | None:

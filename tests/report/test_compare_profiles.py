@@ -43,7 +43,10 @@ def test_an_upgrade_is_shown(config: str) -> None:
     sections = {s["key"]: s for s in document["sections"]}
     rules = {row[0]: row[1:3] for row in sections["rules"]["parts"][0]["rows"]}
     assert rules["free_order"] == ["append", "split"]
-    assert "group_ratio" in rules
+    assert not {"group_ratio", "state_tables", "priority_mode", "draft_slots"} & set(rules)
+    note = "".join(sections["rules"]["parts"][1]["text"])
+    assert "more rules differ, about what these engines don't have: the priority policy" not in note
+    assert note.endswith("Mamba states, drafts, an encoder.")
     configs = {row[0]: row[1:] for row in sections["configs"]["parts"][0]["rows"]}
     assert configs["engine.watermark"] == ["0.0", "0.05"]
     assert "vLLM 0.14 has no watermark (since 0.24): left out there" in done.stderr
