@@ -397,6 +397,7 @@ def _decoder(
         cache_layers=tuple(layers),
         params=params,
         recurrent_dtype=r.get("mamba_ssm_dtype"),
+        state_chunk=r.number("mamba_chunk_size", r.number("chunk_size", 2048)),
         notes=tuple(r.notes),
     )
 
