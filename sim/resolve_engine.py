@@ -13,16 +13,23 @@ from sim.gpus import GIB, Gpu
 from sim.models import ModelShape
 from sim.models.reader import BY_HAND
 from sim.sizing.budget import estimated_parts, left_over
-from sim.sizing.layers import DEFAULT_BLOCK_SIZE, CacheArgs, CacheLayout, backend_names, cache_layout
+from sim.sizing.layers import (
+    DEFAULT_BLOCK_SIZE,
+    WIDE_HEAD,
+    CacheArgs,
+    CacheLayout,
+    backend_names,
+    cache_layout,
+    hybrid_manager,
+)
 from sim.sizing.plan import Limits, PoolPlan, plan_pool
 from sim.sizing.pool import PoolSize, core_groups
-from sim.sizing.specs import FULL_KINDS, CannotGroup
+from sim.sizing.specs import FULL_KINDS, CannotGroup, Refusal
+from sim.sizing.states import prefix_caching
 
 BIG_GPU = 70 * GIB
 HUGE_GPU = 160 * GIB
 DEFAULT_LENGTH = 4096
-#: Elements of a head for which FlashAttention has kernels of their own on Blackwell.
-WIDE_HEAD = 256
 
 
 def engine_settings(
@@ -83,23 +90,24 @@ def _groups(
 def with_model_defaults(e: EngineConfig, model: ModelShape | None) -> EngineConfig:
     """What vLLM turns off for a model.
 
-    Prefix caching for models without attention and for encoder-decoder models, unless the user says otherwise
-    (ModelConfig.is_prefix_caching_supported). Chunked prefill and the long-prefill threshold for the latter,
-    whatever the user says (SchedulerConfig.__post_init__).
+    Prefix caching as `sim.sizing.states.prefix_caching` says. Chunked prefill and the long-prefill threshold
+    for encoder-decoder models, whatever the user says (SchedulerConfig.__post_init__).
     """
     crossing = any(g.type == "cross_attention" for g in e.groups() or ())
     crossing = crossing or (model is not None and model.is_encoder_decoder)
-    off: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     if crossing:
-        off |= {"enable_chunked_prefill": False, "long_prefill_token_threshold": 0}
-    free = model is not None and model.is_attention_free
-    if (crossing or free) and "enable_prefix_caching" not in e.model_fields_set:
-        off["enable_prefix_caching"] = False
-    return e.model_copy(update=off) if off else e
+        changed |= {"enable_chunked_prefill": False, "long_prefill_token_threshold": 0}
+    asked = e.enable_prefix_caching if "enable_prefix_caching" in e.model_fields_set else None
+    if model is not None:
+        changed["enable_prefix_caching"] = prefix_caching(model, asked, e.rules())
+    elif crossing and asked is None:
+        changed["enable_prefix_caching"] = False
+    return e.model_copy(update=changed) if changed else e
 
 
 def batch_limits(e: EngineConfig, gpu: Gpu | None, max_model_len: int) -> tuple[int, int]:
-    """max_num_seqs and max_num_batched_tokens, by vLLM 0.32.0's defaults where they are `auto`.
+    """max_num_seqs and max_num_batched_tokens, by the release's defaults where they are `auto`.
 
     As EngineArgs.get_batch_defaults and _set_default_max_num_seqs_and_batched_tokens_args: by the GPU's
     memory and name, capped by max_num_seqs * max_model_len; a default max_num_seqs is at most the tokens.
@@ -107,7 +115,7 @@ def batch_limits(e: EngineConfig, gpu: Gpu | None, max_model_len: int) -> tuple[
     offline = e.usage_context == "offline"
     if gpu is None:
         seqs_default, tokens_default = 64, 2048
-    elif gpu.memory_bytes >= HUGE_GPU:
+    elif gpu.memory_bytes >= HUGE_GPU and e.rules().huge_gpu == "on":
         seqs_default, tokens_default = 1024, 16384
     elif gpu.memory_bytes >= BIG_GPU and "a100" not in gpu.name.lower():
         seqs_default, tokens_default = 1024, 16384 if offline else 8192
@@ -237,6 +245,7 @@ def cache_args(e: EngineConfig, model: ModelShape, gpu: Gpu | None, max_model_le
         mamba_cache_dtype=e.mamba_cache_dtype,
         mamba_ssm_cache_dtype=e.mamba_ssm_cache_dtype,
         num_speculative_tokens=e.num_speculative_tokens,
+        rules=e.rules(),
     )
 
 
@@ -245,7 +254,7 @@ def limits_of(e: EngineConfig, model: ModelShape, max_model_len: int, tokens: in
     rules = e.rules()
     batches = 2 if e.async_scheduling and rules.admission_cap == "in_flight" else 1
     encoder = tokens if model.is_encoder_decoder else 0
-    return Limits(max_model_len, tokens * batches, encoder, rules.null_in_check == "on")
+    return Limits(max_model_len, tokens * batches, encoder, rules)
 
 
 def pool_size(
@@ -264,25 +273,24 @@ def pool_size(
     if e.num_gpu_blocks == "auto" and e.kv_cache_memory_bytes is None and gpu is None:
         _missing(model, gpu, problems)
         return None
-    layout = cache_layout(model, cache_args(e, model, gpu, max_model_len), drafter)
-    limits = limits_of(e, model, max_model_len, tokens)
-    hybrid, rules = not e.disable_hybrid_kv_cache_manager, e.rules()
+    limits, rules = limits_of(e, model, max_model_len, tokens), e.rules()
+    hybrid = hybrid_manager(model, e.disable_hybrid_kv_cache_manager, e.speculative_method, rules)
     marking = rules.draft_hits == "drop" and rules.mtp_group == "marked"
 
-    def planned(available: int, override: int | None = None) -> PoolPlan:
+    def planned(available: int | None, override: int | None = None) -> PoolPlan:
         return plan_pool(
             layout.specs,
             available,
             limits,
             hybrid_manager=hybrid,
             num_gpu_blocks_override=override,
-            pad_up_to=float(rules.group_ratio),
             mark_last=marking and e.speculative_method == "mtp",
         )
 
     try:
+        layout = cache_layout(model, cache_args(e, model, gpu, max_model_len), drafter)
         if e.num_gpu_blocks != "auto":
-            plan = planned(0, e.num_gpu_blocks)
+            plan = planned(e.kv_cache_memory_bytes, e.num_gpu_blocks)
             return _sized(plan, layout, "given", {})
         if e.kv_cache_memory_bytes is not None:
             return _sized(planned(e.kv_cache_memory_bytes), layout, "kv_cache_memory_bytes", {})
@@ -299,6 +307,9 @@ def pool_size(
             drafter=drafter,
         )
         plan = planned(left_over(parts))
+    except Refusal as why:
+        problems.append(Problem(("model",), f"{model.name}: vLLM {e.vllm} {why}", None))
+        return None
     except CannotGroup as why:
         problems.append(
             Problem(("model",), f"{model.name}: vLLM can't put its layers into one pool: {why}", None)

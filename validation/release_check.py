@@ -1,6 +1,7 @@
 """`python -m validation releases check | record`: each release's real control plane against its profile.
 
-`check` makes the stored recordings again on the release and on the simulator, then compares random cases.
+`check` makes the stored recordings again on the release and on the simulator, then compares random cases,
+the defaults of keys and sizes of pools.
 `record` chooses those recordings: short cases that, together, show every rule in which the release differs
 from the default one.
 """
@@ -17,7 +18,7 @@ import numpy as np
 from sim.engine_checks import check_simulated
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
-from sim.profiles import DEFAULT_RELEASE, SWITCHES, rules_of
+from sim.profiles import DEFAULT_RELEASE, SIZE_SWITCHES, SWITCHES, rules_of
 from validation.corpus import RecordedCase, read_cases, write_case
 from validation.diff import compare
 from validation.fuzz import under_release
@@ -25,7 +26,9 @@ from validation.fuzz_cases import Case, Draw, blocks_of_largest
 from validation.fuzz_groups import random_group_case
 from validation.logical import LogicalRequest
 from validation.record import record
+from validation.release_defaults import check_defaults
 from validation.releases import Worker
+from validation.sizing.check import short_check
 from validation.steplog import Columns, num_rows
 from validation.suite import Row, from_comparison
 
@@ -36,10 +39,12 @@ NOT_IN_LOGS = (
     "empty_batch",
     "async_default",
     "null_in_check",
+    "memory_utilization",
+    "graph_estimate",
     "mtp_group",
     "state_draft_retention",
     "watermark",
-    *(s.name for s in SWITCHES if not {"memory", "model"}.isdisjoint(s.concerns)),
+    *SIZE_SWITCHES,
 )
 #: Switches that decide nothing where there is one full-attention group, and no drafts.
 OF_GROUPS = tuple(
@@ -60,7 +65,7 @@ def recordings_of(release: str, recorded: Path) -> list[RecordedCase]:
 
 
 def check(release: str, worker: Worker, recorded: Path, family: str, seeds: int) -> Iterator[Row]:
-    """One row for each stored recording on release and simulator, and one for the random cases."""
+    """One row for each stored recording on release and simulator, the random cases, defaults and sizes."""
     for stored in recordings_of(release, recorded):
         case = stored.case
         again = worker.record(case.settings, case.requests)
@@ -70,6 +75,8 @@ def check(release: str, worker: Worker, recorded: Path, family: str, seeds: int)
             ours = record("sim", case.settings, case.requests)
             yield from_comparison(name, "recording / sim", compare(stored.log(), ours.log))
     yield check_random(release, worker, family, seeds)
+    yield check_defaults(worker)
+    yield short_check(worker)
 
 
 def check_random(release: str, worker: Worker, family: str, seeds: int) -> Row:

@@ -37,7 +37,7 @@ def _known_family(family: str) -> str:
     return family
 
 
-def _chosen(names: tuple[str, ...], folder: Path | None) -> list[str]:
+def chosen_releases(names: tuple[str, ...], folder: Path | None) -> list[str]:
     """The releases named, or all checked ones that are at hand."""
     from sim.errors import InputError, did_you_mean
     from sim.profiles import VERSIONS
@@ -118,7 +118,7 @@ def check(names: tuple[str, ...], seeds: int, recorded: Path, family: str, folde
     """
     from validation.release_check import run_check
 
-    chosen = _chosen(names, folder)
+    chosen = chosen_releases(names, folder)
     equal = run_check(chosen, folder, recorded, _known_family(family), seeds, click.echo)
     sys.exit(0 if equal else EXIT_DIFFERENT)
 
@@ -138,7 +138,7 @@ def record(
     from validation.release_check import record_release
     from validation.releases import Worker
 
-    for name in _chosen(names, folder):
+    for name in chosen_releases(names, folder):
         with Worker(name, folder) as worker:
             record_release(name, worker, out, _known_family(family), seeds, keep, click.echo)
 

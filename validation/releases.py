@@ -155,14 +155,28 @@ class Worker:
             self.close()
             raise InputError(f"wanted vLLM {self.version}, but {found} came up")
 
+    @property
+    def release(self) -> str:
+        """The minor release, "0.25"."""
+        return ".".join(self.version.split(".")[:2])
+
     def record(self, settings: EngineSettings, requests: Sequence[LogicalRequest]) -> Recording:
         """Record a case. Raises InputError if the release refuses it or fails an assertion on the way."""
+        answer = self.ask("record", settings, tuple(requests))
+        assert isinstance(answer, Recording)
+        return answer
+
+    def ask(self, kind: str, *what: object) -> object:
+        """Send one message of `validation.vllm_worker`, and wait for its answer.
+
+        Raises InputError if the release refuses or fails, with its words.
+        """
         assert self._process.stdin is not None
-        pickle.dump(("record", settings, tuple(requests)), self._process.stdin)
+        pickle.dump((kind, *what), self._process.stdin)
         self._process.stdin.flush()
         answer = self._receive()
-        if not isinstance(answer, Recording):
-            raise InputError(str(answer))
+        if isinstance(answer, str):
+            raise InputError(answer)
         return answer
 
     def _receive(self) -> object:

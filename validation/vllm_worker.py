@@ -1,8 +1,12 @@
-"""A process that runs one vLLM release: takes cases from its standard input, answers with their recordings.
+"""A process that runs one vLLM release: takes questions from its standard input, and answers them.
 
 Started by `validation.releases.Worker` with the release's folder in PYTHONPATH; what vLLM prints goes to
-standard error. Messages are pickled: `("record", settings, requests)` -> a Recording, or the text of an
-InputError as str; `None` ends the process.
+standard error. Messages are pickled; a failure is answered with its text as str, `None` ends the process.
+
+    ("record", settings, requests)    -> Recording
+    ("sizing", question, memories)    -> validation.sizing.answer.Answer
+    ("mixes", mixes)                  -> list of plans, as `validation.sizing.real_plan`
+    ("defaults",)                     -> dict, as `validation.release_defaults`
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -17,7 +22,6 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     from sim.errors import InputError
-    from validation.record import record
     from validation.vllm_release import installed
 
     pickle.dump(installed(), answers)
@@ -26,10 +30,10 @@ def main() -> None:
         message = pickle.load(sys.stdin.buffer)
         if message is None:
             return
-        _, settings, requests = message
+        kind, *what = message
         answer: object
         try:
-            answer = record("scheduler", settings, requests)
+            answer = _answer(kind, what)
         except InputError as exc:
             answer = str(exc)
         except Exception as exc:
@@ -37,6 +41,24 @@ def main() -> None:
             answer = f"{type(exc).__name__}: {exc}"
         pickle.dump(answer, answers)
         answers.flush()
+
+
+def _answer(kind: str, what: list[Any]) -> object:
+    if kind == "sizing":
+        from validation.sizing.answer import answer
+
+        return answer(*what)
+    if kind == "mixes":
+        from validation.sizing.answer import answer_mixes
+
+        return answer_mixes(*what)
+    if kind == "defaults":
+        from validation.release_defaults import release_defaults
+
+        return release_defaults()
+    from validation.record import record
+
+    return record("scheduler", *what)
 
 
 if __name__ == "__main__":

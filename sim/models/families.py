@@ -396,6 +396,7 @@ def _decoder(
         cache_layers=tuple(layers),
         params=params,
         recurrent_dtype=r.state_dtype(),
+        state_chunk=r.number("mamba_chunk_size", r.number("chunk_size", 2048)),
         notes=r.all_notes(),
     )
 

@@ -140,6 +140,8 @@ class ModelShape:
         encoder_pair_flops: FLOPs of one query-key pair in all layers of the encoder.
         notes: what the numbers leave out.
         length_limit: longest sequence that vLLM lets a user ask for; None: any, since the config names none.
+        state_chunk: tokens that the kernels for recurrent states take at once
+            (ModelConfig.get_mamba_chunk_size).
         mtp: the model's layers for multi-token prediction, as a drafter that shares embedding and output
             projection with it; None if it has none.
     """
@@ -163,6 +165,7 @@ class ModelShape:
     notes: tuple[str, ...] = ()
     length_limit: int | None = None
     mtp: ModelShape | None = None
+    state_chunk: int = 2048
 
     @property
     def dtype_bytes(self) -> int:

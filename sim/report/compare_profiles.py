@@ -9,8 +9,11 @@ from typing import Any
 
 from sim.config import load_config
 from sim.errors import InputError, did_you_mean
+from sim.gpus import find_gpu
+from sim.models import find_model
 from sim.profiles import missing_keys, releases
 from sim.report.folder import RunFolder
+from sim.resolve_engine import HUGE_GPU
 
 Say = Callable[[str], None]
 
@@ -82,6 +85,9 @@ def features(run: RunFolder) -> set[str] | None:
         "watermark": engine.get("watermark"),
         "memory": dict(run.provenance.get("pool") or {}).get("how") == "estimated",
         "model": summary.get("model") and engine.get("kv_cache_groups") in (None, "auto"),
+        "blocks": dict(run.provenance.get("pool") or {}).get("how") == "given",
+        "huge": _is_huge(summary.get("gpu")),
+        "latent": _is_latent(summary.get("model")),
         "groups": len(types) > 1,
         "windows": windows,
         "sparse": windows or "mamba" in types,
@@ -90,6 +96,18 @@ def features(run: RunFolder) -> set[str] | None:
         "encoder": "cross_attention" in types,
     }
     return {name for name, value in found.items() if value}
+
+
+def _is_huge(name: str | None) -> bool:
+    """Whether the GPU of a run has 160 GiB; one that is not known may have."""
+    gpu = find_gpu(name) if name else None
+    return name is not None and (gpu is None or gpu.memory_bytes >= HUGE_GPU)
+
+
+def _is_latent(name: str | None) -> bool:
+    """Whether the model of a run has latent attention; one that is not known may have."""
+    model = find_model(name) if name else None
+    return name is not None and (model is None or model.is_mla)
 
 
 def rules_in_force(engine: dict[str, Any]) -> dict[str, str] | None:

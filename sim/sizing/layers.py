@@ -1,22 +1,34 @@
 """From a model's shape to the spec of each layer: block sizes, heads on one GPU, states and their padding.
 
-What decides a block size in vLLM 0.32.0 when the user gives none is the attention backend that the GPU gets
-(Platform.update_block_size_for_backend), and in models with states the size of the state: a block of
-attention must be as large as a state (Platform._align_hybrid_block_size).
+What decides a block size in vLLM when the user gives none is the attention backend that the GPU gets (0.32.0,
+Platform.update_block_size_for_backend), and in models with states the size of the state: a block of
+attention must be as large as a state (Platform._align_hybrid_block_size). Where releases differ,
+`CacheArgs.rules` say how.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import lcm
 
 from sim.models import CacheLayer, ModelShape
-from sim.sizing.specs import LayerSpec, cdiv
+from sim.profiles import Rules
+from sim.sizing.specs import DEFAULT_RULES, LayerSpec, Refusal, cdiv
+from sim.sizing.states import mamba_cache_mode, prefix_caching
 
 DEFAULT_BLOCK_SIZE = 16
 #: Bytes of one cached element.
 KV_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 #: Kernels that decode MLA need their blocks in units of this many tokens where states are beside them.
 MLA_HYBRID_ALIGNMENT = 128
+#: The same before 0.20, and of kernels for other attention; for heads of 256 on Blackwell until 0.17.
+OLD_LATENT_UNIT, OLD_UNIT, OLD_WIDE_UNIT = 64, 16, 32
+#: Drafters that read the model's hidden states (SpeculativeConfig.use_eagle).
+HIDDEN_STATE_DRAFTERS = ("eagle", "eagle3", "mtp")
+#: Elements of a head for which Blackwell has kernels of their own.
+WIDE_HEAD = 256
+#: Type of the models with states whose drafters 0.13 to 0.16 take.
+DRAFTED_EARLY = "qwen3_next"
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,13 @@ def backend_names(latent: bool) -> tuple[str, ...]:
     return tuple(_LATENT) if latent else _PLAIN
 
 
-def backend_of(model: ModelShape, capability: int, kv_cache_dtype: str, chosen: str = "auto") -> Backend:
+def backend_of(
+    model: ModelShape,
+    capability: int,
+    kv_cache_dtype: str,
+    chosen: str = "auto",
+    rules: Rules = DEFAULT_RULES,
+) -> Backend:
     """The backend that is chosen, by default vLLM's choice on a GPU of this compute capability.
 
     (platforms/cuda.py, _get_backend_priorities.)
@@ -86,11 +104,12 @@ def backend_of(model: ModelShape, capability: int, kv_cache_dtype: str, chosen: 
         capability: compute capability times ten: 80, 89, 90, 100.
         kv_cache_dtype: not every backend reads FP8.
         chosen: one of `backend_names`, or "auto".
+        rules: latent_blocks counts.
     """
     fp8, blackwell = kv_cache_dtype.startswith("fp8"), capability // 10 == 10
     if model.is_mla:
         if chosen == "auto" and blackwell:
-            chosen = "FLASHINFER_MLA"
+            chosen = "CUTLASS_MLA" if rules.latent_blocks == "cutlass" else "FLASHINFER_MLA"
         elif chosen == "auto" and capability // 10 == 9:
             chosen = "FLASHMLA" if fp8 else "FLASH_ATTN_MLA"
         return _LATENT["TRITON_MLA" if chosen == "auto" else chosen]
@@ -110,12 +129,14 @@ class CacheLayout:
         block_size: `cache_config.block_size` after all adjustments.
         asked_block_size: before the adjustment to states.
         backend: the attention backend whose block sizes were taken; None without attention.
+        enable_prefix_caching: as the release has it in the end.
     """
 
     specs: tuple[LayerSpec, ...]
     block_size: int
     asked_block_size: int
     backend: Backend | None
+    enable_prefix_caching: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,7 +148,7 @@ class CacheArgs:
         tensor_parallel: GPUs over which each layer is split.
         kv_cache_dtype: "auto": as `dtype`.
         dtype: of the activations.
-        enable_prefix_caching: decides how states are kept.
+        enable_prefix_caching: decides how states are kept; None: the release's default for the model.
         max_model_len: with prefix caching off, the tokens that one block of states covers.
         capability: compute capability of the GPU times ten.
         attention_backend: of the user, or "auto".
@@ -135,13 +156,15 @@ class CacheArgs:
         mamba_cache_dtype, mamba_ssm_cache_dtype: types of the states' two parts; "auto": as `dtype`, as the
             first.
         num_speculative_tokens: further states of one request, and inputs that a state's convolution keeps.
+        mamba_cache_mode: of the user, or None: the release's default for the model.
+        rules: of the release.
     """
 
     block_size: int | None
     tensor_parallel: int = 1
     kv_cache_dtype: str = "auto"
     dtype: str = "bfloat16"
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: bool | None = True
     max_model_len: int = 4096
     capability: int = 90
     attention_backend: str = "auto"
@@ -149,6 +172,8 @@ class CacheArgs:
     mamba_cache_dtype: str = "auto"
     mamba_ssm_cache_dtype: str = "auto"
     num_speculative_tokens: int = 0
+    mamba_cache_mode: str | None = None
+    rules: Rules = DEFAULT_RULES
 
 
 def element_bytes(kv_cache_dtype: str, dtype: str) -> int:
@@ -175,28 +200,98 @@ def cache_layout(model: ModelShape, args: CacheArgs, drafter: ModelShape | None 
 
     A drafter's layers come behind the model's: it is loaded later (vLLM 0.32.0, GPUModelRunner.load_model).
     Those without a window of their own take the model's, if all its layers have one (CacheConfig).
+
+    Raises:
+        Refusal: the release ends with an error before it groups the layers.
     """
     attention = any(c.kind != "mamba" for c in model.cache_layers)
-    chosen = args.attention_backend
-    backend = backend_of(model, args.capability, args.kv_cache_dtype, chosen) if attention else None
-    asked = args.block_size or (backend.preferred if backend else DEFAULT_BLOCK_SIZE)
+    backend = None
+    if attention:
+        backend = backend_of(model, args.capability, args.kv_cache_dtype, args.attention_backend, args.rules)
+    asked = _asked_block_size(model, args, backend)
     element = element_bytes(args.kv_cache_dtype, args.dtype)
-    mode = "align" if args.enable_prefix_caching else "none"
+    caching = prefix_caching(model, args.enable_prefix_caching, args.rules)
+    drafts = args.num_speculative_tokens > 0
+    mode = mamba_cache_mode(model, caching, args.rules, args.mamba_cache_mode, drafts)
     states = [state_bytes(c, args, model.recurrent_dtype) for c in model.cache_layers if c.kind == "mamba"]
-    block_size, padded = asked, None
+    if states and drafts:
+        _check_drafted(model, mode, args.rules)
+    block_size, mamba_block, padded = asked, asked, None
+    if states and (backend is None or mode == "none"):
+        mamba_block = _free_mamba_block(args, mode)
     if backend is not None and states:
         token = max(_token_bytes(c, args, element) for c in model.cache_layers if c.kind != "mamba")
-        block_size = _aligned_block_size(asked, max(states), token, backend, model.is_mla)
+        aligned = _aligned_block_size(model, args, asked, max(states), token, backend, mode)
+        block_size = max(asked, aligned)
         if block_size * token != max(states):
             padded = block_size * token
-    mamba_block = args.mamba_block_size or (args.max_model_len if mode == "none" else asked)
-    if mode == "align" and backend is not None:
-        mamba_block = block_size
+        if mode != "none":
+            mamba_block = aligned if mode == "all" else block_size
     specs = tuple(
         _spec(c, args, element, block_size, backend, mode, mamba_block, padded, model.recurrent_dtype)
         for c in (*model.cache_layers, *_drafter_layers(model, drafter))
     )
-    return CacheLayout(specs, block_size, asked, backend)
+    return CacheLayout(specs, block_size, asked, backend, caching)
+
+
+def hybrid_manager(model: ModelShape, disabled: bool, drafter: str | None, rules: Rules) -> bool:
+    """Whether the hybrid KV-cache manager is on (VllmConfig.__post_init__).
+
+    Args:
+        model: chunked local attention turns it off by itself in some cases.
+        disabled: by the user.
+        drafter: method of speculative decoding.
+        rules: chunked_hybrid counts.
+    """
+    if any(c.kind == "chunked_local" for c in model.cache_layers):
+        disabled = disabled or rules.chunked_hybrid == "off" or drafter in HIDDEN_STATE_DRAFTERS
+    return not disabled
+
+
+def _check_drafted(model: ModelShape, mode: str, rules: Rules) -> None:
+    """MambaBase.get_kv_cache_spec and MambaModelConfig of 0.13 to 0.16."""
+    if rules.states_drafted == "all":
+        return
+    if model.model_type != DRAFTED_EARLY:
+        raise Refusal("has no speculative decoding for models with states of this type")
+    if rules.states_drafted == "gated_unless_align" and mode == "align":
+        raise Refusal("has no speculative decoding with prefix caching of states: turn one of them off")
+
+
+def _asked_block_size(model: ModelShape, args: CacheArgs, backend: Backend | None) -> int:
+    """The block size before states raise it: the user's, or what the backend prefers.
+
+    Before 0.18 the platform sets it (CudaPlatformBase.check_and_update_config): 16, and for latent attention
+    what the kernel wants even if the user says otherwise.
+    """
+    if args.rules.latent_blocks == "preferred":
+        return args.block_size or (backend.preferred if backend else DEFAULT_BLOCK_SIZE)
+    size = args.block_size or DEFAULT_BLOCK_SIZE
+    if not model.is_mla or backend is None:
+        return size
+    chosen, hopper = args.attention_backend, args.capability // 10 == 9
+    if chosen == "auto":
+        chosen = "FLASHMLA" if hopper else backend.name
+    if chosen == "FLASHMLA" and hopper:
+        return size if size % 64 == 0 else 64
+    if chosen == "CUTLASS_MLA":
+        return size if size % 128 == 0 else 128
+    if chosen == "FLASHINFER_MLA":
+        return size if size == 32 or size % 64 == 0 else 64
+    return size
+
+
+def _free_mamba_block(args: CacheArgs, mode: str) -> int:
+    """Block size of states that no attention is beside (MambaModelConfig)."""
+    if args.mamba_block_size:
+        return args.mamba_block_size
+    if mode == "none":
+        return args.max_model_len
+    if args.block_size is None and args.rules.free_state_blocks != "engine":
+        if args.rules.free_state_blocks == "unset":
+            raise Refusal("fails to cache states without a block size: give engine.block_size")
+        return args.max_model_len
+    return args.block_size or DEFAULT_BLOCK_SIZE
 
 
 def _drafter_layers(model: ModelShape, drafter: ModelShape | None) -> tuple[CacheLayer, ...]:
@@ -216,13 +311,32 @@ def _token_bytes(layer: CacheLayer, args: CacheArgs, element: int) -> int:
     return layer.heads_on_gpu(args.tensor_parallel) * (layer.head_size + layer.head_size_v) * element
 
 
-def _aligned_block_size(asked: int, state: int, token: int, backend: Backend, mla: bool) -> int:
-    """The smallest block size whose attention page holds a state; never below the one asked for."""
-    unit = max(backend.smallest, asked)
-    if mla:
-        unit = max(unit, MLA_HYBRID_ALIGNMENT)
+def _aligned_block_size(
+    model: ModelShape, args: CacheArgs, asked: int, state: int, token: int, backend: Backend, mode: str
+) -> int:
+    """The smallest block size whose attention page holds a state.
+
+    With a state in every block it is a multiple of the chunk that the Mamba kernels take at once, too.
+    """
+    unit = _state_unit(model, args, asked, backend)
+    if mode == "all":
+        chunk = lcm(args.mamba_block_size or model.state_chunk, unit)
+        return chunk * cdiv(cdiv(state, token), chunk)
     needed = unit * cdiv(state, unit * token)
-    return max(asked, backend.smallest * cdiv(needed, backend.smallest))
+    return backend.smallest * cdiv(needed, backend.smallest)
+
+
+def _state_unit(model: ModelShape, args: CacheArgs, asked: int, backend: Backend) -> int:
+    """What the block size of attention beside states is a multiple of."""
+    rule = args.rules.state_blocks
+    if rule in ("asked", "asked_latent"):
+        unit = max(backend.smallest, asked)
+        return max(unit, MLA_HYBRID_ALIGNMENT) if model.is_mla and rule == "asked_latent" else unit
+    if model.is_mla:
+        return MLA_HYBRID_ALIGNMENT if args.attention_backend == "CUTLASS_MLA" else OLD_LATENT_UNIT
+    wide = any(c.head_size == WIDE_HEAD for c in model.cache_layers)
+    blackwell = args.capability // 10 == 10 and args.attention_backend in ("auto", "FLASHINFER")
+    return OLD_WIDE_UNIT if rule == "kernel_wide" and wide and blackwell else OLD_UNIT
 
 
 def _spec(
@@ -243,11 +357,12 @@ def _spec(
             state_bytes=state_bytes(c, args, recurrent_dtype),
             mamba_cache_mode=mode,
             speculative_blocks=args.num_speculative_tokens,
-            checkpoint_blocks=int(c.checkpoint),
+            checkpoint_blocks=int(c.checkpoint and args.rules.state_checkpoints == "on"),
             page_size_padded=padded,
         )
-    # A window layer takes the largest kernel block whose page is not above that of a full layer of its shape.
-    size = backend.largest_within(block_size) if c.kind == "sliding_window" and backend else block_size
+    size = block_size
+    if c.kind == "sliding_window" and backend is not None:
+        size = _window_block(block_size, backend, args.rules)
     return LayerSpec(
         c.kind,
         size,
@@ -258,3 +373,13 @@ def _spec(
         sliding_window=c.window,
         attention_chunk_size=c.chunk,
     )
+
+
+def _window_block(block_size: int, backend: Backend, rules: Rules) -> int:
+    """A window layer's block: since 0.25 it has one of its own.
+
+    Now the largest kernel block whose page is not above that of a full layer of its shape.
+    """
+    if rules.window_blocks == "engine":
+        return block_size
+    return backend.smallest if rules.window_blocks == "smallest" else backend.largest_within(block_size)

@@ -1,5 +1,4 @@
-"""From grouped layers and bytes to a pool: blocks, tokens and maximum concurrency, as vLLM 0.32.0 prints
-them.
+"""From grouped layers and bytes to a pool: blocks, tokens and maximum concurrency, as vLLM prints them.
 
     block_bytes   bytes of one block in the widest group (every group has such a block)
     num_blocks    available // block_bytes, the null block included; or `num_gpu_blocks_override`
@@ -7,9 +6,9 @@ them.
     concurrency   num_blocks / per request            "Maximum concurrency for ... tokens per request"
     tokens        int(concurrency * max_model_len)    "GPU KV cache size"
 
-(kv_cache_utils.get_kv_cache_config_from_groups, get_max_concurrency_for_kv_cache_config,
+(0.32.0, kv_cache_utils.get_kv_cache_config_from_groups, get_max_concurrency_for_kv_cache_config,
 get_kv_cache_capacity, and the start-up check in get_kv_cache_configs, which sets one block aside for the null
-block.)
+block. What other releases do differently, `Limits.rules` say.)
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sim.sizing.groups import PAD_UP_TO, Group, group_layers
-from sim.sizing.specs import LayerSpec
+from sim.profiles import Rules
+from sim.sizing.groups import Group, group_layers
+from sim.sizing.specs import DEFAULT_RULES, LayerSpec
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Limits:
         in_flight_tokens: tokens scheduled and not yet settled: `max_num_batched_tokens`, twice with async
             scheduling.
         encoder_tokens: encoder tokens of a request (cross attention): vLLM takes `max_num_batched_tokens`.
-        null_block_reserved: whether the start-up check sets a block aside for the null block (since 0.29).
+        rules: of the release.
     """
 
     max_model_len: int
     in_flight_tokens: int
     encoder_tokens: int = 0
-    null_block_reserved: bool = True
+    rules: Rules = DEFAULT_RULES
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class PoolPlan:
         block_bytes: bytes of one block on one GPU, in all layers that share it.
         num_blocks: the null block included; 1 for a model without a KV cache.
         request_blocks: blocks of one request of `max_model_len`, for each group.
+        specs: the layers, as they were before they were grouped.
+        checked_bytes: memory that the start-up check counts.
     """
 
     groups: tuple[Group, ...]
@@ -58,6 +60,8 @@ class PoolPlan:
     block_bytes: int
     num_blocks: int
     request_blocks: tuple[int, ...]
+    specs: tuple[LayerSpec, ...] = ()
+    checked_bytes: int = 0
 
     @property
     def max_concurrency(self) -> float:
@@ -67,7 +71,9 @@ class PoolPlan:
 
     @property
     def tokens(self) -> int:
-        """'GPU KV cache size' in tokens, as vLLM prints it."""
+        """'GPU KV cache size' in tokens, as vLLM prints it; 0 without a KV cache."""
+        if self.groups and self.limits.rules.printed_tokens == "blocks":
+            return self.num_blocks // len(self.groups) * min(g.spec.block_size for g in self.groups)
         return int(self.max_concurrency * self.limits.max_model_len)
 
     @property
@@ -77,13 +83,13 @@ class PoolPlan:
 
     @property
     def needed_bytes(self) -> int:
-        """Bytes of one request of `max_model_len`, without the null block."""
-        return self.block_bytes * sum(self.request_blocks)
+        """Bytes of one request of `max_model_len` without the null block, as the start-up check counts."""
+        return self._needed_for(self.limits.max_model_len)
 
     @property
     def starts(self) -> bool:
-        """Whether vLLM starts: a request of `max_model_len` fits beside the null block."""
-        return not self.groups or self.needed_bytes <= self._checked_bytes
+        """Whether vLLM starts: a request of `max_model_len` fits (since 0.29: beside the null block)."""
+        return not self.groups or self._fits(self.limits.max_model_len)
 
     def with_length(self, max_model_len: int) -> PoolPlan:
         """The same pool for requests of another length."""
@@ -91,59 +97,72 @@ class PoolPlan:
         return replace(self, limits=limits, request_blocks=_needed(self.groups, limits))
 
     @property
-    def _checked_bytes(self) -> int:
-        return self.available_bytes - (self.block_bytes if self.limits.null_block_reserved else 0)
-
-    @property
     def longest(self) -> int:
         """The largest `max_model_len`, up to the one asked, with which vLLM would start; 0: none."""
-        return _longest(self.groups, self.limits, self._checked_bytes, self.block_bytes)
+        return largest_that(self._fits, self.limits.max_model_len)
+
+    def _fits(self, length: int) -> bool:
+        null = self.block_bytes if self.limits.rules.null_in_check == "on" else 0
+        room = self.checked_bytes - null
+        return min(room, self.num_blocks) > 0 and self._needed_for(length) <= room
+
+    def _needed_for(self, length: int) -> int:
+        limits = replace(self.limits, max_model_len=length)
+        if limits.rules.check_needs == "layers":
+            return sum(_blocks(s, limits) * s.page_bytes for s in self.specs)
+        groups = self.groups[:1] if limits.rules.check_needs == "first_group" else self.groups
+        return self.block_bytes * sum(_needed(groups, limits))
 
 
 def plan_pool(
     specs: Sequence[LayerSpec],
-    available_bytes: int,
+    available_bytes: int | None,
     limits: Limits,
     *,
     hybrid_manager: bool = True,
     num_gpu_blocks_override: int | None = None,
-    pad_up_to: float = PAD_UP_TO,
     mark_last: bool = False,
 ) -> PoolPlan:
     """The pool that vLLM makes for these layers; see the module's text.
 
-    With `num_gpu_blocks_override` the memory is what that many blocks need, whatever is available. The other
-    keywords are those of `group_layers`.
+    Args:
+        specs: of all layers with a KV cache.
+        available_bytes: memory on one GPU; None: what the blocks of `num_gpu_blocks_override` need.
+        limits: what else decides.
+        hybrid_manager, mark_last: as `group_layers`.
+        num_gpu_blocks_override: blocks, whatever the memory.
 
     Raises:
         CannotGroup: vLLM can't put these layers into one pool.
     """
-    groups = group_layers(specs, hybrid_manager, pad_up_to, mark_last)
+    rules, given = limits.rules, num_gpu_blocks_override
+    groups = group_layers(specs, hybrid_manager, rules, mark_last)
     if not groups:
-        return PoolPlan((), limits, available_bytes, 0, 1, ())
+        return PoolPlan((), limits, available_bytes or 0, 0, 1, ())
     block_bytes = max(g.block_bytes for g in groups)
-    num_blocks = max(0, available_bytes) // block_bytes
-    if num_gpu_blocks_override is not None:
-        num_blocks = num_gpu_blocks_override
-        available_bytes = num_blocks * block_bytes
-    return PoolPlan(groups, limits, available_bytes, block_bytes, num_blocks, _needed(groups, limits))
-
-
-def _needed(groups: Sequence[Group], limits: Limits) -> tuple[int, ...]:
-    return tuple(
-        g.blocks_per_request(limits.max_model_len, limits.in_flight_tokens, limits.encoder_tokens)
-        for g in groups
+    num_blocks = max(0, available_bytes or 0) // block_bytes if given is None else given
+    pool_bytes = (available_bytes or 0) if given is None else num_blocks * block_bytes
+    by_memory = rules.checked_memory == "available" and available_bytes is not None
+    return PoolPlan(
+        groups,
+        limits,
+        pool_bytes,
+        block_bytes,
+        num_blocks,
+        _needed(groups, limits),
+        tuple(specs),
+        (available_bytes or 0) if by_memory else pool_bytes,
     )
 
 
-def _longest(groups: Sequence[Group], limits: Limits, available: int, block_bytes: int) -> int:
-    def fits(length: int) -> bool:
-        needed = sum(
-            g.blocks_per_request(length, limits.in_flight_tokens, limits.encoder_tokens) for g in groups
-        )
-        return needed * block_bytes <= available
+def _blocks(layers: Group | LayerSpec, limits: Limits) -> int:
+    return layers.blocks_per_request(
+        limits.max_model_len, limits.in_flight_tokens, limits.encoder_tokens, limits.rules.state_needs
+    )
 
-    return largest_that(fits, limits.max_model_len)
+
+def _needed(groups: Sequence[Group], limits: Limits) -> tuple[int, ...]:
+    return tuple(_blocks(g, limits) for g in groups)
 
 
 def largest_that(fits: Callable[[int], bool], most: int) -> int:

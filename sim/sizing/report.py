@@ -122,7 +122,7 @@ def budget_of(
             quantization=engine.quantization,
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_num_seqs=settings.max_num_seqs,
-            cuda_graphs=not engine.enforce_eager,
+            cuda_graphs=engine.rules().graph_estimate == "on" and not engine.enforce_eager,
             drafter=drafter,
         )
         parts["kv_cache"] = pool.plan.available_bytes

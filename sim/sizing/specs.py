@@ -17,11 +17,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sim.profiles import DEFAULT_RELEASE, Rules, rules_of
+
 FULL_KINDS = ("full", "mla")
+DEFAULT_RULES = rules_of(DEFAULT_RELEASE)
 
 
 class CannotGroup(ValueError):
     """Layers that vLLM can't put into one pool either; the text says why."""
+
+
+class Refusal(CannotGroup):
+    """What a release refuses before it groups layers; the text goes on from its name."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class LayerSpec:
         sliding_window: tokens (sliding_window; or full, for a window layer that is kept as full).
         attention_chunk_size: tokens (chunked_local; or full, for a chunk layer that is kept as full).
         state_bytes: bytes of the state (mamba).
-        mamba_cache_mode: "none" or "align" (mamba).
+        mamba_cache_mode: "none", "align" or "all" (mamba).
         speculative_blocks, checkpoint_blocks: further states of one request (mamba).
         page_size_padded: bytes of the page where it is padded; None: as large as its content.
     """
@@ -76,7 +83,13 @@ class LayerSpec:
         """Whether blocks are kept for every token."""
         return self.kind in FULL_KINDS
 
-    def blocks_per_request(self, max_model_len: int, in_flight_tokens: int, encoder_tokens: int = 0) -> int:
+    def blocks_per_request(
+        self,
+        max_model_len: int,
+        in_flight_tokens: int,
+        encoder_tokens: int = 0,
+        state_needs: str = DEFAULT_RULES.state_needs,
+    ) -> int:
         """Blocks that a request of `max_model_len` tokens holds at most.
 
         As max_memory_usage_bytes and max_admission_blocks_per_request of the specs: a window holds
@@ -86,10 +99,10 @@ class LayerSpec:
             max_model_len: tokens of the longest request.
             in_flight_tokens: tokens scheduled and not yet settled (two batches with async scheduling).
             encoder_tokens: tokens of the encoder that a request may have (cross attention).
+            state_needs: the switch (mamba).
         """
         if self.kind == "mamba":
-            states = 1 + self.speculative_blocks
-            return states + 1 + self.checkpoint_blocks if self.mamba_cache_mode == "align" else states
+            return self._states_per_request(max_model_len, state_needs)
         if self.kind == "sliding_window":
             assert self.sliding_window is not None
             return cdiv(min(self.sliding_window - 1 + in_flight_tokens, max_model_len), self.block_size) + 1
@@ -99,6 +112,15 @@ class LayerSpec:
         if self.kind == "cross_attention":
             return cdiv(encoder_tokens, self.block_size)
         return cdiv(max_model_len, self.block_size)
+
+    def _states_per_request(self, max_model_len: int, state_needs: str) -> int:
+        in_every_block = cdiv(max_model_len, self.block_size)
+        if state_needs == "tables":
+            return in_every_block
+        drafts = self.speculative_blocks
+        if self.mamba_cache_mode == "all":
+            return in_every_block + (drafts if state_needs == "drafts" else 0)
+        return 1 + drafts + (1 + self.checkpoint_blocks if self.mamba_cache_mode == "align" else 0)
 
     def tokens_needed(self, tokens: int, encoder_tokens: int = 0) -> int:
         """Tokens of a request that this layer can still attend to, out of `tokens` computed ones."""
@@ -116,13 +138,16 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def merge(specs: Sequence[LayerSpec]) -> LayerSpec:
+def merge(specs: Sequence[LayerSpec], rules: Rules = DEFAULT_RULES) -> LayerSpec:
     """One spec for layers of one group, or CannotGroup; as the specs' own `merge`.
 
     Full-attention layers may differ in the window or chunk that they remember, if only one value occurs;
-    everything else must be equal.
+    everything else must be equal. Under some rules the first of several shapes of latent attention stands
+    for all.
     """
     first = specs[0]
+    if first.kind == "mla" and rules.latent_shapes == "first" and all(s.kind == "mla" for s in specs):
+        return first
     if first.kind != "full":
         if any(s != first for s in specs):
             raise CannotGroup("layers of one group must be equal")
@@ -141,19 +166,19 @@ def merge(specs: Sequence[LayerSpec]) -> LayerSpec:
     )
 
 
-def can_merge(specs: Sequence[LayerSpec]) -> bool:
+def can_merge(specs: Sequence[LayerSpec], rules: Rules = DEFAULT_RULES) -> bool:
     """Whether `merge` would succeed."""
     try:
-        merge(specs)
+        merge(specs, rules)
     except CannotGroup:
         return False
     return True
 
 
-def same_slots(specs: Sequence[LayerSpec]) -> bool:
+def same_slots(specs: Sequence[LayerSpec], rules: Rules = DEFAULT_RULES) -> bool:
     """Whether the layers always need the same number of blocks, whatever their page sizes.
 
-    As UniformTypeKVCacheSpecs.is_uniform_type.
+    As UniformTypeKVCacheSpecs.is_uniform_type. Some rules keep states of unequal size apart all the same.
     """
     first = specs[0]
     if any(s.block_size != first.block_size for s in specs):
@@ -167,8 +192,9 @@ def same_slots(specs: Sequence[LayerSpec]) -> bool:
     if first.kind == "chunked_local":
         return all(s.attention_chunk_size == first.attention_chunk_size for s in specs)
     if first.kind == "mamba":
-        key = (first.speculative_blocks, first.checkpoint_blocks, first.page_bytes)
-        return all((s.speculative_blocks, s.checkpoint_blocks, s.page_bytes) == key for s in specs)
+        apart = rules.unequal_states == "apart"
+        keys = {(s.speculative_blocks, s.checkpoint_blocks, s.page_bytes if apart else 0) for s in specs}
+        return len(keys) == 1
     return True
 
 

@@ -83,6 +83,7 @@ def test_releases_in_between_take_the_last_value_before_them() -> None:
         ("state_chunks", "0.32"),
         ("state_tails", "0.32"),
         ("state_exports", "0.32"),
+        ("state_checkpoints", "0.32"),
         ("priority_mode", "0.33"),
         ("draft_hits", "0.33"),
         ("accepted_cached", "0.33"),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.profiles import Rules
 from sim.sizing import CannotGroup, LayerSpec, Limits, group_layers, plan_pool, unread_share
 from sim.sizing.groups import unify_pages
 from sim.sizing.plan import largest_that
@@ -16,6 +17,11 @@ from validation.sizing.questions import random_mix
 GIB = 2**30
 FULL = LayerSpec("full", 16, heads=8, head_size=128, head_size_v=128, element_bytes=2)
 MEMORY = 10 * GIB
+
+
+def under(**changed: str) -> Rules:
+    """The default rules with some changed."""
+    return replace(Rules(), **changed)  # type: ignore[arg-type]
 
 
 def window(tokens: int, heads: int = 8) -> LayerSpec:
@@ -54,7 +60,7 @@ def test_examples_of_older_releases() -> None:
     )
     specs = [FULL] * 10 + [window(1024)] * 13
     assert plan_pool(specs, MEMORY, Limits(4096, 2048)).max_concurrency == pytest.approx(28.07, rel=2e-4)
-    old = plan_pool(specs, MEMORY, Limits(4096, 2048), pad_up_to=1.25)
+    old = plan_pool(specs, MEMORY, Limits(4096, 2048, rules=under(group_ratio="1.25")))
     assert [len(g.layers) for g in old.groups] == [10, 7, 6]
     assert (old.num_blocks, old.max_concurrency) == (16384, pytest.approx(25.52, rel=2e-4))
 
@@ -99,10 +105,59 @@ def test_start_up_check() -> None:
     assert not exact.starts
     assert exact.longest == 4096 - 16
     assert plan_pool([FULL] * 32, need + block, Limits(4096, 4096)).starts
-    assert plan_pool([FULL] * 32, need, Limits(4096, 4096, null_block_reserved=False)).starts
+    assert plan_pool([FULL] * 32, need, Limits(4096, 4096, rules=under(null_in_check="off"))).starts
     assert plan_pool([FULL] * 32, 0, Limits(4096, 4096)).longest == 0
     assert plan_pool([], MEMORY, Limits(4096, 4096)).num_blocks == 1
     assert exact.with_length(4080).starts
+
+
+def test_start_up_check_of_older_releases() -> None:
+    """Ten full layers and twenty windows of 1,024 tokens; 4,096 tokens, 2,048 in flight."""
+    specs = [FULL] * 10 + [window(1024)] * 20
+    blocks = (256, 193, 193)
+
+    def fits(memory: int, **changed: str) -> bool:
+        rules = under(null_in_check="off", **changed)
+        return plan_pool(specs, memory, Limits(4096, 2048, rules=rules)).starts
+
+    page = FULL.page_bytes
+    for needs, pages in (
+        ("layers", 10 * blocks[0] + 20 * blocks[1]),
+        ("first_group", 10 * blocks[0]),
+        ("groups", 10 * sum(blocks)),
+    ):
+        assert fits(pages * page, check_needs=needs)
+        assert not fits(pages * page - 1, check_needs=needs)
+    # half the memory of a request, but blocks for it
+    rules = under(checked_memory="available")
+    given = plan_pool(specs, MEMORY // 100, Limits(4096, 2048, rules=rules), num_gpu_blocks_override=9999)
+    assert not given.starts
+    assert plan_pool(specs, None, Limits(4096, 2048, rules=rules), num_gpu_blocks_override=9999).starts
+
+
+def test_tokens_that_older_releases_print() -> None:
+    specs = [FULL] * 10 + [window(1024)] * 20
+    plan = plan_pool(specs, MEMORY, Limits(4096, 2048, rules=under(printed_tokens="blocks")))
+    assert plan.tokens == 16384 // 3 * 16 == 87376
+    assert plan_pool(specs, MEMORY, Limits(4096, 2048)).tokens == 104530
+
+
+def test_unequal_pages_of_older_releases() -> None:
+    odd, state = replace(FULL, heads=3), LayerSpec("mamba", 16, state_bytes=1000)
+    mla = LayerSpec("mla", 16, 1, 576, 0)
+    for value, refused in (
+        ("grow", (odd, state, mla)),
+        ("pad_attention", (state,)),
+        ("pad", ()),
+        ("pad_but_latent", (mla,)),
+    ):
+        rules = under(unequal_pages=value)
+        for s in (odd, state, mla):
+            if s in refused:
+                with pytest.raises(CannotGroup):
+                    unify_pages([FULL, s], rules)
+            else:
+                assert unify_pages([FULL, s], rules)[1].page_bytes == FULL.page_bytes
 
 
 def test_unread_share() -> None:

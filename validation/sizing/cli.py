@@ -1,17 +1,30 @@
-"""`python -m validation sizing`: the planner against vLLM's own, and the recordings of its answers."""
+"""`python -m validation sizing`: the planner against those of vLLM's releases, and recordings of what they
+answer.
+"""
 
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import click
 
+from sim.errors import InputError, did_you_mean
+from sim.profiles import DEFAULT_RELEASE
+from validation.cli import reports_input_errors
+
 RECORDED = Path("tests/recorded_vllm/sizing.json")
+RECORDED_RELEASES = Path("tests/recorded_vllm/sizing_releases.json")
 
 
 @click.command()
+@click.option(
+    "--release",
+    "releases",
+    multiple=True,
+    metavar="X",
+    help=f"vLLM release, as 0.25; may be repeated; all: those at hand. Default: {DEFAULT_RELEASE}.",
+)
 @click.option("--models", default="", metavar="NAMES", help="Only these shipped models, separated by commas.")
 @click.option(
     "--mixes", type=click.IntRange(0), default=2000, show_default=True, help="Made-up mixes of layers."
@@ -19,63 +32,65 @@ RECORDED = Path("tests/recorded_vllm/sizing.json")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="First seed of the mixes.")
 @click.option("--quick", is_flag=True, help="Every fifth question about a model.")
 @click.option(
+    "--releases-folder",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of the releases; default $KVPOOL_VLLM_RELEASES or .vllm-releases.",
+)
+@click.option(
     "--record",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=f"Write vLLM's answers to some of the questions ({RECORDED}).",
+    help=f"Write vLLM's answers to some of the questions ({RECORDED}; of several releases:"
+    f" {RECORDED_RELEASES}).",
 )
-def sizing(models: str, mixes: int, seed: int, quick: bool, record: Path | None) -> None:
-    """Compare the sizes of pools with a real vLLM's planner (needs vLLM).
+@reports_input_errors
+def sizing(
+    releases: tuple[str, ...],
+    models: str,
+    mixes: int,
+    seed: int,
+    quick: bool,
+    folder: Path | None,
+    record: Path | None,
+) -> None:
+    """Compare the sizes of pools with the planners of real vLLM releases (needs vLLM).
 
-    For every shipped model its layers are built by vLLM's own classes, without weights; groups, their order,
-    block and page sizes, blocks, tokens and concurrency must be equal, and the weights within 1 %.
+    For every shipped model its layers are built by the release's own classes, without weights; groups, their
+    order, block and page sizes, blocks, tokens and concurrency must be equal, what one side refuses the other
+    must refuse, and the weights must be within 1 %.
 
-    Exit code 0: all equal; 1: something differs; 2: vLLM is missing or a name is wrong.
+    Exit code 0: all equal; 1: something differs; 2: vLLM or a release is missing, or a name is wrong.
     """
-    from sim.errors import InputError, did_you_mean
+    from validation.release_commands import chosen_releases
+    from validation.sizing.check import check_release
     from validation.sizing.questions import models as known
-    from validation.vllm_setup import require_vllm
 
     chosen = [m.strip() for m in models.split(",") if m.strip()] or known()
-    try:
-        for name in chosen:
-            if name not in known():
-                raise InputError(f"unknown model '{name}'", "--models", hint=did_you_mean(name, known()))
-        require_vllm()
-    except InputError as e:
-        click.echo(f"error: {e}", err=True)
-        sys.exit(2)
-    from validation.sizing.compare import WEIGHT_TOLERANCE, Tally, compare_mixes, compare_model
-
-    if record is not None:
-        from validation.sizing.recordings import record_answers
-
-        click.echo(f"{record}: {record_answers(record, chosen, mixes, seed)} answers", err=True)
-        return
-    tally = Tally()
     for name in chosen:
-        before, began, found = tally.compared, time.perf_counter(), len(tally.differences)
-        compare_model(name, tally, quick)
-        state = "equal" if len(tally.differences) == found else f"{len(tally.differences) - found} DIFFER"
-        worst = max(abs(b - a) / a for k, (a, b) in tally.weights.items() if k.startswith(f"{name} x"))
-        click.echo(
-            f"{name:22}  {tally.compared - before:5} plans {state}, weights within {100 * worst:.2f} %"
-            f"  ({time.perf_counter() - began:.1f} s)"
+        if name not in known():
+            raise InputError(f"unknown model '{name}'", "--models", hint=did_you_mean(name, known()))
+    names = chosen_releases(() if releases == ("all",) else releases or (DEFAULT_RELEASE,), folder)
+    if record is not None:
+        from validation.sizing.recordings import record_answers, record_releases
+
+        if names == [DEFAULT_RELEASE]:
+            count = record_answers(record, chosen, mixes, seed)
+        else:
+            count = record_releases(record, names, folder, range(seed, seed + mixes))
+        click.echo(f"{record}: {count} answers", err=True)
+        return
+    found = [
+        line
+        for name in names
+        for line in check_release(
+            name, folder, chosen, range(seed, seed + mixes), 5 if quick else 1, click.echo
         )
-        if worst > WEIGHT_TOLERANCE:
-            tally.differences.append(f"{name}: weights differ by {100 * worst:.2f} %")
-    if mixes:
-        found = len(tally.differences)
-        compare_mixes(seed, mixes, tally)
-        state = "equal" if len(tally.differences) == found else f"{len(tally.differences) - found} DIFFER"
-        click.echo(f"{'made-up mixes':22}  {mixes:5} plans {state}")
-    click.echo(
-        f"{tally.compared} plans, {tally.refused} of them refused by both; weights within"
-        f" {100 * tally.worst_weights:.2f} %; {len(tally.differences)} differences"
-    )
-    for line in tally.differences[:40]:
+    ]
+    for line in found[:40]:
         click.echo(f"  {line}", err=True)
-    sys.exit(1 if tally.differences else 0)
+    sys.exit(1 if found else 0)
 
 
 @click.command("serve-options")

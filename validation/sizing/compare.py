@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from sim.models import FOLDER, find_model
-from sim.models.drafters import HEADS
+from sim.models import find_model
+from sim.profiles import rules_of
 from sim.sizing.budget import weight_bytes
-from sim.sizing.layers import backend_of
-from sim.sizing.plan import Limits
-from validation.sizing.ours import our_drafter, our_layout, our_plan, planned
+from validation.releases import Worker
+from validation.sizing.answer import Answer
+from validation.sizing.ours import our_drafter, our_engine, our_plan, planned
 from validation.sizing.questions import memories, questions, random_mix
-from validation.sizing.real_layers import Question, RealLayers, real_layers, supported_sizes
-from validation.sizing.real_plan import real_plan, to_vllm
+from validation.sizing.real_layers import Question
 
 #: Largest relative distance of the weights; norms and padded vocabularies are what differs.
 WEIGHT_TOLERANCE = 0.01
+#: Mixes in one message.
+_BATCH = 200
 
 
 @dataclass
@@ -29,12 +28,14 @@ class Tally:
     Attributes:
         compared: number of plans.
         refused: of them, those that both planners refuse.
+        not_built: questions whose layers are ours, because the release's classes can't be built here.
         weights: model and GPUs -> (real bytes, ours).
         differences: sentences.
     """
 
     compared: int = 0
     refused: int = 0
+    not_built: list[str] = field(default_factory=list)
     weights: dict[str, tuple[int, int]] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
 
@@ -42,6 +43,14 @@ class Tally:
     def worst_weights(self) -> float:
         """The largest relative distance of a weights estimate."""
         return max((abs(b - a) / a for a, b in self.weights.values()), default=0.0)
+
+    def add(self, what: str, ours: dict[str, Any], real: dict[str, Any]) -> None:
+        """One pair of plans."""
+        self.compared += 1
+        self.refused += "refused" in real
+        difference = both(ours, real)
+        if difference:
+            self.differences.append(f"{what}: {difference}")
 
 
 def both(ours: dict[str, Any], real: dict[str, Any]) -> str | None:
@@ -61,62 +70,49 @@ def _short(value: Any) -> str:
     return text if len(text) < 300 else text[:300] + " ..."
 
 
-def ask_vllm(q: Question) -> RealLayers:
-    """vLLM's layers for one question."""
+def compare_model(worker: Worker, model: str, tally: Tally, every: int = 1) -> None:
+    """Every so many-th question about one model."""
+    for i, q in enumerate(questions(model, worker.release)):
+        if i % every == 0:
+            compare_question(worker, q, tally)
+
+
+def compare_question(worker: Worker, q: Question, tally: Tally) -> None:
+    """One question, with all sizes of memory."""
     shape = find_model(q.model)
     assert shape is not None
-    backend = backend_of(shape, q.capability, q.kv_cache_dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        return real_layers(
-            q,
-            FOLDER / f"{q.model}.json",
-            Path(folder),
-            supported_sizes(backend.sizes, backend.multiples),
-            _drafter_file(q),
-        )
+    rules = rules_of(worker.release)
+    asked = list(memories(q))
+    answer = worker.ask("sizing", q, asked)
+    assert isinstance(answer, Answer)
+    where = f"{worker.version} {_where(q)}"
+    if answer.not_built is not None:
+        tally.not_built.append(f"{where}: {answer.not_built}")
+    if answer.engine and (ours := our_engine(q, shape, rules)) != answer.engine:
+        tally.differences.append(f"{where}: vLLM has {answer.engine}, ours {ours}")
+    _compare_weights(q, answer, tally)
+    if not answer.plans:
+        return
+    for m, real in zip(asked, answer.plans, strict=True):
+        tally.add(f"{where}, {m.available_bytes} bytes", our_plan(m, shape, rules), real)
 
 
-def _drafter_file(q: Question) -> Path | None:
-    if q.speculative_model is None:
-        return None
-    return (FOLDER if q.speculative_method == "draft_model" else HEADS) / f"{q.speculative_model}.json"
-
-
-def plans(q: Question, layers: RealLayers) -> Iterator[tuple[Question, dict[str, Any]]]:
-    """vLLM's plan for each size of memory."""
-    for m in memories(q):
-        layers.config.cache_config.num_gpu_blocks_override = m.num_gpu_blocks_override
-        yield m, real_plan(layers.config, layers.specs, m.available_bytes)
-
-
-def compare_model(model: str, tally: Tally, quick: bool = False) -> None:
-    """All questions about one model."""
-    shape = find_model(model)
+def _compare_weights(q: Question, answer: Answer, tally: Tally) -> None:
+    shape = find_model(q.model)
     assert shape is not None
-    for i, q in enumerate(questions(model)):
-        if quick and i % 5:
-            continue
-        layers = ask_vllm(q)
-        where = _where(q)
-        if len(layers.specs) != len(our_layout(q, shape).specs):
-            tally.differences.append(f"{where}: vLLM has {len(layers.specs)} layers with a KV cache")
-            continue
-        if layers.parameter_bytes:
-            both_weights = (layers.parameter_bytes, _our_parameter_bytes(q, model))
-            tally.weights[f"{model} x{q.tensor_parallel_size}"] = both_weights
-        drafter = our_drafter(q, shape)
-        if drafter is not None and (drafter is shape.mtp or drafter.vocab == shape.vocab):
-            plain = replace(drafter, quantization=None, params=replace(drafter.params, absorbed=0, tower=0))
-            ours_too = weight_bytes(plain, q.tensor_parallel_size, None)
-            name = f"{model} x{q.tensor_parallel_size} {q.speculative_method} {q.speculative_model}"
-            tally.weights[name] = (layers.drafter_bytes, ours_too)
-        for m, real in plans(q, layers):
-            ours = our_plan(m, shape)
-            tally.compared += 1
-            tally.refused += "refused" in real
-            difference = both(ours, real)
-            if difference:
-                tally.differences.append(f"{where}, {m.available_bytes} bytes: {difference}")
+    if answer.parameter_bytes:
+        both_weights = (answer.parameter_bytes, _our_parameter_bytes(q, q.model))
+        tally.weights[f"{q.model} x{q.tensor_parallel_size}"] = both_weights
+    drafter = our_drafter(q, shape)
+    if (
+        answer.drafter_bytes
+        and drafter is not None
+        and (drafter is shape.mtp or drafter.vocab == shape.vocab)
+    ):
+        plain = replace(drafter, quantization=None, params=replace(drafter.params, absorbed=0, tower=0))
+        ours = weight_bytes(plain, q.tensor_parallel_size, None)
+        name = f"{q.model} x{q.tensor_parallel_size} {q.speculative_method} {q.speculative_model}"
+        tally.weights[name] = (answer.drafter_bytes, ours)
 
 
 def _our_parameter_bytes(q: Question, model: str) -> int:
@@ -134,39 +130,16 @@ def _where(q: Question) -> str:
     return f"{q.model} ({', '.join(said)})"
 
 
-def compare_mixes(first: int, count: int, tally: Tally, say: Callable[[str], None] | None = None) -> None:
+def compare_mixes(
+    worker: Worker, first: int, count: int, tally: Tally, say: Callable[[str], None] | None = None
+) -> None:
     """Made-up mixes of layers."""
-    config = mix_config()
-    for seed in range(first, first + count):
-        specs, available, limits, hybrid, override = random_mix(seed)
-        ours = planned(specs, available, limits, hybrid, override)
-        real = plan_mix(config, specs, available, limits, hybrid, override)
-        tally.compared += 1
-        tally.refused += "refused" in real
-        difference = both(ours, real)
-        if difference:
-            tally.differences.append(f"mix {seed}: {difference}")
-        if say and (seed - first) % 500 == 499:
-            say(f"{seed - first + 1} mixes, {len(tally.differences)} differences")
-
-
-def mix_config() -> Any:
-    """A configuration of vLLM to which the layers do not belong."""
-    q = Question("llama-3.2-1b", max_model_len=4096)
-    return ask_vllm(q).config
-
-
-def plan_mix(
-    config: Any, specs: list[Any], available: int, limits: Limits, hybrid: bool, override: int | None
-) -> dict[str, Any]:
-    """vLLM's plan for made-up layers."""
-    config.model_config.max_model_len = limits.max_model_len
-    batches = max(1, limits.in_flight_tokens // limits.encoder_tokens)
-    config.scheduler_config.max_num_batched_tokens = limits.encoder_tokens
-    config.scheduler_config.max_num_encoder_input_tokens = limits.encoder_tokens
-    config.scheduler_config.async_scheduling = batches == 2
-    config.scheduler_config.disable_hybrid_kv_cache_manager = not hybrid
-    config.cache_config.num_gpu_blocks_override = override
-    modes = {s.mamba_cache_mode for s in specs if s.kind == "mamba"}
-    config.cache_config.mamba_cache_mode = next(iter(modes), "none")
-    return real_plan(config, {f"layer.{i}": to_vllm(s) for i, s in enumerate(specs)}, available)
+    for begin in range(first, first + count, _BATCH):
+        seeds = range(begin, min(begin + _BATCH, first + count))
+        mixes = [random_mix(seed, worker.release) for seed in seeds]
+        answers = worker.ask("mixes", mixes)
+        assert isinstance(answers, list)
+        for seed, mix, real in zip(seeds, mixes, answers, strict=True):
+            tally.add(f"{worker.version} mix {seed}", planned(*mix), real)
+        if say:
+            say(f"{seeds[-1] + 1 - first} mixes, {len(tally.differences)} differences")

@@ -6,15 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 from sim.models import ModelShape
 from sim.models.drafters import find_drafter
-from sim.sizing import CacheArgs, CacheLayout, CannotGroup, Limits, PoolPlan, cache_layout, plan_pool
+from sim.profiles import DEFAULT_RELEASE, Rules, rules_of
+from sim.sizing import (
+    CacheArgs,
+    CacheLayout,
+    CannotGroup,
+    Limits,
+    PoolPlan,
+    cache_layout,
+    hybrid_manager,
+    mamba_cache_mode,
+    plan_pool,
+    prefix_caching,
+)
 
 if TYPE_CHECKING:
     from validation.sizing.real_layers import Question
 
+DEFAULT_RULES = rules_of(DEFAULT_RELEASE)
 
-def our_layout(q: Question, model: ModelShape) -> CacheLayout:
-    """Our specs of the model's layers."""
-    return cache_layout(model, cache_args(q, model), our_drafter(q, model))
+
+def our_layout(q: Question, model: ModelShape, rules: Rules = DEFAULT_RULES) -> CacheLayout:
+    """Our specs of the model's layers; raises CannotGroup."""
+    return cache_layout(model, cache_args(q, model, rules), our_drafter(q, model))
 
 
 def our_drafter(q: Question, model: ModelShape) -> ModelShape | None:
@@ -26,40 +40,59 @@ def our_drafter(q: Question, model: ModelShape) -> ModelShape | None:
     return find_drafter(q.speculative_model, q.speculative_method, model)
 
 
-def cache_args(q: Question, model: ModelShape) -> CacheArgs:
+def cache_args(q: Question, model: ModelShape, rules: Rules) -> CacheArgs:
     """The question's arguments in our terms."""
-    caching = q.enable_prefix_caching
-    if caching is None:
-        caching = not (model.is_attention_free or model.is_encoder_decoder)
     return CacheArgs(
         block_size=q.block_size,
         tensor_parallel=q.tensor_parallel_size,
         kv_cache_dtype=q.kv_cache_dtype,
         dtype=model.dtype,
-        enable_prefix_caching=caching,
+        enable_prefix_caching=q.enable_prefix_caching,
         max_model_len=q.max_model_len or model.max_position,
         capability=q.capability,
         num_speculative_tokens=q.num_speculative_tokens,
+        mamba_cache_mode=q.mamba_cache_mode,
+        rules=rules,
     )
 
 
-def limits(q: Question, model: ModelShape) -> Limits:
+def our_engine(q: Question, model: ModelShape, rules: Rules) -> dict[str, Any]:
+    """What the release makes of the arguments, as `release.engine_facts`."""
+    caching = prefix_caching(model, q.enable_prefix_caching, rules)
+    facts: dict[str, Any] = {"enable_prefix_caching": caching}
+    if model.is_hybrid or model.is_attention_free:
+        drafts = q.num_speculative_tokens > 0
+        facts["mamba_cache_mode"] = mamba_cache_mode(model, caching, rules, q.mamba_cache_mode, drafts)
+    return facts
+
+
+def limits(q: Question, model: ModelShape, rules: Rules) -> Limits:
     """What decides the blocks of one request."""
     encoder = q.max_num_batched_tokens if model.is_encoder_decoder else 0
-    in_flight = q.max_num_batched_tokens * (2 if q.async_scheduling else 1)
-    return Limits(q.max_model_len or model.max_position, in_flight, encoder)
+    batches = 2 if q.async_scheduling and rules.admission_cap == "in_flight" else 1
+    return Limits(q.max_model_len or model.max_position, q.max_num_batched_tokens * batches, encoder, rules)
 
 
-def our_plan(q: Question, model: ModelShape) -> dict[str, Any]:
+def our_plan(q: Question, model: ModelShape, rules: Rules = DEFAULT_RULES) -> dict[str, Any]:
     """Groups, blocks and concurrency as we plan them."""
+    try:
+        specs = list(our_layout(q, model, rules).specs)
+    except CannotGroup as why:
+        return {"refused": str(why)}
+    marking = rules.draft_hits == "drop" and rules.mtp_group == "marked"
     return planned(
-        list(our_layout(q, model).specs),
+        specs,
         q.available_bytes,
-        limits(q, model),
-        not q.disable_hybrid_kv_cache_manager,
+        limits(q, model, rules),
+        our_hybrid_manager(q, model, rules),
         q.num_gpu_blocks_override,
-        q.speculative_method == "mtp",
+        marking and q.speculative_method == "mtp",
     )
+
+
+def our_hybrid_manager(q: Question, model: ModelShape, rules: Rules) -> bool:
+    """Whether the hybrid KV-cache manager is on."""
+    return hybrid_manager(model, q.disable_hybrid_kv_cache_manager, q.speculative_method, rules)
 
 
 def planned(

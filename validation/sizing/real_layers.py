@@ -1,9 +1,9 @@
-"""The KV-cache specs of a model's layers from vLLM's own model classes, built on the meta device: no
+"""The KV-cache specs of a model's layers from a release's own model classes, built on the meta device: no
 weights, no GPU.
 
 vLLM's CPU platform stands in for CUDA. What it decides otherwise than the CUDA platform is put back here:
-block sizes of the attention kernels, the type of recurrent states, prefix caching and chunked prefill by
-default. vllm and torch are imported inside functions only.
+block sizes, the type of recurrent states, prefix caching by default, the hybrid KV-cache manager. vllm and
+torch are imported inside functions only; `validation.sizing.pretend` has what makes a release run so.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sim.sizing.layers import Backend
+from validation.sizing import pretend, release
+
 #: The text model inside a model that also sees images: its class alone is built.
 _TEXT_CLASSES = {"gemma3": "Gemma3ForCausalLM", "llama4": "Llama4ForCausalLM"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """One model under one set of arguments; the fields are arguments of vLLM."""
+    """One model under one set of arguments; the fields are arguments of vLLM.
+
+    `mamba_cache_mode` None: what the release takes by default.
+    """
 
     model: str
     tensor_parallel_size: int = 1
@@ -39,23 +45,34 @@ class Question:
     speculative_method: str | None = None
     speculative_model: str | None = None
     num_speculative_tokens: int = 0
+    mamba_cache_mode: str | None = None
 
 
 @dataclass
 class RealLayers:
-    """vLLM's answer: specs by layer name, its configuration, and bytes of the parameters on one GPU.
+    """A release's answer.
 
     Attributes:
         config: VllmConfig, after all adjustments.
         specs: layer name -> KVCacheSpec.
+        engine: what the release made of the arguments, as `engine_facts`.
         parameter_bytes: of the tensors on one rank; 0 where the model had to be changed.
         drafter_bytes: the same of the drafter, without what it shares with the model; 0 without one.
     """
 
     config: Any
     specs: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
     parameter_bytes: int = 0
     drafter_bytes: int = 0
+
+
+class Refused(Exception):
+    """The release does not take the model with these arguments; the text is its own."""
+
+
+class NotBuilt(Exception):
+    """The release's classes can't be built here; the text says why."""
 
 
 #: Width of gpt-oss's experts where they are split: vLLM's CPU kernels don't take 2880 / 4.
@@ -69,6 +86,12 @@ def hf_config(path: Path, tensor_parallel: int = 1) -> dict[str, Any]:
     model_type = data.get("model_type")
     if model_type == "gpt_oss" and tensor_parallel > 1:
         data["intermediate_size"] = _EXPERTS_ON_CPU
+    if model_type == "mamba2":
+        # 0.14 to 0.18 look for it
+        data.setdefault("num_attention_heads", 0)
+    if str(model_type).startswith("deepseek"):
+        # the published values of those that the shipped files leave out
+        data = {"n_group": 1, "topk_group": 1, **data}
     if isinstance(data.get("text_config"), dict) and model_type in _TEXT_CLASSES:
         text = data["text_config"]
         return {**text, "architectures": [_TEXT_CLASSES[model_type]], "torch_dtype": data["torch_dtype"]}
@@ -76,7 +99,7 @@ def hf_config(path: Path, tensor_parallel: int = 1) -> dict[str, Any]:
 
 
 def real_layers(
-    q: Question, config_file: Path, folder: Path, kernel_blocks: list[Any], drafter_file: Path | None = None
+    q: Question, config_file: Path, folder: Path, backend: Backend | None, drafter_file: Path | None = None
 ) -> RealLayers:
     """Build the model on the meta device and ask each of its layers.
 
@@ -84,35 +107,74 @@ def real_layers(
         q: the arguments.
         config_file: the shipped config.json.
         folder: an existing empty folder, which becomes the model.
-        kernel_blocks: block sizes of the attention kernels on the GPU in question, as `supported_sizes`
-            makes them.
+        backend: the attention backend of the GPU in question, for the block sizes of its kernels.
         drafter_file: config.json of a drafter that has one.
-    """
-    import torch
-    from vllm.config import set_current_vllm_config
-    from vllm.model_executor.model_loader.utils import initialize_model
-    from vllm.platforms.interface import Platform
-    from vllm.utils.torch_utils import set_default_torch_dtype
-    from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec
 
-    config = _config(q, config_file, folder, drafter_file)
-    _start(config)
-    with (
-        set_current_vllm_config(config),
-        _ranks(config, q.tensor_parallel_size),
-        _kernel_blocks(kernel_blocks),
-    ):
-        with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
-            model = initialize_model(vllm_config=config)
-            drafter = _drafter(q, config)
-        # Making the drafter's configuration from the model's set some of its parts again.
-        _arguments(q, config)
-        # The CPU platform has an adjustment of its own; this is that of CUDA.
-        Platform.update_block_size_for_backend.__func__(Platform, config)
-        specs = get_kv_cache_spec(config)
+    Raises:
+        Refused: the release refuses the model with these arguments.
+        NotBuilt: its classes can't be built here.
+    """
+    pretend.prepare()
+    if backend is not None:
+        pretend.kernel_blocks(backend.sizes, backend.multiples)
+    with _failures():
+        config = _config(q, config_file, folder, drafter_file)
+        _start(config)
+    with pretend.gpu(q.capability):
+        with _refusals(), _making(config, q.tensor_parallel_size):
+            _resolve(q, config)
+        kept = release.cache_values(config)
+        with _failures(), _making(config, q.tensor_parallel_size):
+            model, drafter = _build(q, config)
+        with _refusals(), _making(config, q.tensor_parallel_size):
+            # making the drafter's configuration from the model's set some of its parts again
+            release.set_cache(config, kept)
+            _scheduler(q, config)
+            release.update_block_size(config)
+            specs = release.layer_specs(config)
     changed = q.model.startswith("gpt-oss") and q.tensor_parallel_size > 1
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return RealLayers(config, specs, 0 if changed else size, _own_bytes(q, config, drafter))
+    return RealLayers(
+        config,
+        specs,
+        release.engine_facts(config),
+        0 if changed else size,
+        _own_bytes(q, config, drafter),
+    )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except release.REFUSALS as why:
+        raise Refused(" ".join(str(why).split())[:200] or type(why).__name__) from why
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except Exception as why:
+        raise NotBuilt(f"{type(why).__name__}: {' '.join(str(why).split())[:200]}") from why
+
+
+@contextmanager
+def _making(config: Any, tensor_parallel: int) -> Iterator[None]:
+    from vllm.config import set_current_vllm_config
+
+    with set_current_vllm_config(config), _ranks(config, tensor_parallel):
+        yield
+
+
+def _build(q: Question, config: Any) -> tuple[Any, Any]:
+    import torch
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    dtype = config.model_config.dtype
+    with pretend.missing_kernels(), set_default_torch_dtype(dtype), torch.device("meta"):
+        return initialize_model(vllm_config=config), _drafter(q, config)
 
 
 def _drafter(q: Question, config: Any) -> Any:
@@ -168,47 +230,53 @@ def _config(q: Question, config_file: Path, folder: Path, drafter_file: Path | N
     args: dict[str, Any] = _speculative(q, folder, drafter_file)
     if q.max_model_len is not None:
         args["max_model_len"] = q.max_model_len
-    caching = q.enable_prefix_caching
-    if caching is None:
-        # vLLM's CPU platform turns it off for MLA; its default on CUDA is a property of the model.
-        caching = _caches_by_default(folder)
-    config = EngineArgs(
+    said = EngineArgs(
         model=str(folder),
         tokenizer=str(folder),
         skip_tokenizer_init=True,
         load_format="dummy",
         enforce_eager=True,
-        block_size=q.block_size or 16,
-        enable_prefix_caching=caching,
+        # what the user says is set where the release's adjustments run again
+        enable_prefix_caching=None if q.enable_prefix_caching is None else False,
         max_num_batched_tokens=q.max_num_batched_tokens,
         max_num_seqs=min(256, q.max_num_batched_tokens),
         disable_hybrid_kv_cache_manager=q.disable_hybrid_kv_cache_manager or None,
         num_gpu_blocks_override=q.num_gpu_blocks_override,
         **args,
-    ).create_engine_config()
-    config.cache_config.enable_prefix_caching = caching
-    _arguments(q, config)
+    )
+    config = said.create_engine_config()
+    # the release's own default stands in the arguments now; the CPU platform turns it off for some models
+    config.cache_config.enable_prefix_caching = _caching(q, said, config)
     return config
 
 
-def _arguments(q: Question, config: Any) -> None:
-    """The question's arguments where vLLM's CPU platform takes others."""
-    cache, scheduler = config.cache_config, config.scheduler_config
-    cache.user_specified_block_size = q.block_size is not None
-    cache.block_size = q.block_size or 16
-    cache.cache_dtype = q.kv_cache_dtype
-    cache.mamba_ssm_cache_dtype = "auto"
-    cache.kv_cache_layout = "LBNHC"
-    scheduler.async_scheduling = q.async_scheduling
-    scheduler.max_num_batched_tokens = q.max_num_batched_tokens
-    scheduler.disable_hybrid_kv_cache_manager = q.disable_hybrid_kv_cache_manager
+def _caching(q: Question, said: Any, config: Any) -> bool:
+    if q.enable_prefix_caching is not None:
+        return q.enable_prefix_caching
+    chosen = said.enable_prefix_caching
+    return bool(config.model_config.is_prefix_caching_supported if chosen is None else chosen)
 
 
-def _caches_by_default(folder: Path) -> bool:
-    from vllm.config import ModelConfig
+def _resolve(q: Question, config: Any) -> None:
+    """The release's adjustments once more, from the question's arguments and without the CPU platform."""
+    values = {
+        "block_size": q.block_size or release.unset_block_size(),
+        "user_specified_block_size": q.block_size is not None,
+        "cache_dtype": q.kv_cache_dtype,
+        "mamba_cache_mode": q.mamba_cache_mode or "none",
+    }
+    release.set_cache(config, release.FRESH_CACHE | values)
+    # some releases take no draft model with it; the planner gets the question's
+    config.scheduler_config.async_scheduling = False
+    config.scheduler_config.max_num_batched_tokens = q.max_num_batched_tokens
+    config.model_config.config_updated = False
+    config.try_verify_and_update_config()
+    pretend.cuda_block_size(config, q.capability)
 
-    model = ModelConfig(model=str(folder), tokenizer=str(folder), skip_tokenizer_init=True)
-    return bool(model.is_prefix_caching_supported)
+
+def _scheduler(q: Question, config: Any) -> None:
+    config.scheduler_config.async_scheduling = q.async_scheduling
+    config.scheduler_config.max_num_batched_tokens = q.max_num_batched_tokens
 
 
 def _start(config: Any) -> None:
@@ -243,37 +311,3 @@ def _ranks(config: Any, size: int) -> Iterator[None]:
         yield
     finally:
         group.world_size = before
-
-
-def supported_sizes(sizes: tuple[int, ...], multiples: bool) -> list[Any]:
-    """Block sizes of kernels in vLLM's terms."""
-    from vllm.v1.attention.backend import MultipleOf
-
-    return [MultipleOf(sizes[0])] if multiples else list(sizes)
-
-
-@contextmanager
-def _kernel_blocks(sizes: list[Any]) -> Iterator[None]:
-    """The CPU's attention backends with the block sizes of a GPU's kernels."""
-    from vllm.v1.attention.backend import AttentionBackend
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum
-
-    changed: list[tuple[type, Any, Any]] = []
-    for member in ("CPU_ATTN", "CPU_MLA"):
-        if member in AttentionBackendEnum.__members__:
-            cls = AttentionBackendEnum[member].get_class()
-            for name, new in (
-                ("get_supported_kernel_block_sizes", staticmethod(lambda kv_cache_spec=None: sizes)),
-                ("get_preferred_block_size", AttentionBackend.__dict__["get_preferred_block_size"]),
-                ("supports_block_size", AttentionBackend.__dict__["supports_block_size"]),
-            ):
-                changed.append((cls, name, cls.__dict__.get(name)))
-                setattr(cls, name, new)
-    try:
-        yield
-    finally:
-        for cls, name, old in reversed(changed):
-            if old is None:
-                delattr(cls, name)
-            else:
-                setattr(cls, name, old)
