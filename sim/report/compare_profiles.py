@@ -26,7 +26,9 @@ def parse_profiles(text: str) -> list[str]:
             problems.append(InputError(f"no vLLM release '{name}'", "--profiles", hint=hint))
     raise_all(problems)
     if len(dict.fromkeys(names)) < 2:
-        raise InputError("there is nothing to compare: give two releases or more", "--profiles")
+        raise InputError(
+            "there is nothing to compare: give two different releases or more, as 0.25,0.32", "--profiles"
+        )
     return list(dict.fromkeys(names))
 
 
