@@ -161,12 +161,6 @@ def load_config(
         InputError: the file can't be read, or its problems, all at once, each with file:line:column.
     """
     document = Document(NO_FILE, {}) if path is None else read_yaml(path)
-    for edit in edits:
-        edit(document)
-    apply_overrides(document, overrides)
-    if seed is not None:
-        document.data["seed"] = seed
-        document.keys["seed",] = document.values["seed",] = Place(None, None, "--seed")
     if "axes" in document.data and "workload" not in document.data:
         place = document.place(("axes",), at_key=True)
         raise InputError(
@@ -176,6 +170,12 @@ def load_config(
             place.column,
             f"python -m sim sweep {path}",
         )
+    for edit in edits:
+        edit(document)
+    apply_overrides(document, overrides)
+    if seed is not None:
+        document.data["seed"] = seed
+        document.keys["seed",] = document.values["seed",] = Place(None, None, "--seed")
     if path is None:
         return check_document(document, Path(), _folder_name(str(document.data.get("model") or "run")))
     return check_document(document, Path(path).parent, name_of(path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,13 @@ def releases_folder(given: Path | None = None) -> Path:
 
 
 def full_version(release: str) -> str:
-    """The version that stands for a release: "0.25" is "0.25.1"; a full version is itself."""
+    """The version that stands for a release: "0.25" is "0.25.1"; a full version is itself.
+
+    Raises:
+        InputError: this names no release.
+    """
+    if not re.fullmatch(r"\d+\.\d+(\.\d+\w*)?", release):
+        raise InputError(f"'{release}' names no release of vLLM", hint="name one as 0.25 or 0.25.1")
     return release if release.count(".") >= 2 else VERSIONS.get(release, f"{release}.0")
 
 

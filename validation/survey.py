@@ -15,6 +15,7 @@ from typing import Any
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
 from sim.profiles import SWITCHES, rules_of
+from sim.report.units import plural
 from validation.diff import Comparison, compare
 from validation.fuzz_cases import Case, blocks_of_largest, settings_to_json
 from validation.logical import LogicalRequest
@@ -266,8 +267,8 @@ def render(result: Survey) -> str:
     head = f"A: {result.a}    B: {result.b}"
     lines = [
         head,
-        f"{result.cases} cases, {result.rows} rows: {result.equal} equal, {different} differ in"
-        f" {len(result.kinds)} ways, {refused} could not be compared",
+        f"{plural(result.cases, 'case')}, {plural(result.rows, 'row')}: {result.equal} equal,"
+        f" {different} differ in {plural(len(result.kinds), 'way')}, {refused} could not be compared",
     ]
     for reason, count in sorted(result.refused.items(), key=lambda item: -item[1])[:5]:
         lines.append(f"  not compared, {count}: {reason}")
@@ -277,7 +278,7 @@ def render(result: Survey) -> str:
         where = f"step {f.at['step']}, {f.at['phase']}, batch {f.at['batch_step']}"
         lines += [
             "",
-            f"{number}. {kind.columns}: {len(kind.cases)} cases, the first is seed {kind.cases[0]}",
+            f"{number}. {kind.columns}: {plural(len(kind.cases), 'case')}, the first is seed {kind.cases[0]}",
             f"   needs: {', '.join(kind.needs) or 'nothing special'}",
             f"   rule:  {', '.join(kind.switch) or '(none of the table explains it alone)'}",
             f"   first: {where}, column {f.column}: A {f.a}, B {f.b}",

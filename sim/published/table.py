@@ -6,6 +6,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+_WIDTH = 80
+
 
 @dataclass(frozen=True)
 class Row:
@@ -72,15 +74,27 @@ class Table:
         return all(row.met for row in self.rows)
 
     def text(self) -> str:
-        """The table as aligned lines."""
-        lines = [("", *self.columns)]
-        for row in self.rows:
-            verdict = "met" if row.met else "NOT MET"
-            lines.append((verdict, row.label, row.published, row.ours_text, *row.others))
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        shown = ["  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in lines]
-        said = textwrap.wrap(f"met: {self.met_when}. {self.notes}".strip(), 100)
-        return "\n".join([self.title, "", *shown, "", *said])
+        """The table as aligned lines of 80 columns; headings are folded where they would not fit."""
+        cells = [
+            ("met" if row.met else "NOT MET", row.label, row.published, row.ours_text, *row.others)
+            for row in self.rows
+        ]
+        head = ("", *self.columns)
+        widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
+        if sum(widths) + 2 * (len(widths) - 1) > _WIDTH:
+            widths = [
+                max(*map(len, [*name.split(), ""]), *(len(line[i]) for line in cells))
+                for i, name in enumerate(head)
+            ]
+        folded = [textwrap.wrap(name, w) for name, w in zip(head, widths, strict=True)]
+        tall = max(map(len, folded))
+        heads = [tuple(([""] * (tall - len(f)) + f)[k] for f in folded) for k in range(tall)]
+        shown = [
+            "  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True))
+            for line in [*heads, *cells]
+        ]
+        said = textwrap.wrap(f"met: {self.met_when}. {self.notes}".strip(), _WIDTH)
+        return "\n".join([*textwrap.wrap(self.title, _WIDTH), "", *shown, "", *said])
 
     def as_json(self) -> dict[str, Any]:
         """The table as plain data."""

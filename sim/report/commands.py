@@ -44,7 +44,7 @@ def _style(style: str | None, out: str | None, known: tuple[str, ...]) -> str:
     return style
 
 
-def _write(out: str | None, text: str) -> None:
+def _write(out: str | None, text: str, quiet: bool) -> None:
     """To a file (whole or not at all), or to stdout."""
     if out is None or out == "-":
         click.echo(text, nl=False)
@@ -52,7 +52,7 @@ def _write(out: str | None, text: str) -> None:
     from sim.report.files import write_whole
 
     write_whole(Path(out), text.encode())
-    click.echo(f"written to {out}", err=True)
+    _say(quiet)(f"written to {out}")
 
 
 def _say(quiet: bool) -> Callable[[str], None]:
@@ -97,7 +97,7 @@ def report(
         from sim.report.replica import refuse_replica
 
         refuse_replica(replica)
-        _write(out, render(build_recorded_report(load(run)), style))
+        _write(out, render(build_recorded_report(load(run)), style), quiet)
         return
     from sim.report.analyse import analyse
     from sim.report.content import Analysis, build_report
@@ -112,7 +112,7 @@ def report(
         analysis = Analysis(note="--no-rerun was given")
     else:
         analysis = analyse(folder, _say(quiet))
-    _write(out, render(build_report(folder, analysis), style))
+    _write(out, render(build_report(folder, analysis), style), quiet)
 
 
 @click.command()

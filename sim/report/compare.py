@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sim.errors import InputError
-from sim.profiles import FEATURES, SWITCHES
 from sim.report.compare_curves import overlay_charts, overlay_picture
-from sim.report.compare_profiles import features, rules_in_force
 from sim.report.confidence import Difference, difference, spread
 from sim.report.definitions import DEFINITIONS, used_definitions
 from sim.report.document import (
@@ -27,6 +25,7 @@ from sim.report.document import (
 from sim.report.metrics import METRICS, Metric
 from sim.report.recorded_run import read_any
 from sim.report.render import html_text, json_text, markdown_text
+from sim.report.rules_table import rules_table
 from sim.report.run_groups import Group, group_runs, paired_by_seed
 from sim.report.units import plural, seconds
 
@@ -198,38 +197,6 @@ def _config_table(groups: Sequence[Group]) -> list[Part]:
     return [Table("configs", columns, tuple(rows))]
 
 
-def _rules_table(groups: Sequence[Group]) -> list[Part]:
-    """The rules of vLLM that concern the sides and in which they differ, and what the others are about.
-
-    Nothing where the rules are the same or not known.
-    """
-    found = [rules_in_force(dict(g.runs[0].config.get("engine", {}))) for g in groups]
-    if any(rules is None for rules in found):
-        return []
-    has = [features(g.runs[0]) for g in groups]
-    rows, elsewhere = [], []
-    for switch in SWITCHES:
-        values = [rules[switch.name] for rules in found if rules is not None]
-        if len(set(values)) == 1:
-            continue
-        if any(one is None or one.issuperset(switch.concerns) for one in has):
-            rows.append((switch.name, *values, switch.effect))
-        else:
-            elsewhere.append(switch)
-    parts: list[Part] = []
-    if rows:
-        sides = (Column(g.letter, words=True) for g in groups)
-        columns = (Column("rule", words=True), *sides, Column("what it is", words=True))
-        parts.append(Table("rules", columns, tuple(rows)))
-    if elsewhere:
-        known = [one for one in has if one is not None]
-        missing = [name for s in elsewhere for name in s.concerns if not any(name in one for one in known)]
-        others = ", ".join(FEATURES[name] for name in FEATURES if name in missing)
-        text = f"{plural(len(elsewhere), 'more rule')} differ, about what these engines don't have: {others}."
-        parts.append(Paragraph((text,), "note"))
-    return parts
-
-
 def _runs_table(groups: Sequence[Group], within: Path | None) -> Table:
     rows = tuple(
         (
@@ -290,7 +257,7 @@ def compare_runs(
     sections = [
         Section("answer", "The answer", tuple(answer)),
         Section("configs", "What differs in the configs", tuple(_config_table(groups))),
-        Section("rules", "What differs in vLLM's rules", tuple(_rules_table(groups))),
+        Section("rules", "What differs in vLLM's rules", tuple(rules_table(groups))),
         Section("metrics", "Metrics", tuple(tables)),
         Section("curves", "Over time", tuple(charts)),
         Section("runs", "Runs", (_runs_table(groups, within),)),

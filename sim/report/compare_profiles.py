@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from sim.config import load_config
 from sim.errors import InputError, did_you_mean
-from sim.gpus import find_gpu
-from sim.models import find_model
 from sim.profiles import missing_keys, releases
-from sim.report.folder import RunFolder
-from sim.resolve_engine import HUGE_GPU
 
 Say = Callable[[str], None]
 
@@ -30,7 +25,9 @@ def parse_profiles(text: str) -> list[str]:
             problems.append(InputError(f"no vLLM release '{name}'", "--profiles", hint=hint))
     raise_all(problems)
     if len(dict.fromkeys(names)) < 2:
-        raise InputError("there is nothing to compare: give two releases or more", "--profiles")
+        raise InputError(
+            "there is nothing to compare: give two different releases or more, as 0.25,0.32", "--profiles"
+        )
     return list(dict.fromkeys(names))
 
 
@@ -68,55 +65,3 @@ def run_profiles(
             outcome.write()
             folders.append(str(out))
     return folders
-
-
-def features(run: RunFolder) -> set[str] | None:
-    """What the engine of a run has of `sim.profiles.FEATURES`; None where the run does not tell."""
-    summary, engine = run.summary["engine"], dict(run.config.get("engine") or {})
-    types = summary.get("kv_cache_groups")
-    if types is None or not engine:
-        return None
-    windows = not {"sliding_window", "chunked_local"}.isdisjoint(types)
-    found = {
-        "async": engine.get("async_scheduling"),
-        "caching": engine.get("enable_prefix_caching"),
-        "priority": engine.get("policy") == "priority",
-        "threshold": engine.get("long_prefill_token_threshold"),
-        "watermark": engine.get("watermark"),
-        "memory": dict(run.provenance.get("pool") or {}).get("how") == "estimated",
-        "model": summary.get("model") and engine.get("kv_cache_groups") in (None, "auto"),
-        "blocks": dict(run.provenance.get("pool") or {}).get("how") == "given",
-        "huge": _is_huge(summary.get("gpu")),
-        "latent": _is_latent(summary.get("model")),
-        "groups": len(types) > 1,
-        "windows": windows,
-        "sparse": windows or "mamba" in types,
-        "states": "mamba" in types,
-        "drafts": engine.get("num_speculative_tokens"),
-        "encoder": "cross_attention" in types,
-    }
-    return {name for name, value in found.items() if value}
-
-
-def _is_huge(name: str | None) -> bool:
-    """Whether the GPU of a run has 160 GiB; one that is not known may have."""
-    gpu = find_gpu(name) if name else None
-    return name is not None and (gpu is None or gpu.memory_bytes >= HUGE_GPU)
-
-
-def _is_latent(name: str | None) -> bool:
-    """Whether the model of a run has latent attention; one that is not known may have."""
-    model = find_model(name) if name else None
-    return name is not None and (model is None or model.is_mla)
-
-
-def rules_in_force(engine: dict[str, Any]) -> dict[str, str] | None:
-    """Switch -> value of a resolved config's engine section; None where it names no known release."""
-    from dataclasses import asdict
-
-    from sim.profiles import rules_of
-
-    try:
-        return asdict(rules_of(str(engine.get("vllm")), tuple(dict(engine.get("switches") or {}).items())))
-    except (ValueError, TypeError):
-        return None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.config_yaml import Document, Place, read_yaml
+from sim.config_yaml import Document, Place, parse_yaml, read_yaml
 from sim.errors import InputError, did_you_mean
 from sim.serve_args.shell import WHERE, check_variables, server_command
 from sim.serve_args.table import options, spellings
@@ -67,13 +67,31 @@ def parse_line(text: str, problems: list[InputError], notes: list[str] | None = 
     """
     # A line copied from a shell script may be continued with backslashes.
     text = re.sub(r"\\\s*\n", " ", text)
+    words = _listed(text)
     try:
-        words = shlex.split(text, comments=True)
+        words = shlex.split(text, comments=True) if words is None else words
     except ValueError as e:
         raise InputError(f"can't be split into words: {e}".lower(), WHERE, hint="close the quotes") from None
     command, variables = server_command(words)
     check_variables(variables, problems, [] if notes is None else notes)
     return parse_words(command, problems)
+
+
+def _listed(text: str) -> list[str] | None:
+    """The words of a list as Kubernetes has it, `["vllm", "serve"]` or `- --model`; None: it is no list.
+
+    Raises:
+        InputError: a list that is broken.
+    """
+    if not re.match(r"\s*(\[\s*[\"']|- )", text):
+        return None
+    flow = text.lstrip().startswith("[")
+    try:
+        words = parse_yaml(f"value: {text.strip()}\n" if flow else f"value:\n{text}\n", WHERE).data["value"]
+    except InputError as e:
+        hint = "give the words as one command line"
+        raise InputError(f"can't be read as a list of words: {e.message}", WHERE, hint=hint) from None
+    return [_text(w) for w in words]
 
 
 def parse_words(words: Sequence[str], problems: list[InputError]) -> list[Given]:

@@ -96,7 +96,7 @@ REFUSED: dict[str, Refusal] = {
     "--data-parallel-size": Refusal(
         "data parallelism is not simulated",
         _ONE,
-        "simulate one replica: leave the option out and give the workload one replica's share of the traffic",
+        "leave it out and give `replicas` in the CONFIG (docs/fleet.md), or simulate one replica's share",
     ),
     "--decode-context-parallel-size": Refusal("context parallelism is not simulated", _ONE),
     "--prefill-context-parallel-size": Refusal("context parallelism is not simulated", _ONE),

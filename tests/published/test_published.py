@@ -177,6 +177,23 @@ def test_table_says_what_is_met() -> None:
     }
 
 
+def test_tables_keep_to_80_columns() -> None:
+    columns = (
+        "what was measured",
+        "published",
+        "ours",
+        "a column of many words indeed",
+        "and one more of them",
+    )
+    rows = (Row("of a long label, say", ".065", 0.0659, ("0.0 %, 99.6 %", "x")),)
+    lines = Table("name", "Title " * 20, columns, rows, "always", "A note. " * 30).text().splitlines()
+    assert max(map(len, lines)) <= 80
+    row = next(i for i, line in enumerate(lines) if line.startswith("met  of a long"))
+    head = lines[lines.index("") + 1 : row]
+    assert len(head) > 1
+    assert sorted(" ".join(head).split()) == sorted(" ".join(columns).split())
+
+
 def test_watermark_rows_are_met_by_spread_and_by_distance() -> None:
     """0.05: 187 was published; met within three deviations of one run, and within 21 % of the figure."""
     close = watermark_row(0.05, [180, 190, 200])

@@ -9,6 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from sim.cli import main
+from sim.profiles import FEATURES, SWITCHES
+from sim.report.folder import RunFolder
+from sim.report.rules_table import features
 
 CONFIG = """\
 name: upgrade
@@ -54,6 +57,36 @@ def test_an_upgrade_is_shown(config: str) -> None:
     assert (old["engine"]["vllm"], new["engine"]["vllm"]) == ("0.14", "0.25")
     provenance = json.loads(Path("r/0.14/provenance.json").read_text())
     assert (provenance["vllm_profile"], provenance["vllm_switches"]) == ("0.14", {})
+
+
+@pytest.mark.parametrize(
+    ("summary", "engine", "expected"),
+    [
+        ({"kv_cache_groups": ["full"]}, {"enable_prefix_caching": True}, {"caching"}),
+        (
+            {"kv_cache_groups": ["full", "mamba"]},
+            {"num_speculative_tokens": 2, "policy": "priority", "async_scheduling": False},
+            {"groups", "states", "sparse", "drafts", "priority"},
+        ),
+        (
+            {"kv_cache_groups": ["sliding_window"], "model": "mistral-7b-v0.1", "gpu": "b200"},
+            {"kv_cache_groups": "auto", "watermark": 0.1},
+            {"windows", "sparse", "model", "huge", "watermark"},
+        ),
+        ({"kv_cache_groups": ["full"], "model": "deepseek-v3"}, {"policy": "fcfs"}, {"latent", "model"}),
+        ({"kv_cache_groups": ["full", "cross_attention"]}, {"x": 0}, {"encoder", "groups"}),
+        ({}, {"policy": "fcfs"}, None),
+    ],
+)
+def test_what_an_engine_has(
+    summary: dict[str, object], engine: dict[str, object], expected: set[str] | None
+) -> None:
+    run = RunFolder(Path("r"), {"engine": summary}, {}, {"engine": engine}, {})
+    assert features(run) == expected
+
+
+def test_what_rules_concern_is_known() -> None:
+    assert {name for switch in SWITCHES for name in switch.concerns} == set(FEATURES)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,8 @@ def test_the_format_follows_the_name_of_the_file(
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / name).read_text().startswith(start)
     assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert result.stderr == f"written to {tmp_path / name}\n"
+    assert sim("report", str(small_run), "--out", str(tmp_path / name), "-q").stderr == ""
 
 
 def test_the_same_run_gives_the_same_bytes(small_run: Path) -> None:

@@ -114,6 +114,9 @@ def test_lines_are_read_as_vllm_reads_them(args: str, expected: dict[str, object
         '/bin/bash -lc "A=1 vllm serve m --port 1"',
         "uv run --with vllm vllm serve m --port 1",
         "A=1 serve m --port 1",
+        '["vllm", "serve", "m", "--port", "1"]',
+        "- vllm\n- serve\n- m\n- --port\n- 1\n",
+        "  - --model=m\n  - --port=1\n",
         "A=1 python3 -m vllm.entrypoints.openai.api_server --model m --port 1",
     ],
 )
@@ -147,6 +150,7 @@ def test_a_run_of_a_model_and_a_gpu_alone(tmp_path: Path) -> None:
 
 def test_lines_that_start_no_server() -> None:
     assert "no image or command of vLLM's" in complaint("docker run mine --model Qwen/Qwen3-8B")[0]
+    assert "--vllm-args: can't be read as a list of words" in complaint('["vllm", "serve"')[0]
     assert "vllm bench is not a server" in complaint("A=1 vllm bench serve --model Qwen/Qwen3-8B")[0]
     assert complaint("vllm serve $MODEL") == [
         "--vllm-args: '$MODEL' is a variable of a shell\n  hint: write the model's name instead"
@@ -445,6 +449,7 @@ def test_an_image_of_vllm() -> None:
 
 def test_other_commands_of_vllm_are_named() -> None:
     (said,) = complaint("vllm bench serve --model Qwen/Qwen3-8B")
+    assert "--vllm-args: can't be read as a list of words" in complaint('["vllm", "serve"')[0]
     assert "vllm bench is not a server" in said
     assert words("vllm serve Qwen/Qwen3-8B") == {"--model": "Qwen/Qwen3-8B"}
 

@@ -162,11 +162,13 @@ def test_set_is_for_the_base_and_not_for_axes(work: Path) -> None:
 
 
 def test_runs_and_sweeps_are_not_confused(work: Path) -> None:
-    said = kvpool("run", "sweep.yaml")
-    assert said.exit_code == 2
-    assert said.stderr == (
-        "sweep.yaml:2:1: this is a sweep, not the config of one run\n  hint: python -m sim sweep sweep.yaml\n"
-    )
+    for command in (["run", "sweep.yaml"], ["size", "sweep.yaml"], ["run", "sweep.yaml", "--gpu", "l4"]):
+        said = kvpool(*command)
+        assert said.exit_code == 2
+        assert said.stderr == (
+            "sweep.yaml:2:1: this is a sweep, not the config of one run\n"
+            "  hint: python -m sim sweep sweep.yaml\n"
+        )
     said = kvpool("sweep", "small.yaml")
     assert said.exit_code == 2
     assert "this is the config of one run, not a sweep" in said.stderr

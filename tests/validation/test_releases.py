@@ -36,7 +36,7 @@ from validation.release_check import (
     recordings_of,
     shown_switches,
 )
-from validation.survey import not_surveyed, survey
+from validation.survey import not_surveyed, render, survey
 from validation.survey_sides import adapt, open_sides, parse_switches
 from validation.vllm_release import known_fields, minor_of, samples
 
@@ -168,6 +168,7 @@ def test_survey_names_the_rule_that_differs() -> None:
     assert (kind.columns, kind.switch, kind.cases) == ("blocks", ("free_order",), [3])
     assert kind.comparison.first is not None
     assert kind.comparison.first.column == "free_queue_crc"
+    assert "1. blocks: 1 case, the first is seed 3" in render(result)
 
 
 def test_a_survey_against_itself_finds_nothing() -> None:
@@ -235,6 +236,8 @@ def test_a_wheel_is_unpacked_to_what_is_needed(tmp_path: Path, monkeypatch: pyte
         (["survey", "sim:0.25", "sim:0.28", "--switch", "free_oder=x"], "did you mean 'free_order'"),
         (["survey", "sim:0.25", "sim:0.28", "--switch", "free_order=apend"], "did you mean 'append'"),
         (["survey", "sim:0.25", "sim:0.28", "--family", "hybird"], "unknown family 'hybird'"),
+        (["survey", "nope", "sim:0.25"], "'nope' names no release of vLLM"),
+        (["releases", "fetch", "0.25.x"], "'0.25.x' names no release of vLLM"),
         (["releases", "check", "0.52"], "no release '0.52' whose rules are known"),
     ],
 )
