@@ -233,6 +233,11 @@ class EngineConfig(SharedKeys):
         "Tokens that one block of states covers without prefix caching; null: `max_model_len`.",
         "tokens",
     )
+    mamba_cache_mode: Literal["align", "all", "none"] | None = key(
+        None,
+        "With a `model` that has recurrent states, and prefix caching: which of them are cached"
+        " (docs/groups.md). null, and vLLM's own default `none`: as the release does for the model.",
+    )
     mamba_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = key(
         "auto", "Type of the convolution part of recurrent states; `auto`: as `dtype`."
     )

@@ -25,7 +25,7 @@ from sim.sizing.layers import (
 from sim.sizing.plan import Limits, PoolPlan, plan_pool
 from sim.sizing.pool import PoolSize, core_groups
 from sim.sizing.specs import FULL_KINDS, CannotGroup, Refusal
-from sim.sizing.states import prefix_caching
+from sim.sizing.states import mamba_cache_mode, prefix_caching
 
 BIG_GPU = 70 * GIB
 HUGE_GPU = 160 * GIB
@@ -52,7 +52,7 @@ def engine_settings(
         if not isinstance(e.max_model_len, str):
             problems += length_problems(e.max_model_len, model)
         problems += backend_problems(e, model, gpu)
-        problems += drafter_problems(e, model, drafter)
+        problems += drafter_problems(e, model, drafter) + mode_problems(e, model)
         if problems:
             return None, None
     pool = pool_size(e, model, gpu, max_model_len, tokens, seqs, problems, drafter)
@@ -230,6 +230,22 @@ def _unknown_drafter(e: EngineConfig, model: ModelShape, at: tuple[str, ...]) ->
     return [Problem(at, what, f"name its config.json with engine.speculative_model, or {given}")]
 
 
+def mode_problems(e: EngineConfig, model: ModelShape) -> list[Problem]:
+    """A mode of caching states that the release does not have, or not for this model."""
+    asked = e.mamba_cache_mode
+    if asked in (None, "none") or e.groups() is not None:
+        return []
+    mode = mamba_cache_mode(model, e.enable_prefix_caching, e.rules(), asked, e.num_speculative_tokens > 0)
+    tables = e.rules().state_tables
+    if mode == asked and tables in ("chosen", asked):
+        return []
+    here, used = ("engine", "mamba_cache_mode"), tables if mode == asked else mode
+    why = "without prefix caching" if not e.enable_prefix_caching else f"for {model.name} in vLLM {e.vllm}"
+    message = f"there is no mamba_cache_mode {asked} {why}"
+    hint = "leave it out, or turn enable_prefix_caching on"
+    return [Problem(here, message, hint if used == "none" else f"leave it out: vLLM uses {used} then")]
+
+
 def cache_args(e: EngineConfig, model: ModelShape, gpu: Gpu | None, max_model_len: int) -> CacheArgs:
     """The arguments that shape the layers' caches."""
     return CacheArgs(
@@ -242,6 +258,7 @@ def cache_args(e: EngineConfig, model: ModelShape, gpu: Gpu | None, max_model_le
         capability=gpu.capability if gpu else 90,
         attention_backend=e.attention_backend,
         mamba_block_size=e.mamba_block_size,
+        mamba_cache_mode=e.mamba_cache_mode,
         mamba_cache_dtype=e.mamba_cache_dtype,
         mamba_ssm_cache_dtype=e.mamba_ssm_cache_dtype,
         num_speculative_tokens=e.num_speculative_tokens,

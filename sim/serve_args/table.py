@@ -47,6 +47,7 @@ ENGINE: dict[str, tuple[str, str]] = {
     "--num-gpu-blocks-override": ("num_gpu_blocks", "int"),
     "--enable-prefix-caching": ("enable_prefix_caching", "flag"),
     "--prefix-cache-retention-interval": ("prefix_cache_retention_interval", "int_or_none"),
+    "--mamba-cache-mode": ("mamba_cache_mode", "text"),
     "--mamba-cache-dtype": ("mamba_cache_dtype", "text"),
     "--mamba-ssm-cache-dtype": ("mamba_ssm_cache_dtype", "text"),
     "--mamba-block-size": ("mamba_block_size", "int_or_none"),
@@ -236,7 +237,6 @@ _IGNORED: dict[str, str] = {
         " --offload-num-in-group --offload-prefetch-step --replayssm-buffer-len --swa-bounded-replay"
     ),
     "hash values, which the pool only compares": "--prefix-caching-hash-algo",
-    "what follows from prefix caching": "--mamba-cache-mode",
 }
 #: Why it changes nothing here -> options.
 IGNORED = {why: tuple(names.split()) for why, names in _IGNORED.items()}
