@@ -109,7 +109,7 @@ def test_lines_are_read_as_vllm_reads_them(args: str, expected: dict[str, object
         "sudo docker run --gpus all -e HF_TOKEN=x -p 8000:8000 vllm/vllm-openai:latest --model m --port 1",
         "docker run rocm/vllm-dev:nightly vllm serve m --port 1",
         "export CUDA_VISIBLE_DEVICES=0; vllm serve m --port 1",
-        "cd /srv && A=1 nohup /opt/bin/vllm serve m --port 1 > log.txt 2>&1 &",
+        "cd /srv && A=1 nohup bin/vllm serve m --port 1 > log.txt 2>&1 &",
         "numactl --cpunodebind=0 vllm serve m --port 1 2>/dev/null | tee log",
         '/bin/bash -lc "A=1 vllm serve m --port 1"',
         "uv run --with vllm vllm serve m --port 1",
