@@ -26,7 +26,7 @@ validate: $(VLLM_READY)  ## compare with a real vLLM 0.32.0 on this machine's CP
 	$(VLLM_PYTHON) -m validation.mutations
 
 .PHONY: validate-releases
-validate-releases: $(VLLM_READY)  ## compare with the real control planes of other vLLM releases (RELEASES="0.14 0.25"; fetches wheels)
+validate-releases: $(VLLM_READY)  ## compare with the real control planes and planners of other vLLM releases (RELEASES="0.14 0.25"; fetches wheels)
 	$(VLLM_PYTHON) -m validation releases fetch $(RELEASES)
 	$(VLLM_PYTHON) -m validation releases check $(RELEASES) $(RELEASES_ARGS)
 

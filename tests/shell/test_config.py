@@ -330,6 +330,23 @@ def test_batch_limits_are_vllms(write, gpu: str, context: str, length: int, limi
     assert (e.max_num_seqs, e.max_num_batched_tokens) == limits
 
 
+def test_batch_limits_of_a_huge_gpu_by_release(write) -> None:
+    """160 GiB and more have limits of their own since 0.28."""
+    found = [
+        resolve(load_config(write(GOOD), ["gpu=b200", f"engine.vllm={r}"])).engine.max_num_batched_tokens
+        for r in ("0.27", "0.28")
+    ]
+    assert found == [8192, 16384]
+
+
+def test_prefix_caching_of_states_follows_the_release(write) -> None:
+    sets = ["model=jamba-mini", "gpu=h200", "engine.tensor_parallel_size=4", "engine.max_model_len=8192"]
+    found = {r: resolve(load_config(write(GOOD), [*sets, f"engine.vllm={r}"])) for r in ("0.27", "0.28")}
+    assert [r.engine.enable_prefix_caching for r in found.values()] == [False, True]
+    # running the resolved config gives the same run
+    assert [r.config["engine"]["enable_prefix_caching"] for r in found.values()] == [False, True]
+
+
 def test_a_default_max_num_seqs_follows_the_tokens(write) -> None:
     e = resolve(load_config(write(GOOD), ["engine.max_num_batched_tokens=100"])).engine
     assert (e.max_num_seqs, e.max_num_batched_tokens) == (100, 100)

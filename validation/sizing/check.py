@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,8 +47,9 @@ def check_release(
         f"{release}: {tally.compared} plans, {tally.refused} of them refused by both; weights within"
         f" {100 * tally.worst_weights:.2f} %; {len(tally.differences)} differences"
     )
-    for reason in dict.fromkeys(tally.not_built):
-        say(f"  layers of ours: {reason}")
+    reasons = Counter(line.partition("): ")[2][:90] for line in tally.not_built)
+    for reason, count in reasons.items():
+        say(f"  {count} questions with layers of ours, the release's can't be built: {reason}")
     return tally.differences
 
 

@@ -89,8 +89,10 @@ def hf_config(path: Path, tensor_parallel: int = 1) -> dict[str, Any]:
     if model_type == "mamba2":
         # 0.14 to 0.18 look for it
         data.setdefault("num_attention_heads", 0)
+    # the published values of keys that the shipped files leave out, and old releases look for
+    if model_type == "gemma2":
+        data.setdefault("hidden_act", "gelu_pytorch_tanh")
     if str(model_type).startswith("deepseek"):
-        # the published values of those that the shipped files leave out
         data = {"n_group": 1, "topk_group": 1, **data}
     if isinstance(data.get("text_config"), dict) and model_type in _TEXT_CLASSES:
         text = data["text_config"]
