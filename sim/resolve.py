@@ -26,6 +26,7 @@ from sim.gpus import Gpu, find_gpu
 from sim.memory import memory_problems
 from sim.models import ModelShape, find_model, is_path, known_name, load_model, locate, model_names
 from sim.models.drafters import OWN_CONFIG, find_drafter, head_names, known_head
+from sim.models.quantization import FP8
 from sim.resolve_engine import batch_limits, engine_settings, pool_problems
 from sim.sizing import PoolSize, element_bytes
 from sim.step_time import StepTime, affine, constant, roofline
@@ -251,7 +252,7 @@ def _step_time(
             gpu,
             tensor_parallel=e.tensor_parallel_size,
             kv_dtype_bytes=element_bytes(e.kv_cache_dtype, model.dtype),
-            quantization=e.quantization or model.quantization,
+            quantization=FP8 if e.quantization else model.quantization,
             typical_context=r.typical_context,
             mfu=r.mfu,
             mbu=r.mbu,

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from sim.gpus import Gpu
     from sim.models import ModelShape
+    from sim.models.quantization import Quantization
 
 CONSTANT, AFFINE, ROOFLINE, TABLE = 0, 1, 2, 3
 NUM_COEF = 12
@@ -111,7 +112,7 @@ def roofline(
     *,
     tensor_parallel: int = 1,
     kv_dtype_bytes: int = 2,
-    quantization: str | None = None,
+    quantization: Quantization | None = None,
     mfu: float = 0.5,
     mbu: float = 0.75,
     overhead_ns: float = 5e5,
@@ -149,10 +150,10 @@ def roofline(
     The default efficiencies are typical of bf16 kernels on large batches, not a calibration: a table fitted
     from recorded steps (`kind: table`) is the way to a model of one's own machine.
     """
-    from sim.models.shape import QUANTIZED_BYTES, read_share
+    from sim.models.shape import read_share
 
     tp, p = tensor_parallel, model.params
-    fp8 = quantization == "fp8"
+    fp8 = quantization is not None and quantization.fp8_math
     flops = gpu.bf16_flops * mfu
     linear_flops = (gpu.fp8_flops if fp8 and gpu.fp8_flops else gpu.bf16_flops) * mfu
     bandwidth = gpu.memory_bandwidth * mbu
@@ -166,8 +167,8 @@ def roofline(
     projections = sum(c.heads * (c.head_size + c.head_size_v) for c in crossing) * model.hidden
     encoder = p.tower + projections if crossing else 0
     activations = model.layers * (8 * model.hidden + 4 * model.intermediate / tp) * model.dtype_bytes
-    expert_bytes = QUANTIZED_BYTES[quantization] if quantization else model.dtype_bytes
-    layer_bytes = 1 if fp8 else model.dtype_bytes
+    stored = (quantization.experts, quantization.linear) if quantization else (None, None)
+    expert_bytes, layer_bytes = (model.dtype_bytes if size is None else size for size in stored)
     weights: float = (p.linear + p.kv_linear - projections) * layer_bytes
     weights += p.experts * expert_bytes + p.head * model.dtype_bytes
     allreduce, latency = 0.0, 0.0

@@ -8,7 +8,8 @@ from sim.config_yaml import Document
 from sim.errors import InputError, did_you_mean
 
 from .defaults import class_defaults
-from .shape import DTYPE_BYTES, QUANTIZED_BYTES
+from .quantization import METHODS, Quantization, quantization_of
+from .shape import DTYPE_BYTES
 
 BY_HAND = (
     "leave `model` out and give engine.num_gpu_blocks, engine.kv_cache_groups and a step_time of another kind"
@@ -123,21 +124,23 @@ class Reader:
             return "bfloat16"
         return {"half": "float16", "float": "bfloat16", "float32": "bfloat16"}.get(value, value)
 
-    def quantization(self) -> str | None:
+    def quantization(self) -> Quantization | None:
         """What the checkpoint's weights are quantized to."""
-        section = self.get("quantization_config")
+        key = "quantization_config"
+        section = self.get(key)
         if section is None:
             return None
         method = section.get("quant_method") if isinstance(section, dict) else section
-        if str(method) not in QUANTIZED_BYTES:
-            known = ", ".join(QUANTIZED_BYTES)
-            self.fail(
-                "quantization_config",
-                f"quantization '{method}' is not known, so the weights can't be estimated",
-                f"known: {known}; leave the key out and give engine.kv_cache_memory_bytes",
-            )
+        message = f"quantization '{method}' is not known, so the weights can't be estimated"
+        hint = "leave the key out and give engine.kv_cache_memory_bytes"
+        try:
+            found = quantization_of(section)
+        except ValueError as why:
+            self.fail(key, f"quantization '{method}': {why}, so the weights can't be estimated", hint)
             return None
-        return str(method)
+        if found is None:
+            self.fail(key, message, f"known: {', '.join(METHODS)}; {hint}")
+        return found
 
     def state_dtype(self) -> str | None:
         """The type of recurrent states (`mamba_ssm_dtype`), None where the config names none."""

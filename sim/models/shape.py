@@ -6,11 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from .quantization import Quantization
+
 DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
-#: Bytes of one parameter by the checkpoint's quantization; mxfp4: four bits, and a scale for each 32.
-QUANTIZED_BYTES = {"fp8": 1.0, "mxfp4": 4.25 / 8}
-
-
 #: Vocabularies are padded to a multiple of this (VocabParallelEmbedding).
 VOCAB_UNIT = 64
 
@@ -132,7 +130,7 @@ class ModelShape:
         heads, kv_heads: attention heads (0 if the model has none).
         max_position: longest sequence without `max_model_len`.
         dtype: of weights and activations.
-        quantization: of the checkpoint: None, "fp8" or "mxfp4" (the latter for the experts only).
+        quantization: of the checkpoint, None: its weights are of type `dtype`.
         cache_layers: layers with a KV cache, in the order in which vLLM makes them.
         params: numbers of parameters.
         recurrent_dtype: type of recurrent states that the config asks for; None: as the convolution's.
@@ -156,7 +154,7 @@ class ModelShape:
     kv_heads: int
     max_position: int
     dtype: str
-    quantization: str | None
+    quantization: Quantization | None
     cache_layers: tuple[CacheLayer, ...]
     params: Parameters
     recurrent_dtype: str | None = None
@@ -241,6 +239,6 @@ def describe_model(shape: ModelShape) -> dict[str, Any]:
         "vocab": shape.vocab,
         "tie_embeddings": shape.params.tied,
         "dtype": shape.dtype,
-        "quantization": shape.quantization,
+        "quantization": shape.quantization.method if shape.quantization else None,
         "num_params": shape.num_params,
     }

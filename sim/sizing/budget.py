@@ -25,7 +25,8 @@ import math
 
 from sim.gpus import GIB, Gpu
 from sim.models import ModelShape
-from sim.models.shape import QUANTIZED_BYTES, padded
+from sim.models.quantization import FP8
+from sim.models.shape import padded
 
 OTHER_BYTES = GIB // 2
 OTHER_BYTES_TP = 3 * GIB // 2
@@ -46,10 +47,10 @@ def weight_bytes(model: ModelShape, tensor_parallel: int, quantization: str | No
         quantization: "fp8": linear layers and experts take one byte each; embeddings and output stay.
     """
     p, tp, full = model.params, tensor_parallel, model.dtype_bytes
-    method = quantization or model.quantization
-    small = QUANTIZED_BYTES[method] if method else full
-    experts = ((p.experts_padded if method == "mxfp4" else 0) or p.experts) * small
-    layers = small if method == "fp8" else full
+    method = FP8 if quantization else model.quantization
+    padded_experts = p.experts_padded if method is not None and method.padded_experts else 0
+    experts = (padded_experts or p.experts) * (method.experts if method else full)
+    layers = full if method is None or method.linear is None else method.linear
     repeat = max(1, -(-tp // model.kv_heads)) if model.kv_heads else 1
     linear = p.linear * layers + p.kv_linear * repeat * layers
     h = model.hidden

@@ -136,7 +136,7 @@ def budget_of(
         settings,
         pool,
         parts,
-        engine.quantization or shape.quantization,
+        engine.quantization or (shape.quantization.method if shape.quantization else None),
         drafter,
     )
 

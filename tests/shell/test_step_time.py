@@ -16,6 +16,7 @@ from sim.core.step_time import step_duration_ns
 from sim.errors import InputError
 from sim.gpus import GPUS, find_gpu, gpu_names
 from sim.models import FOLDER, find_model, load_model, model_names
+from sim.models.quantization import FP8
 from sim.step_table import fill_holes, fit, load_table, monotone
 from sim.step_time import BatchFeatures, StepTime, affine, constant, duration_ns, roofline, table
 
@@ -92,7 +93,7 @@ def test_tensor_parallel_and_quantization() -> None:
     times = [duration_ns(roofline(m, g, tensor_parallel=tp), decode) for tp in (1, 2, 4, 8)]
     assert times == sorted(times, reverse=True)
     assert times[0] / times[3] < 8
-    assert duration_ns(roofline(m, g, quantization="fp8"), decode) < 0.6 * times[0]
+    assert duration_ns(roofline(m, g, quantization=FP8), decode) < 0.6 * times[0]
     half = roofline(m, g, kv_dtype_bytes=1)
     assert half.coef[5] == roofline(m, g).coef[5] / 2
 
@@ -211,7 +212,7 @@ def test_catalogues() -> None:
         ({"model_type": "glm", "kv_lora_rank": 512}, "with multi-head latent attention is not known"),
         ({"layer_types": ["full_attention"]}, "'layer_types' must be a list of 32 texts"),
         ({"layer_types": ["linear_attention"] * 32}, "layers of type 'linear_attention'"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization 'awq' is not known"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantization 'hqq' is not known"),
         ({"hidden_size": "4096"}, "'hidden_size' must be a whole number from 1"),
         ({"num_hidden_layers": None}, "'num_hidden_layers' must be a whole number from 1: it is missing"),
         ({"num_key_value_heads": 5}, "32 heads can't share 5 key-value heads"),
