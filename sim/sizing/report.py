@@ -9,6 +9,7 @@ from typing import Any
 
 from sim.config import load_config
 from sim.config_yaml import Document, Place, Problem, to_input_errors
+from sim.engine_checks import check_settings
 from sim.engine_settings import EngineSettings
 from sim.errors import raise_all
 from sim.gpus import GIB, Gpu, find_gpu
@@ -112,6 +113,7 @@ def budget_of(
     if settings is None or pool is None or pool.plan is None:
         raise_all(to_input_errors(problems, loaded.document))
         raise AssertionError("an engine that can't be resolved has problems")
+    raise_all(to_input_errors(check_settings(settings, ("engine",)), loaded.document))
     parts: dict[str, int] = {}
     if gpu is not None:
         parts = estimated_parts(

@@ -128,3 +128,15 @@ def test_published_padding() -> None:
     table = make(Options())
     assert table.met
     assert [row.label for row in table.rows] == ["mllama", "Ministral", "Gemma-2"]
+
+
+def test_what_a_run_refuses_is_refused() -> None:
+    done = CliRunner().invoke(
+        main,
+        [
+            *("size", "--model", "qwen3-8b", "--gpu", "h100"),
+            *("--set", "engine.enable_chunked_prefill=false", "--set", "engine.max_num_batched_tokens=512"),
+        ],
+    )
+    assert done.exit_code == 2
+    assert "is smaller than max_model_len" in done.stderr
