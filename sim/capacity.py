@@ -138,7 +138,7 @@ def _rules(e: EngineSettings) -> dict[str, int]:
         "renews_states": int(rules.state_renewal == "on"),
         "state_wait": int(rules.state_wait == "on"),
         "state_retention": int(rules.state_retention == "on"),
-        "state_tails": _STATE_TAILS[rules.state_tails],
+        "state_tails": _STATE_TAILS[rules.state_tails if e.mamba_cache_mode == "align" else "off"],
         "state_exports": _EXPORTS[rules.state_exports],
         "copies_want_two": int(rules.state_copies == "two"),
         "state_drafts": e.num_speculative_tokens if rules.state_free_basis == "less_drafts" else 0,

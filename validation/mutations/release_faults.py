@@ -272,6 +272,15 @@ RELEASE_FAULTS = (
         recording="releases/0.25/mamba_all_39",
     ),
     Fault(
+        "tails_in_mode_all",
+        "in mode all no state inside a block gets a key",
+        "that at the prompt's last hash unit does",
+        "sim/capacity.py",
+        '_STATE_TAILS[rules.state_tails if e.mamba_cache_mode == "align" else "off"]',
+        "_STATE_TAILS[rules.state_tails]",
+        recording="releases/0.26/mamba_all_22",
+    ),
+    Fault(
         "state_units",
         "from 0.28 on hashes in mode all are those of whole common blocks",
         "of prefix_match_unit",
