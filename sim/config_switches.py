@@ -1,4 +1,4 @@
-"""The config models of `engine.vllm` and `engine.switches`, made from the table in `sim.profiles`."""
+"""The config models of `engine.vllm` and `engine.switches`, made from the table in `sim.switches`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, create_model
 
 from sim.config_types import Strict, key
-from sim.profiles import FIRST_RELEASE, LAST_RELEASE, SWITCHES, Switch, releases
+from sim.profiles import FIRST_RELEASE, LAST_RELEASE, releases
+from sim.switches import SWITCHES, Switch
 
 
 def _as_text(value: object) -> object:

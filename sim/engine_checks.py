@@ -19,11 +19,11 @@ from sim.profiles import (
     UNEVEN_DRAFTS_SINCE,
     UNEVEN_SINCE,
     missing_group_keys,
-    release_key,
     releases,
 )
 from sim.sizing.plan import largest_that
 from sim.sizing.specs import LayerSpec
+from sim.switches import release_key
 
 
 def check_settings(s: EngineSettings, prefix: tuple[str | int, ...] = ()) -> list[Problem]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sim.profiles import SWITCHES, VERSIONS, release_key
+from sim.profiles import VERSIONS
+from sim.switches import SWITCHES, release_key
 
 
 def releases_table() -> str:

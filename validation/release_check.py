@@ -18,7 +18,8 @@ import numpy as np
 from sim.engine_checks import check_simulated
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
-from sim.profiles import DEFAULT_RELEASE, SIZE_SWITCHES, SWITCHES, rules_of
+from sim.profiles import DEFAULT_RELEASE, rules_of
+from sim.switches import SIZE_SWITCHES, SWITCHES
 from validation.corpus import RecordedCase, read_cases, write_case
 from validation.diff import compare
 from validation.fuzz import under_release

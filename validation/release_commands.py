@@ -83,7 +83,8 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> None:
 @reports_input_errors
 def list_releases(folder: Path | None) -> None:
     """Every release whose rules are known, and whether its code is at hand."""
-    from sim.profiles import PROFILES, SWITCHES, VERSIONS
+    from sim.profiles import PROFILES, VERSIONS
+    from sim.switches import SWITCHES
     from validation.releases import full_version, is_there, own_version, releases_folder
 
     place, own = releases_folder(folder), own_version()

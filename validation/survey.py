@@ -14,8 +14,9 @@ from typing import Any
 
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
-from sim.profiles import SWITCHES, rules_of
+from sim.profiles import rules_of
 from sim.report.units import plural
+from sim.switches import SWITCHES
 from validation.diff import Comparison, compare
 from validation.fuzz_cases import Case, blocks_of_largest, settings_to_json
 from validation.logical import LogicalRequest

@@ -10,15 +10,8 @@ from typing import Any
 
 from sim.engine_settings import EngineSettings
 from sim.errors import InputError
-from sim.profiles import (
-    LAST_RELEASE,
-    SWITCHES,
-    default_retention,
-    missing_keys,
-    release_key,
-    releases,
-    rules_of,
-)
+from sim.profiles import LAST_RELEASE, default_retention, missing_keys, releases, rules_of
+from sim.switches import SWITCHES, release_key
 from validation.fuzz_cases import Case
 from validation.logical import LogicalRequest
 from validation.record import record

@@ -104,7 +104,7 @@ class BlockPool:
         hash_block_size: tokens per hash in ``HashedTokens.block_hashes``.
         enable_kv_cache_events: whether to collect events (``take_events``).
         metrics_collector: optional observer of residency.
-        free_order: rule of ``free_blocks``, a value of the switch in ``sim.profiles``.
+        free_order: rule of ``free_blocks``, a value of the switch (``sim.switches``).
 
     Attributes:
         secondary_keys: further keys by block id, for parts of a block; vLLM keeps a set, whose order (of

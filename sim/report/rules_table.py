@@ -10,16 +10,17 @@ from typing import Any
 
 from sim.gpus import find_gpu
 from sim.models import find_model
-from sim.profiles import FEATURES, SWITCHES, rules_of
+from sim.profiles import rules_of
 from sim.report.document import Column, Paragraph, Part, Table
 from sim.report.folder import RunFolder
 from sim.report.run_groups import Group
 from sim.report.units import plural
 from sim.resolve_engine import HUGE_GPU
+from sim.switches import FEATURES, SWITCHES
 
 
 def features(run: RunFolder) -> set[str] | None:
-    """What the engine of a run has of `sim.profiles.FEATURES`; None where the run does not tell."""
+    """What the engine of a run has of `sim.switches.FEATURES`; None where the run does not tell."""
     summary, engine = run.summary["engine"], dict(run.config.get("engine") or {})
     types = summary.get("kv_cache_groups")
     if types is None or not engine:

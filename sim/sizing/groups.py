@@ -1,6 +1,6 @@
 """Layers into KV-cache groups, as vLLM puts them (0.32.0, kv_cache_utils.get_kv_cache_groups).
 
-Where releases differ, `Rules` say how (switches of `sim.profiles`).
+Where releases differ, `Rules` say how (`sim.switches`).
 
 All groups draw their blocks from one pool, so one block must have the same number of bytes in each: pages are
 made equal (blocks of more tokens, or padding), and the groups get the same number of layers, as far as that

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from sim.cli import main
-from sim.profiles import FEATURES, SWITCHES
 from sim.report.folder import RunFolder
 from sim.report.rules_table import features
+from sim.switches import FEATURES, SWITCHES
 
 CONFIG = """\
 name: upgrade

@@ -14,8 +14,9 @@ from sim.config import load_config
 from sim.config_engine import load_engine_json
 from sim.engine_settings import EngineSettings
 from sim.errors import InputError
-from sim.profiles import LATER_KEYS, SWITCHES, Rules, changes_between, releases, rules_of
+from sim.profiles import LATER_KEYS, Rules, changes_between, releases, rules_of
 from sim.resolve import resolve
+from sim.switches import SWITCHES
 
 CONFIG = """\
 engine:

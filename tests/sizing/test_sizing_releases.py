@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from sim.models import find_model
-from sim.profiles import SIZE_SWITCHES, SWITCHES, releases, rules_of
+from sim.profiles import releases, rules_of
 from sim.sizing import CacheArgs, Refusal, cache_layout, hybrid_manager, mamba_cache_mode, prefix_caching
+from sim.switches import SIZE_SWITCHES, SWITCHES
 from validation.sizing.recordings import RecordedReleases
 
 RECORDED = RecordedReleases(Path(__file__).parents[1] / "recorded_vllm" / "sizing_releases.json")

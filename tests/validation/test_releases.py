@@ -14,13 +14,9 @@ from click.testing import CliRunner
 from sim.engine_checks import check_simulated
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.errors import InputError
-from sim.profiles import (
-    PROFILES,
-    SWITCHES,
-    VERSIONS,
-    releases,
-)
+from sim.profiles import PROFILES, VERSIONS, releases
 from sim.profiles_docs import releases_table
+from sim.switches import SWITCHES
 from validation import releases as on_disk
 from validation.cli import main
 from validation.corpus import read_cases

@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from sim.models import find_model, model_names
-from sim.profiles import DEFAULT_RELEASE, Rules, release_key, rules_of
+from sim.profiles import DEFAULT_RELEASE, Rules, rules_of
 from sim.sizing.plan import Limits
 from sim.sizing.specs import LayerSpec
+from sim.switches import release_key
 from validation.sizing.real_layers import Question
 
 #: Models that vLLM 0.32.0 no longer has.

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sim.models import find_model
-from sim.profiles import DEFAULT_RELEASE, Rules, release_key, rules_of
+from sim.profiles import DEFAULT_RELEASE, Rules, rules_of
 from sim.results import write_bytes
 from sim.sizing.plan import Limits
+from sim.switches import release_key
 from validation.releases import Worker
 from validation.sizing.answer import Answer
 from validation.sizing.ours import our_engine, our_plan, planned
