@@ -177,7 +177,7 @@ def _states_in_blocks(
     for i, (group, size) in enumerate(zip(s.kv_cache_groups, sizes, strict=True)):
         if group.type != "mamba":
             continue
-        inside = inside or size > unit
+        inside = inside or (size > unit and s.mamba_cache_mode == "align")
         resolved = not _is_before(s.vllm, UNEVEN_SINCE)
         if resolved and size != s.block_size and any(other != unit for other in sizes):
             yield Problem(
@@ -209,16 +209,17 @@ def require_simulated(s: EngineSettings) -> None:
 
 
 def blocks_of_longest_request(s: EngineSettings, length: int) -> int:
-    """Blocks wanted at start-up: those of a request of `length` tokens in all groups and, since 0.29, the
-    null block.
+    """Blocks wanted at start-up: those of a request of `length` tokens in all groups (0.14 to 0.18: in the
+    first) and, since 0.29, the null block.
     """
     in_flight = s.max_num_batched_tokens
     if s.async_scheduling and s.rules.admission_cap == "in_flight":
         in_flight *= 2
     null = 1 if s.rules.null_in_check == "on" else 0
+    counted = s.kv_cache_groups[:1] if s.rules.check_needs == "first_group" else s.kv_cache_groups
     return null + sum(
-        _spec(s, group).blocks_per_request(length, in_flight, s.max_num_batched_tokens)
-        for group in s.kv_cache_groups
+        _spec(s, group).blocks_per_request(length, in_flight, s.max_num_batched_tokens, s.rules.state_needs)
+        for group in counted
     )
 
 
@@ -228,7 +229,7 @@ def _spec(s: EngineSettings, group: KVCacheGroup) -> LayerSpec:
         block_size=group.block_size or s.block_size,
         sliding_window=group.sliding_window,
         attention_chunk_size=group.attention_chunk_size,
-        mamba_cache_mode="align" if s.enable_prefix_caching else "none",
+        mamba_cache_mode=s.mamba_cache_mode,
         speculative_blocks=s.num_speculative_tokens,
         checkpoint_blocks=1 if group.prefill_checkpoint_alignment else 0,
     )
@@ -252,7 +253,7 @@ def check_pool(
     groups = len(s.kv_cache_groups)
     blocks = f"{need} blocks"
     if groups > 1:
-        blocks += f" in {groups} groups"
+        blocks += " in the first group" if s.rules.check_needs == "first_group" else f" in {groups} groups"
     elif s.kv_cache_groups[0].type == "full":
         blocks += f" of {s.kv_cache_groups[0].block_size or s.block_size}"
     more = f"raise num_gpu_blocks to {need}" if key == "num_gpu_blocks" else "give the pool more memory"

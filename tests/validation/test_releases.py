@@ -138,6 +138,8 @@ def test_what_releases_fail_at_beside_states_is_refused() -> None:
     assert problems("0.28", full, every, **drafts) == []
     assert problems("0.31", uneven, every) == [("kv_cache_groups",)]
     assert problems("0.31", uneven, state) == []
+    assert problems("0.26", full, state, window, prefix_match_unit=8) == [("kv_cache_groups", 2)]
+    assert problems("0.26", full, every, window, prefix_match_unit=8) == []
     exported = KVCacheGroup("mamba", prefill_checkpoint_alignment=1)
     many = {"num_speculative_tokens": 16, "speculative_method": "ngram"}
     assert problems("0.31", full, exported, **many) == [("kv_cache_groups", 1)]
