@@ -264,11 +264,35 @@ def entry(fn: F) -> F:
     return compiled
 
 
+def _widened(kind: types.Type) -> types.Type:
+    """Type in which a helper takes an argument: no literals, and signed integers of 64 bits."""
+    kind = types.unliteral(kind)
+    return types.int64 if isinstance(kind, types.Integer) and kind.signed else kind
+
+
+def _helper(fn: F, **options: Any) -> F:
+    """Compile a helper once for all integers.
+
+    Numba would compile it for each constant and each width that some caller passes. LLVM finds the constants
+    again where it inlines, and arithmetic of the narrow integers is of 64 bits anyway.
+    """
+    compiled = numba.njit(**options, **_HELPER)(fn)
+    if not numba.config.DISABLE_JIT:
+        template_of = compiled.get_call_template
+
+        def template_of_widened(args: Any, kws: Any) -> Any:
+            _, folded = compiled.fold_argument_types(args, kws)
+            return template_of(tuple(_widened(kind) for kind in folded), {})
+
+        compiled.get_call_template = template_of_widened
+    return compiled
+
+
 def leaf(fn: F) -> F:
     """Compile a helper that is inlined into its callers."""
-    return numba.njit(forceinline=True, **_HELPER)(fn)
+    return _helper(fn, forceinline=True)
 
 
 def inner(fn: F) -> F:
     """Compile a helper that LLVM inlines only where that pays."""
-    return numba.njit(**_HELPER)(fn)
+    return _helper(fn)

@@ -12,6 +12,7 @@ With NUMBA_DISABLE_JIT the same functions work on the Python objects themselves.
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import Any
 
 import numba
@@ -75,12 +76,16 @@ class Struct:
 
 
 class StructType(types.Type):
-    """Numba type of a Struct: fields are (name, Numba type, offset in words of the table)."""
+    """Numba type of a Struct: fields are (name, Numba type, offset in words of the table).
+
+    Its name stands in the name of every compiled function that takes the struct, so the fields are in it as a
+    digest: spelled out they are some thousand characters.
+    """
 
     def __init__(self, name: str, fields: tuple[tuple[str, types.Type, int], ...]) -> None:
         self.fields = fields
         listing = ",".join(f"{field}:{kind}@{offset}" for field, kind, offset in fields)
-        super().__init__(name=f"{name}({listing})")
+        super().__init__(name=f"{name}.{hashlib.sha256(listing.encode()).hexdigest()[:16]}")
 
     def field(self, name: str) -> tuple[types.Type, int] | None:
         """Type and offset of a field, None when there is no such field."""
