@@ -22,6 +22,7 @@ import numba
 import numpy as np
 from numba import _dynfunc
 from numba.core import types
+from numba.core.codegen import JITCodeLibrary
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, LoweringPass, register_pass
@@ -141,31 +142,71 @@ class _Refusal:
         return cls._address
 
 
-@register_pass(mutates_CFG=False, analysis_only=True)
-class _LinkOnlyLibrary(FunctionPass):
-    """Give a helper a library that is neither optimised nor turned into machine code.
+class _Library(JITCodeLibrary):  # type: ignore[misc]
+    """Library that is linked together with all helpers that its functions call, and those that they call."""
+
+    def __init__(self, codegen: Any, name: str) -> None:
+        super().__init__(codegen, name)
+        self._linked: set[Any] = set()
+
+    def add_linking_library(self, library: Any) -> None:
+        """Note a library that finalising this one links in."""
+        library._ensure_finalized()
+        parts = (*library._linking_libraries, library) if isinstance(library, _HelperLibrary) else (library,)
+        for part in parts:
+            if part not in self._linked:
+                self._linked.add(part)
+                self._linking_libraries.append(part)
+
+    def finalize(self) -> None:
+        """Link, optimise and compile."""
+        # LLVM leaves a function out that nothing calls yet: callers come first
+        self._linking_libraries.reverse()
+        super().finalize()
+
+
+class _HelperLibrary(_Library):
+    """Library of one helper alone, which is neither optimised nor turned into machine code.
 
     Numba does both for each jitted function together with everything that it calls, so a chain of ten helpers
-    is optimised ten times over. A helper of the core runs only inside an entry point, whose module holds all
-    of them and is optimised and compiled once.
+    is linked and optimised ten times over. A helper of the core runs only inside an entry point, whose module
+    holds all of them and is optimised and compiled once.
     """
 
-    _name = "kvpool_link_only_library"
+    def finalize(self) -> None:
+        """Nothing can be added any more."""
+        self._raise_if_finalized()
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+@register_pass(mutates_CFG=False, analysis_only=True)
+class _MakeHelperLibrary(FunctionPass):
+    """Give a helper a library that no code is made of."""
+
+    _name = "kvpool_helper_library"
 
     def __init__(self) -> None:
         super().__init__()
 
     def run_pass(self, state: Any) -> bool:
-        library = state.targetctx.codegen().create_library(state.func_id.func_qualname)
-
-        def finalize_without_code() -> None:
-            library._finalize_dynamic_globals()
-            library._finalized = True
-
-        library._optimize_final_module = lambda: None
-        library._finalize_final_module = finalize_without_code
-        state.library = library
+        state.library = _HelperLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
+        return True
+
+
+@register_pass(mutates_CFG=False, analysis_only=True)
+class _MakeEntryLibrary(FunctionPass):
+    """Give an entry point a library with all helpers."""
+
+    _name = "kvpool_entry_library"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _Library(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
         return True
 
 
@@ -232,6 +273,7 @@ class _EntryCompiler(CompilerBase):
 
     def define_pipelines(self) -> list[Any]:
         pipeline = _core_pipeline(self.state)
+        pipeline.add_pass_after(_MakeEntryLibrary, NopythonTypeInference)
         pipeline.finalize()
         return [pipeline]
 
@@ -241,7 +283,7 @@ class _HelperCompiler(CompilerBase):
 
     def define_pipelines(self) -> list[Any]:
         pipeline = _core_pipeline(self.state)
-        pipeline.add_pass_after(_LinkOnlyLibrary, NopythonTypeInference)
+        pipeline.add_pass_after(_MakeHelperLibrary, NopythonTypeInference)
         pipeline.add_pass_after(_RegisterHelper, _CoreLowering)
         pipeline.finalize()
         return [pipeline]
