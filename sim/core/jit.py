@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import operator
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numba
 import numpy as np
 from numba import _dynfunc
-from numba.core import types
+from numba.core import typed_passes, types, untyped_passes
 from numba.core.codegen import JITCodeLibrary
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
@@ -259,11 +260,88 @@ class _CoreLowering(NativeLowering):
             arrayobj.fix_integer_index = original
 
 
+class _RememberingContext:
+    """Typing context that answers a question about Numba's own functions once.
+
+    Numba goes through up to some sixty templates for the type of each ``+``.
+    """
+
+    _signatures: ClassVar[dict[tuple[Any, ...], Any]] = {}
+    _attributes: ClassVar[dict[tuple[Any, ...], Any]] = {}
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
+        """Signature of a call."""
+        if not isinstance(func, types.Function):
+            return self._context.resolve_function_type(func, args, kws)
+        key = (func, tuple(args), tuple(dict(kws).items()))
+        known = self._signatures.get(key)
+        if known is None:
+            known = self._context.resolve_function_type(func, args, kws)
+            self._signatures[key] = known
+        return known
+
+    def resolve_setitem(self, target: Any, index: Any, value: Any) -> Any:
+        """Signature of ``target[index] = value``."""
+        setitem = self._context.resolve_value_type(operator.setitem)
+        return self.resolve_function_type(setitem, (target, index, value), {})
+
+    def resolve_getattr(self, kind: Any, attr: str) -> Any:
+        """Type of an attribute."""
+        key = (kind, attr)
+        known = self._attributes.get(key)
+        if known is None:
+            known = self._context.resolve_getattr(kind, attr)
+            self._attributes[key] = known
+        return known
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _CoreTypeInference(NopythonTypeInference):
+    """Type inference that remembers."""
+
+    _name = "kvpool_type_inference"
+
+    def run_pass(self, state: Any) -> bool:
+        original = state.typingctx
+        state.typingctx = _RememberingContext(original)
+        try:
+            return bool(super().run_pass(state))
+        finally:
+            state.typingctx = original
+
+
+#: Passes for what the core has none of: closures, ``with``, exceptions, literal arguments, array expressions.
+_LEFT_OUT = frozenset(
+    {
+        untyped_passes.WithLifting,
+        untyped_passes.InlineClosureLikes,
+        untyped_passes.RewriteSemanticConstants,
+        untyped_passes.DeadBranchPrune,
+        untyped_passes.RewriteDynamicRaises,
+        untyped_passes.MakeFunctionToJitFunction,
+        untyped_passes.InlineInlinables,
+        untyped_passes.FindLiterallyCalls,
+        untyped_passes.LiteralUnroll,
+        untyped_passes.LiteralPropagationSubPipelinePass,
+        typed_passes.InlineOverloads,
+        typed_passes.NopythonRewrites,
+        typed_passes.DumpParforDiagnostics,
+    }
+)
+_IN_PLACE_OF = {NopythonTypeInference: _CoreTypeInference, NativeLowering: _CoreLowering}
+
+
 def _core_pipeline(state: Any) -> Any:
-    """Numba's nopython pipeline with the core's lowering, not finalised."""
+    """Numba's nopython pipeline without what the core does not need, not finalised."""
     pipeline = DefaultPassBuilder.define_nopython_pipeline(state)
     pipeline.passes = [
-        (_CoreLowering if step is NativeLowering else step, why) for step, why in pipeline.passes
+        (_IN_PLACE_OF.get(step, step), why) for step, why in pipeline.passes if step not in _LEFT_OUT
     ]
     return pipeline
 
@@ -273,7 +351,7 @@ class _EntryCompiler(CompilerBase):
 
     def define_pipelines(self) -> list[Any]:
         pipeline = _core_pipeline(self.state)
-        pipeline.add_pass_after(_MakeEntryLibrary, NopythonTypeInference)
+        pipeline.add_pass_after(_MakeEntryLibrary, _CoreTypeInference)
         pipeline.finalize()
         return [pipeline]
 
@@ -283,7 +361,7 @@ class _HelperCompiler(CompilerBase):
 
     def define_pipelines(self) -> list[Any]:
         pipeline = _core_pipeline(self.state)
-        pipeline.add_pass_after(_MakeHelperLibrary, NopythonTypeInference)
+        pipeline.add_pass_after(_MakeHelperLibrary, _CoreTypeInference)
         pipeline.add_pass_after(_RegisterHelper, _CoreLowering)
         pipeline.finalize()
         return [pipeline]
