@@ -10,7 +10,7 @@ from __future__ import annotations
 from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes, group_key
 from sim.core.block_pool import get_cached_block
-from sim.core.jit import inner, leaf
+from sim.core.jit import apart, inner, leaf
 from sim.core.prefetch import prefetch
 from sim.core.prefix_map import map_candidate, map_prefetch
 from sim.core.state import KVCache
@@ -250,7 +250,7 @@ def _unmark_from(kv: KVCache, position: int) -> None:
     kv.ctl.memo_marked = min(kv.ctl.memo_marked, position)
 
 
-@inner
+@apart
 def forget_lookup(kv: KVCache) -> None:
     """Drop the remembered look-up."""
     if kv.ctl.memo_req >= 0:
@@ -258,7 +258,7 @@ def forget_lookup(kv: KVCache) -> None:
         kv.ctl.memo_req = -1
 
 
-@inner
+@apart
 def remember_lookup(kv: KVCache, r: int, slot: int) -> None:
     """Keep the hits of a request that could not be admitted, since vLLM looks it up again in every step.
 

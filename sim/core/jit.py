@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numba
 import numpy as np
+from llvmlite.binding import Linkage
 from numba import _dynfunc
 from numba.core import typed_passes, types, untyped_passes
 from numba.core.codegen import JITCodeLibrary
@@ -165,6 +166,13 @@ class _Library(JITCodeLibrary):  # type: ignore[misc]
         self._linking_libraries.reverse()
         super().finalize()
 
+    def _optimize_final_module(self) -> None:
+        # nobody else calls the helpers: one that is called in one place alone is inlined there
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage == Linkage.linkonce_odr:
+                function.linkage = Linkage.internal
+        super()._optimize_final_module()
+
 
 class _HelperLibrary(_Library):
     """Library of one helper alone, which is neither optimised nor turned into machine code.
@@ -181,6 +189,17 @@ class _HelperLibrary(_Library):
         self._finalized = True
 
 
+class _ApartLibrary(_HelperLibrary):
+    """Library of a helper that stays a function of its own."""
+
+    def add_ir_module(self, ir_module: Any) -> None:
+        """Take the helper's code, and keep LLVM from inlining it."""
+        for function in ir_module.functions:
+            if not function.is_declaration and "alwaysinline" not in function.attributes:
+                function.attributes.add("noinline")
+        super().add_ir_module(ir_module)
+
+
 @register_pass(mutates_CFG=False, analysis_only=True)
 class _MakeHelperLibrary(FunctionPass):
     """Give a helper a library that no code is made of."""
@@ -191,7 +210,8 @@ class _MakeHelperLibrary(FunctionPass):
         super().__init__()
 
     def run_pass(self, state: Any) -> bool:
-        state.library = _HelperLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        kind = state.pipeline.library
+        state.library = kind(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         return True
 
@@ -357,7 +377,9 @@ class _EntryCompiler(CompilerBase):
 
 
 class _HelperCompiler(CompilerBase):
-    """Pipeline of the helpers, with a link-only library."""
+    """Pipeline of the helpers."""
+
+    library: type[_HelperLibrary] = _HelperLibrary
 
     def define_pipelines(self) -> list[Any]:
         pipeline = _core_pipeline(self.state)
@@ -367,12 +389,17 @@ class _HelperCompiler(CompilerBase):
         return [pipeline]
 
 
+class _ApartCompiler(_HelperCompiler):
+    """Pipeline of the helpers that are never inlined."""
+
+    library = _ApartLibrary
+
+
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 _HELPER: dict[str, Any] = {
     **_OPTIONS,
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
-    "pipeline_class": _HelperCompiler,
 }
 
 
@@ -390,13 +417,14 @@ def _widened(kind: types.Type) -> types.Type:
     return types.int64 if isinstance(kind, types.Integer) and kind.signed else kind
 
 
-def _helper(fn: F, **options: Any) -> F:
+def _helper(fn: F, compiler: type[_HelperCompiler] = _HelperCompiler, forceinline: bool = False) -> F:
     """Compile a helper once for all integers.
 
     Numba would compile it for each constant and each width that some caller passes. LLVM finds the constants
     again where it inlines, and arithmetic of the narrow integers is of 64 bits anyway.
     """
-    compiled = numba.njit(**options, **_HELPER)(fn)
+    # what is left open would be taken from the caller that is being compiled
+    compiled = numba.njit(pipeline_class=compiler, forceinline=forceinline, **_HELPER)(fn)
     if not numba.config.DISABLE_JIT:
         template_of = compiled.get_call_template
 
@@ -416,3 +444,8 @@ def leaf(fn: F) -> F:
 def inner(fn: F) -> F:
     """Compile a helper that LLVM inlines only where that pays."""
     return _helper(fn)
+
+
+def apart(fn: F) -> F:
+    """Compile a helper that is never inlined: it does much at a time, and several others call it."""
+    return _helper(fn, _ApartCompiler)
