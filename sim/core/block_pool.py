@@ -193,8 +193,8 @@ def free_blocks(
 
 
 @leaf
-def settle(pool: Pool) -> None:
-    """A step ends: every block that was freed stands in the free queue already."""
+def settled(pool: Pool) -> None:
+    """Every block that was freed knows that it stands in the free queue, and its free run is measured."""
 
 
 @leaf

@@ -68,7 +68,13 @@ def new_step_starts(kv: KVCache) -> None:
 
 @leaf
 def step_ends(kv: KVCache) -> None:
-    """Everything that was freed goes to its place in the free queue."""
+    """The free runs of all that was freed are measured."""
+    pool_rules.rank(kv.pool)
+
+
+@leaf
+def call_ends(kv: KVCache) -> None:
+    """Somebody may look at the blocks: all that was freed know their places in the free queue."""
     pool_rules.settle(kv.pool)
 
 

@@ -170,6 +170,6 @@ def drop_running(st: State, r: int, status: int, now: int) -> None:
     hold_tokens(st.kv, -st.requests.num_computed[r])
     encoder_cache.give_back(st, r)
     kv.free(st.kv, r)
-    kv.step_ends(st.kv)
+    kv.call_ends(st.kv)
     emit(st.kv.pool, c.EV_FINISHED, r, -1, status, st.requests.num_tokens[r])
     request_ended(st, r, status, now)
