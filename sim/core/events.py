@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.core import codes as c
-from sim.core.jit import apart, inner, leaf
+from sim.core.jit import apart, leaf
 from sim.core.state import Pool
 
 

@@ -24,11 +24,12 @@ import numpy as np
 from llvmlite.binding import Linkage
 from numba import _dynfunc
 from numba.core import typed_passes, types, untyped_passes
-from numba.core.codegen import JITCodeLibrary
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, LoweringPass, register_pass
 from numba.core.typed_passes import NativeLowering, NopythonTypeInference
+from numba.core.types.misc import unliteral
 from numba.np import arrayobj
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -144,7 +145,7 @@ class _Refusal:
         return cls._address
 
 
-class _Library(JITCodeLibrary):  # type: ignore[misc]
+class _Library(JITCodeLibrary):
     """Library that is linked together with all helpers that its functions call, and those that they call."""
 
     def __init__(self, codegen: Any, name: str) -> None:
@@ -411,10 +412,10 @@ def entry(fn: F) -> F:
     return compiled
 
 
-def _widened(kind: types.Type) -> types.Type:
+def _widened(kind: types.Type) -> Any:
     """Type in which a helper takes an argument: no literals, and signed integers of 64 bits."""
-    kind = types.unliteral(kind)
-    return types.int64 if isinstance(kind, types.Integer) and kind.signed else kind
+    plain: Any = unliteral(kind)
+    return types.int64 if isinstance(plain, types.Integer) and plain.signed else plain
 
 
 def _helper(fn: F, compiler: type[_HelperCompiler] = _HelperCompiler, forceinline: bool = False) -> F:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.core.jit import apart, inner, leaf
+from sim.core.jit import apart, leaf
 from sim.core.probes import largest_free_run
 from sim.core.state import State
 

@@ -23,7 +23,7 @@ _PREFETCH_BLOCKS = 28
 _NO_HASH = np.uint64(0)
 
 
-@inner
+@leaf
 def make_spare(pool: Pool, places: np.ndarray, group: int, slot: int, first: int, end: int) -> None:
     """Free the blocks at the places first..end-1 of a table, the last place first.
 
@@ -50,7 +50,7 @@ def make_spare(pool: Pool, places: np.ndarray, group: int, slot: int, first: int
     pool.meta.num_free += end - first
 
 
-@inner
+@leaf
 def free_blocks(pool: Pool, places: np.ndarray, group: int, slot: int, first: int, end: int) -> None:
     """Drop one reference of each block at the places first..end-1 of a table, the last place first.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from sim.core import codes as c
-from sim.core.jit import apart, inner, leaf
+from sim.core.jit import apart, leaf
 from sim.core.log import slots_in_tables, tokens_in_tables
 from sim.core.log_bins import log_bin
 from sim.core.probes import largest_free_run

@@ -14,6 +14,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.datamodel import models
+from numba.core.types.containers import BaseTuple, UniTuple
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_global
 from numba.extending import infer_getattr, lower_builtin, lower_getattr_generic, register_model
@@ -48,7 +49,7 @@ class ViewType(types.Type):
 
     def takes(self, index: types.Type) -> bool:
         """Whether the index is one integer for each dimension."""
-        parts = tuple(index) if isinstance(index, types.BaseTuple) else (index,)
+        parts = tuple(index) if isinstance(index, BaseTuple) else (index,)
         return len(parts) == self.ndim and all(isinstance(part, types.Integer) for part in parts)
 
 
@@ -86,7 +87,7 @@ class _Attributes(AttributeTemplate):
         if attr == "size":
             return types.intp
         if attr == "shape":
-            return types.UniTuple(types.intp, view.ndim)
+            return UniTuple(types.intp, view.ndim)
         return view.column(attr)
 
 
@@ -121,9 +122,11 @@ def element_address(context: Any, builder: Any, kind: Any, value: Any, indices: 
 
 def _item_pointer(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     view, index = sig.args[:2]
-    if isinstance(index, types.BaseTuple):
+    if isinstance(index, BaseTuple):
         parts = cgutils.unpack_tuple(builder, args[1], view.ndim)
-        indices = [context.cast(builder, part, kind, types.intp) for part, kind in zip(parts, index, strict=True)]
+        indices = [
+            context.cast(builder, part, kind, types.intp) for part, kind in zip(parts, index, strict=True)
+        ]
     else:
         indices = [context.cast(builder, args[1], index, types.intp)]
     if context.enable_boundscheck:
@@ -147,7 +150,7 @@ def _lower_setitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 @lower_getattr_generic(ViewType)
 def _lower_attribute(context: Any, builder: Any, view: ViewType, value: Any, attr: str) -> Any:
     if attr == "shape":
-        return context.make_tuple(builder, types.UniTuple(types.intp, view.ndim), _shape(builder, view, value))
+        return context.make_tuple(builder, UniTuple(types.intp, view.ndim), _shape(builder, view, value))
     if attr == "size":
         size, *others = _shape(builder, view, value)
         for extent in others:
