@@ -414,8 +414,8 @@ def entry(fn: F) -> F:
 
 def _widened(kind: types.Type) -> Any:
     """Type in which a helper takes an argument: no literals, and signed integers of 64 bits."""
-    plain: Any = unliteral(kind)
-    return types.int64 if isinstance(plain, types.Integer) and plain.signed else plain
+    kind = unliteral(kind)
+    return types.int64 if kind in types.signed_domain else kind
 
 
 def _helper(fn: F, compiler: type[_HelperCompiler] = _HelperCompiler, forceinline: bool = False) -> F:
