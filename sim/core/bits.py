@@ -13,6 +13,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from sim.core.views import element_address
+
 #: Words that one comparison takes.
 LANES = 8
 #: Tokens that one call of a token sum takes.
@@ -63,8 +65,8 @@ def _lower_compare(drop: int) -> Any:
     def lower(_typing: Any, array: Any, _index: Any, _word: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             vector = ir.VectorType(_WORD, LANES)
-            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-            address = builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer())
+            address = element_address(context, builder, signature.args[0], arguments[0], [arguments[1]])
+            address = builder.bitcast(address, vector.as_pointer())
             words = builder.load(address, align=8)
             wanted = _splat(builder, vector, arguments[2])
             if drop:
@@ -90,8 +92,8 @@ def _lower_token_sum(step: int, factor: int) -> Any:
     def lower(_typing: Any, weights: Any, _index: Any, _x: Any, _vocab: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             vector = ir.VectorType(_WORD, SUM_LANES)
-            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-            address = builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer())
+            address = element_address(context, builder, signature.args[0], arguments[0], [arguments[1]])
+            address = builder.bitcast(address, vector.as_pointer())
             half = ir.Constant(vector, [32] * SUM_LANES)
             y = builder.add(_splat(builder, vector, arguments[2]), ir.Constant(vector, steps))
             y = builder.mul(builder.xor(y, builder.lshr(y, half)), ir.Constant(vector, [factor] * SUM_LANES))

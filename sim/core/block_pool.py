@@ -19,7 +19,7 @@ from sim.core.free_queue import (
     queue_remove,
     queue_reset,
 )
-from sim.core.jit import inner, leaf
+from sim.core.jit import apart, inner, leaf
 from sim.core.partial_keys import clear_partial_keys, drop_partial_keys, has_partial_key
 from sim.core.prefetch import prefetch
 from sim.core.prefix_map import map_clear, map_get_one_block, map_insert, map_pop, map_prefetch
@@ -98,7 +98,7 @@ def _give_out(pool: Pool, b: int) -> None:
     follow_allocation(pool, b)
 
 
-@leaf
+@apart
 def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: int, count: int) -> None:
     """Take blocks from the front, evict what they cache, and give each one reference (``get_new_blocks``).
 
@@ -193,8 +193,8 @@ def free_blocks(
 
 
 @leaf
-def settle(pool: Pool) -> None:
-    """A step ends: every block that was freed stands in the free queue already."""
+def settled(pool: Pool) -> None:
+    """Every block that was freed knows that it stands in the free queue, and its free run is measured."""
 
 
 @leaf

@@ -10,10 +10,11 @@ from __future__ import annotations
 from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes, group_key
 from sim.core.block_pool import get_cached_block
-from sim.core.jit import inner, leaf
+from sim.core.jit import apart, inner, leaf
 from sim.core.prefetch import prefetch
 from sim.core.prefix_map import map_candidate, map_prefetch
 from sim.core.state import KVCache
+from sim.core.switch import Switch
 
 # Hashes are made in chunks while a look-up goes on; those behind the first miss are needed soon after anyway.
 _LOOKUP_CHUNK = 32
@@ -37,7 +38,7 @@ def _is_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
     return True
 
 
-@inner
+@leaf
 def _is_foreseen_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
     """``_is_hit`` of a block whose candidates are noted already."""
     h = kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1]
@@ -49,7 +50,7 @@ def _is_foreseen_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
     return True
 
 
-@inner
+@leaf
 def _fetch_buckets(kv: KVCache, slot: int, s: int, first: int, end: int) -> None:
     """Fetch the buckets of the prefix map in which the look-ups of the blocks first..end-1 begin."""
     ratio = kv.specs.hash_ratio[s]
@@ -60,7 +61,7 @@ def _fetch_buckets(kv: KVCache, slot: int, s: int, first: int, end: int) -> None
                 map_prefetch(kv.pool, group_key(h, g))
 
 
-@inner
+@leaf
 def _note_candidates(kv: KVCache, slot: int, s: int, first: int, end: int) -> None:
     """Note which blocks those buckets name, and fetch their records."""
     ratio = kv.specs.hash_ratio[s]
@@ -73,14 +74,14 @@ def _note_candidates(kv: KVCache, slot: int, s: int, first: int, end: int) -> No
                 prefetch(kv.pool.blocks, candidate)
 
 
-@inner
+@leaf
 def _begin_looking_ahead(kv: KVCache, slot: int, s: int, i: int, end: int) -> None:
     """Prepare the look-ups of the next blocks from i on, before ``end``."""
     _fetch_buckets(kv, slot, s, i, min(i + _BUCKETS_AHEAD, end))
     _note_candidates(kv, slot, s, i, min(i + _RECORDS_AHEAD, end))
 
 
-@inner
+@leaf
 def _look_ahead(kv: KVCache, slot: int, s: int, i: int, end: int) -> None:
     """Block i is about to be looked up: prepare those that come some way behind it, before ``end``."""
     _fetch_buckets(kv, slot, s, i + _BUCKETS_AHEAD, min(i + _BUCKETS_AHEAD + 1, end))
@@ -100,6 +101,18 @@ def _first_miss(kv: KVCache, slot: int, s: int, first: int, end: int) -> int:
             break
         i += 1
     return i
+
+
+@leaf
+def _first_miss_at_hand(kv: KVCache, slot: int, s: int, first: int, end: int) -> int:
+    """``_first_miss`` without a look ahead, for full attention alone."""
+    i = first
+    while i < end and _is_hit(kv, slot, s, i):
+        i += 1
+    return i
+
+
+_first_miss_in_full = Switch(_first_miss_at_hand, _first_miss)
 
 
 @inner
@@ -127,11 +140,7 @@ def find_in_full(kv: KVCache, r: int, slot: int, s: int, max_length: int) -> int
         # those made before are all looked up
         hashed = min(limit, max(n + _LOOKUP_CHUNK, kv.slots.num_hashed[slot] // ratio))
         ensure_hashes(kv, r, slot, hashed * ratio)
-        if kv.plain:
-            while n < hashed and _is_hit(kv, slot, s, n):
-                n += 1
-        else:
-            n = _first_miss(kv, slot, s, n, hashed)
+        n = _first_miss_in_full(kv, slot, s, n, hashed)
         if n < hashed:
             break
     return n
@@ -250,7 +259,7 @@ def _unmark_from(kv: KVCache, position: int) -> None:
     kv.ctl.memo_marked = min(kv.ctl.memo_marked, position)
 
 
-@inner
+@apart
 def forget_lookup(kv: KVCache) -> None:
     """Drop the remembered look-up."""
     if kv.ctl.memo_req >= 0:
@@ -258,7 +267,7 @@ def forget_lookup(kv: KVCache) -> None:
         kv.ctl.memo_req = -1
 
 
-@inner
+@apart
 def remember_lookup(kv: KVCache, r: int, slot: int) -> None:
     """Keep the hits of a request that could not be admitted, since vLLM looks it up again in every step.
 

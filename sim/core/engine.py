@@ -17,6 +17,7 @@ from sim.core import codes as c
 from sim.core.block_pool import init_pool
 from sim.core.events import event_headroom
 from sim.core.jit import entry, inner, leaf
+from sim.core.kv_cache_manager import call_ends
 from sim.core.lifecycle import (
     NEVER,
     arrival_heap_push,
@@ -306,12 +307,15 @@ def run_until(st: State, t_end: int, max_steps: int) -> int:
     EVENTS_FULL, STUCK or ENDED. Modifies the arrays of ``st`` in place; a later call goes on where this one
     stopped.
     """
+    reason = c.X_MAX_STEPS
     for _ in range(max_steps):
-        reason = _one_phase(st, t_end)
-        if reason > c.X_UPDATED:
-            return reason
-        st.ctl.last_phase = reason
-    return c.X_MAX_STEPS
+        phase = _one_phase(st, t_end)
+        if phase > c.X_UPDATED:
+            reason = phase
+            break
+        st.ctl.last_phase = phase
+    call_ends(st.kv)
+    return reason
 
 
 def advance(st: State, t_end: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.core import codes as c
-from sim.core.jit import inner, leaf
+from sim.core.jit import apart, leaf
 from sim.core.state import Pool
 
 
@@ -15,7 +15,7 @@ def emit(pool: Pool, kind: int, request: int, block: int, a: int, b: int) -> Non
         _append(pool, kind, request, block, a, b)
 
 
-@inner
+@apart
 def _append(pool: Pool, kind: int, request: int, block: int, a: int, b: int) -> None:
     i = pool.ctl.num_events
     if i >= pool.events.shape[0]:

@@ -20,13 +20,11 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numba import _dynfunc
 from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import FunctionPass, LoweringPass, register_pass
-from numba.core.typed_passes import NativeLowering, NopythonTypeInference
-from numba.np import arrayobj
+from numba.core.types.misc import unliteral
+
+from sim.core.pipeline import ApartCompiler, EntryCompiler, HelperCompiler
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -122,153 +120,57 @@ class _CoreCache(FunctionCache):
     _impl_class = _CoreCacheImpl
 
 
-def _refuse_python() -> None:
-    """Stands in for the Python entry point of a helper; its wrapper refuses any argument with a TypeError."""
-
-
-class _Refusal:
-    """Address of the compiled wrapper of ``_refuse_python``, made on first use."""
-
-    _address = 0
-
-    @classmethod
-    def address(cls) -> int:
-        if not cls._address:
-            dispatcher = numba.njit(_refuse_python)
-            dispatcher.compile(())
-            result = dispatcher.overloads[()]
-            cls._address = result.library.get_pointer_to_function(result.fndesc.llvm_cpython_wrapper_name)
-        return cls._address
-
-
-@register_pass(mutates_CFG=False, analysis_only=True)
-class _LinkOnlyLibrary(FunctionPass):
-    """Give a helper a library that is neither optimised nor turned into machine code.
-
-    Numba does both for each jitted function together with everything that it calls, so a chain of ten helpers
-    is optimised ten times over. A helper of the core runs only inside an entry point, whose module holds all
-    of them and is optimised and compiled once.
-    """
-
-    _name = "kvpool_link_only_library"
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def run_pass(self, state: Any) -> bool:
-        library = state.targetctx.codegen().create_library(state.func_id.func_qualname)
-
-        def finalize_without_code() -> None:
-            library._finalize_dynamic_globals()
-            library._finalized = True
-
-        library._optimize_final_module = lambda: None
-        library._finalize_final_module = finalize_without_code
-        state.library = library
-        state.flags.no_compile = True
-        return True
-
-
-@register_pass(mutates_CFG=False, analysis_only=True)
-class _RegisterHelper(LoweringPass):
-    """Make a helper known to its callers (what Numba does together with the generation of machine code)."""
-
-    _name = "kvpool_register_helper"
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def run_pass(self, state: Any) -> bool:
-        lowered = state["cr"]
-        descriptor = lowered.fndesc
-        refusal = _dynfunc.make_function(
-            descriptor.lookup_module(),
-            descriptor.qualname.split(".")[-1],
-            "helper of the core: runs in jitted code only",
-            _Refusal.address(),
-            lowered.env,
-            (state.library,),
-        )
-        state.targetctx.insert_user_function(refusal, descriptor, [state.library])
-        state["cr"] = lowered._replace(cfunc=refusal)
-        return True
-
-
-def _index_as_it_is(context: Any, builder: Any, kind: Any, index: Any, _size: Any) -> Any:
-    """An index of the core is never negative, so it needs no wraparound."""
-    return context.cast(builder, index, kind, types.intp if kind.signed else types.uintp)
-
-
-@register_pass(mutates_CFG=True, analysis_only=False)
-class _CoreLowering(NativeLowering):
-    """Lowering without negative indices, which would cost a compare and a move on every access.
-
-    Numba has no option for that. The compiler lock is held while a function is lowered, so nobody else's
-    code is lowered with the substitute.
-    """
-
-    _name = "kvpool_lowering"
-
-    def run_pass(self, state: Any) -> bool:
-        original = arrayobj.fix_integer_index
-        arrayobj.fix_integer_index = _index_as_it_is
-        try:
-            return bool(super().run_pass(state))
-        finally:
-            arrayobj.fix_integer_index = original
-
-
-def _core_pipeline(state: Any) -> Any:
-    """Numba's nopython pipeline with the core's lowering, not finalised."""
-    pipeline = DefaultPassBuilder.define_nopython_pipeline(state)
-    pipeline.passes = [
-        (_CoreLowering if step is NativeLowering else step, why) for step, why in pipeline.passes
-    ]
-    return pipeline
-
-
-class _EntryCompiler(CompilerBase):
-    """Pipeline of the entry points."""
-
-    def define_pipelines(self) -> list[Any]:
-        pipeline = _core_pipeline(self.state)
-        pipeline.finalize()
-        return [pipeline]
-
-
-class _HelperCompiler(CompilerBase):
-    """Pipeline of the helpers, with a link-only library."""
-
-    def define_pipelines(self) -> list[Any]:
-        pipeline = _core_pipeline(self.state)
-        pipeline.add_pass_after(_LinkOnlyLibrary, NopythonTypeInference)
-        pipeline.add_pass_after(_RegisterHelper, _CoreLowering)
-        pipeline.finalize()
-        return [pipeline]
-
-
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 _HELPER: dict[str, Any] = {
     **_OPTIONS,
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
-    "pipeline_class": _HelperCompiler,
 }
 
 
 def entry(fn: F) -> F:
     """Compile a function that Python calls; its machine code is cached on disk."""
-    compiled = numba.njit(cache=True, pipeline_class=_EntryCompiler, **_OPTIONS)(fn)
+    compiled = numba.njit(cache=True, pipeline_class=EntryCompiler, **_OPTIONS)(fn)
     if not numba.config.DISABLE_JIT and _CORE in Path(fn.__code__.co_filename).resolve().parents:
         compiled._cache = _CoreCache(fn)
     return compiled
 
 
+def _widened(kind: types.Type) -> Any:
+    """Type in which a helper takes an argument: no literals, and signed integers of 64 bits."""
+    kind = unliteral(kind)
+    return types.int64 if kind in types.signed_domain else kind
+
+
+def _helper(fn: F, compiler: type[HelperCompiler] = HelperCompiler, forceinline: bool = False) -> F:
+    """Compile a helper once for all integers.
+
+    Numba would compile it for each constant and each width that some caller passes. LLVM finds the constants
+    again where it inlines, and arithmetic of the narrow integers is of 64 bits anyway.
+    """
+    # what is left open would be taken from the caller that is being compiled
+    compiled = numba.njit(pipeline_class=compiler, forceinline=forceinline, **_HELPER)(fn)
+    if not numba.config.DISABLE_JIT:
+        template_of = compiled.get_call_template
+
+        def template_of_widened(args: Any, kws: Any) -> Any:
+            _, folded = compiled.fold_argument_types(args, kws)
+            return template_of(tuple(_widened(kind) for kind in folded), {})
+
+        compiled.get_call_template = template_of_widened
+    return compiled
+
+
 def leaf(fn: F) -> F:
     """Compile a helper that is inlined into its callers."""
-    return numba.njit(forceinline=True, **_HELPER)(fn)
+    return _helper(fn, forceinline=True)
 
 
 def inner(fn: F) -> F:
     """Compile a helper that LLVM inlines only where that pays."""
-    return numba.njit(**_HELPER)(fn)
+    return _helper(fn)
+
+
+def apart(fn: F) -> F:
+    """Compile a helper that is never inlined: it does much at a time, and several others call it."""
+    return _helper(fn, ApartCompiler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.core import cache_hit, cross_attention, kv_rules, kv_tables, pool_rules
 from sim.core.block_pool import get_num_free_blocks
-from sim.core.jit import inner, leaf
+from sim.core.jit import apart, inner, leaf
 from sim.core.state import KVCache
 
 # Outcomes of allocate_slots
@@ -68,7 +68,13 @@ def new_step_starts(kv: KVCache) -> None:
 
 @leaf
 def step_ends(kv: KVCache) -> None:
-    """Everything that was freed goes to its place in the free queue."""
+    """The free runs of all that was freed are measured."""
+    pool_rules.rank(kv.pool)
+
+
+@leaf
+def call_ends(kv: KVCache) -> None:
+    """Somebody may look at the blocks: all that was freed know their places in the free queue."""
     pool_rules.settle(kv.pool)
 
 
@@ -201,7 +207,7 @@ def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
     kv.requests.quiet[r] = kv_rules.quiet_tokens(kv, r, slot)
 
 
-@inner
+@apart
 def free(kv: KVCache, r: int) -> None:
     """Free the request's blocks, group by group, and its slot; what they cache stays cached."""
     slot = kv.requests.slot[r]

@@ -132,7 +132,7 @@ def allocate_new_blocks(
     grow_table(kv, slot, g, cdiv(_with_lookahead(kv, g, num_tokens, fresh), kv.groups.block_size[g]))
 
 
-@inner
+@leaf
 def _cache_block(kv: KVCache, r: int, slot: int, g: int, i: int) -> None:
     """Put the block at place i into the prefix map."""
     ratio = kv.groups.hash_ratio[g]
@@ -154,7 +154,7 @@ def outgrows_tables(kv: KVCache, slot: int, num_tokens: int) -> bool:
     return kv.params.windows_only == 0 or num_tokens >= kv.due.grows[slot]
 
 
-@inner
+@leaf
 def _fetch_keys(kv: KVCache, slot: int, g: int, first: int, end: int) -> None:
     """Fetch the buckets that the first blocks of those at the places first..end-1 will be put into."""
     ratio = kv.groups.hash_ratio[g]
@@ -162,7 +162,7 @@ def _fetch_keys(kv: KVCache, slot: int, g: int, first: int, end: int) -> None:
         map_prefetch(kv.pool, group_key(kv.hashes[slot, (near + 1) * ratio - 1], g))
 
 
-@inner
+@leaf
 def _cache_selected(
     kv: KVCache, r: int, slot: int, g: int, first: int, full: int, selection: Selection
 ) -> None:

@@ -13,14 +13,14 @@ from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes
 from sim.core.block_pool import cache_full_block, free_blocks, touch
 from sim.core.cache_hit import find_in_full, set_hits
-from sim.core.jit import inner, leaf
+from sim.core.jit import apart, inner, leaf
 from sim.core.kv_tables import NO_PARENT, PREFETCH_KEYS, append_blocks, cdiv, empty_table, grow_table
 from sim.core.prefix_map import map_prefetch
 from sim.core.residency import follow_chain
 from sim.core.state import KVCache, State
 
 
-@inner
+@apart
 def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> int:
     """Tokens of the longest cached prefix."""
     n = find_in_full(kv, r, slot, 0, max_length)
@@ -81,7 +81,7 @@ def allocate_new_blocks(
     grow_table(kv, slot, g, cdiv(num_tokens, kv.groups.block_size[g]))
 
 
-@inner
+@apart
 def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
     """Offer the blocks that ``num_tokens`` known tokens fill to the prefix map, group by group."""
     for g in range(kv.params.num_groups):

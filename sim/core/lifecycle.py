@@ -6,7 +6,7 @@ from sim.core import codes as c
 from sim.core import encoder_cache
 from sim.core import kv_cache_manager as kv
 from sim.core.events import emit
-from sim.core.jit import inner, leaf
+from sim.core.jit import apart, inner, leaf
 from sim.core.kv_tables import hold_tokens
 from sim.core.request_queue import waiting_push, waiting_remove
 from sim.core.state import State
@@ -96,7 +96,7 @@ def _release(st: State, r: int, now: int) -> None:
     arrival_heap_push(st, r)
 
 
-@inner
+@apart
 def request_ended(st: State, r: int, status: int, now: int) -> None:
     """Record the final state and release who waited for it: session successors, then the closed-loop pool."""
     st.requests.status[r] = status
@@ -145,7 +145,7 @@ def ingest_arrivals(st: State, now: int) -> None:
             waiting_push(st, r, False)
 
 
-@inner
+@apart
 def drop_waiting(st: State, r: int, status: int, now: int) -> None:
     """Take a waiting request out for good (``finish_requests`` of a waiting one)."""
     waiting_remove(st, r)
@@ -157,7 +157,7 @@ def drop_waiting(st: State, r: int, status: int, now: int) -> None:
     request_ended(st, r, status, now)
 
 
-@inner
+@apart
 def drop_running(st: State, r: int, status: int, now: int) -> None:
     """Take a running request out for good (``finish_requests`` of a running one)."""
     kept = 0
@@ -170,6 +170,6 @@ def drop_running(st: State, r: int, status: int, now: int) -> None:
     hold_tokens(st.kv, -st.requests.num_computed[r])
     encoder_cache.give_back(st, r)
     kv.free(st.kv, r)
-    kv.step_ends(st.kv)
+    kv.call_ends(st.kv)
     emit(st.kv.pool, c.EV_FINISHED, r, -1, status, st.requests.num_tokens[r])
     request_ended(st, r, status, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.core.jit import inner, leaf
+from sim.core.jit import apart, leaf
 from sim.core.probes import largest_free_run
 from sim.core.state import State
 
@@ -26,7 +26,7 @@ def tokens_in_tables(st: State) -> int:
     return total
 
 
-@inner
+@apart
 def write_row(st: State, time: int) -> None:
     """Append a row that describes the state as it stands; the engine has made sure that there is room."""
     i = st.ctl.log_len

@@ -16,8 +16,9 @@ import numpy as np
 from sim.core import codes as c
 from sim.core.block_hash import group_key
 from sim.core.events import emit
-from sim.core.jit import inner
+from sim.core.jit import inner, leaf
 from sim.core.state import Pool
+from sim.core.switch import Switch
 
 _ZERO = np.uint64(0)
 
@@ -96,8 +97,14 @@ def _unlink(pool: Pool, p: int) -> None:
         pool.partial_table[2 * i + 1] = np.uint64(behind)
 
 
+@leaf
+def _never(pool: Pool, b: int, key: np.uint64) -> bool:
+    """Where all attention is full and all blocks have one size no block has further keys."""
+    return False
+
+
 @inner
-def has_partial_key(pool: Pool, b: int, key: np.uint64) -> bool:
+def _has_partial_key(pool: Pool, b: int, key: np.uint64) -> bool:
     """Whether the key is one of the block's further ones; so is the only key of a block that is not full."""
     width = pool.params.partial_width
     for p in range(b * width, (b + 1) * width):
@@ -106,8 +113,13 @@ def has_partial_key(pool: Pool, b: int, key: np.uint64) -> bool:
     return False
 
 
+@leaf
+def _drop_nothing(pool: Pool, b: int) -> None:
+    """Nor is one to be taken away."""
+
+
 @inner
-def drop_partial_keys(pool: Pool, b: int) -> None:
+def _drop_partial_keys(pool: Pool, b: int) -> None:
     """Block b is evicted: take its further keys away."""
     width = pool.params.partial_width
     for p in range(b * width, (b + 1) * width):
@@ -115,6 +127,10 @@ def drop_partial_keys(pool: Pool, b: int) -> None:
         if key != _ZERO:
             _unlink(pool, p)
             emit(pool, c.EV_BLOCK_REMOVED, -1, b, np.int64(key), 0)
+
+
+has_partial_key = Switch(_never, _has_partial_key)
+drop_partial_keys = Switch(_drop_nothing, _drop_partial_keys)
 
 
 @inner

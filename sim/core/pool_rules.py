@@ -7,4 +7,5 @@ from sim.core.switch import Switch
 
 get_new_blocks = Switch(block_pool.get_new_blocks, spare_blocks.get_new_blocks)
 fits_in_a_run = Switch(probes.fits_in_a_run, spare_blocks.fits_in_a_run)
-settle = Switch(block_pool.settle, spare_blocks.settle)
+rank = Switch(block_pool.settled, spare_blocks.rank)
+settle = Switch(block_pool.settled, spare_blocks.settle)

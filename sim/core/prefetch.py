@@ -13,6 +13,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from sim.core.views import element_address
+
 _FOR_WRITING = 1
 _KEEP_IN_ALL_CACHES = 3
 _DATA = 1
@@ -26,9 +28,8 @@ def _lower_prefetch(_typing: Any, array: Any, _index: Any) -> Any:
     """Typing and code of ``prefetch(array, index)``: element ``index`` of a 1-D array, not bounds-checked."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = element_address(context, builder, signature.args[0], arguments[0], [arguments[1]])
         byte_pointer = ir.IntType(8).as_pointer()
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte_pointer)
         word = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte_pointer, word, word, word])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")

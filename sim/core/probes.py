@@ -117,16 +117,16 @@ def probe_free(pool: Pool, b: int) -> None:
 
 
 @leaf
-def enter_unranked(pool: Pool, b: int) -> bool:
+def enter_unranked(pool: Pool, b: int) -> tuple[int, bool]:
     """Block b enters the free set; the run that it becomes part of is ranked later, with ``rank_free``.
 
-    Returns whether it fills a word of the bitmap.
+    Returns by how many the number of runs grows, which the caller adds to it, and whether a word of the
+    bitmap is filled.
     """
     i = b + FIRST_BIT
     word = pool.free_bits[i >> 6] | _ONE << np.uint64(i & 63)
     pool.free_bits[i >> 6] = word
-    pool.runs.number += 1 - _is_free(pool, i - 1) - _is_free(pool, i + 1)
-    return word == _FULL
+    return 1 - _is_free(pool, i - 1) - _is_free(pool, i + 1), word == _FULL
 
 
 @leaf
@@ -145,13 +145,19 @@ def rank_free(pool: Pool, b: int) -> None:
 
 
 @leaf
-def probe_take(pool: Pool, b: int) -> None:
-    """Block b leaves the free set; its run shrinks or splits."""
+def leave(pool: Pool, b: int) -> int:
+    """Block b leaves the free set; returns by how many the number of runs grows, which the caller adds."""
     i = b + FIRST_BIT
     pool.free_bits[i >> 6] &= ~(_ONE << np.uint64(i & 63))
-    pool.runs.number += _is_free(pool, i - 1) + _is_free(pool, i + 1) - 1
     if _is_in_top(pool, b):
         _cut_top(pool, b - pool.runs.top)
+    return _is_free(pool, i - 1) + _is_free(pool, i + 1) - 1
+
+
+@leaf
+def probe_take(pool: Pool, b: int) -> None:
+    """Block b leaves the free set; its run shrinks or splits."""
+    pool.runs.number += leave(pool, b)
 
 
 @leaf

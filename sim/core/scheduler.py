@@ -11,7 +11,7 @@ from sim.core import drafts, encoder_cache
 from sim.core import kv_cache_manager as kv
 from sim.core.cross_attention import tokens_in_group
 from sim.core.events import emit
-from sim.core.jit import inner, leaf
+from sim.core.jit import apart, inner, leaf
 from sim.core.kv_rules import fit_chunk, release_copies
 from sim.core.kv_tables import blocks_held, hold_tokens
 from sim.core.lifecycle import request_ended
@@ -34,7 +34,7 @@ def _long_prefill_threshold(st: State) -> int:
     return threshold
 
 
-@inner
+@apart
 def _preempt(st: State, r: int) -> None:
     """``_preempt_request``: free the blocks, forget what was computed, go to the head of the queue."""
     slot = st.requests.slot[r]

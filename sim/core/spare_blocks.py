@@ -2,9 +2,9 @@
 
 Attention windows move on with every chunk of a prompt: some blocks fall behind, as many are needed in front.
 Most of those that fall behind have no key, so they go to the front of the free queue and are the next ones to
-be taken. While a step lasts they stand in the queue without a note in their records, which look as if the
-blocks were in use, and the free runs that they are part of are not measured. ``settle`` makes up for it when
-the step ends, with those that are left.
+be taken. Until then they stand in the queue without a note in their records, which look as if the blocks were
+in use. ``settle`` makes up for it, with those that are left, before anybody outside the engine can look.
+While a step lasts the free runs that they are part of are not measured, either; ``rank`` does so at its end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sim.core import block_pool, probes
 from sim.core.free_queue import queue_make_room, queue_place
 from sim.core.jit import inner, leaf
 from sim.core.prefetch import prefetch
-from sim.core.probes import blocks_in_full_words, enter_unranked, probe_take, rank_free
+from sim.core.probes import blocks_in_full_words, enter_unranked, leave, rank_free
 from sim.core.residency import follow_allocation
 from sim.core.state import Pool
 
@@ -23,7 +23,7 @@ _PREFETCH_BLOCKS = 28
 _NO_HASH = np.uint64(0)
 
 
-@inner
+@leaf
 def make_spare(pool: Pool, places: np.ndarray, group: int, slot: int, first: int, end: int) -> None:
     """Free the blocks at the places first..end-1 of a table, the last place first.
 
@@ -33,18 +33,24 @@ def make_spare(pool: Pool, places: np.ndarray, group: int, slot: int, first: int
         return
     queue_make_room(pool, end - first)
     position = np.int64(pool.queue.first)
+    runs = 0
+    filled = False
     for i in range(first, end):
         b = np.int64(places[group, slot, i])
         position -= 1
         pool.ring[queue_place(pool, position)] = b
-        pool.queue.filled |= enter_unranked(pool, b)
+        more, fills = enter_unranked(pool, b)
+        runs += more
+        filled |= fills
+    pool.runs.number += runs
+    pool.queue.filled |= filled
     pool.queue.first = position
     pool.queue.spare += end - first
     pool.queue.unranked += end - first
     pool.meta.num_free += end - first
 
 
-@inner
+@leaf
 def free_blocks(pool: Pool, places: np.ndarray, group: int, slot: int, first: int, end: int) -> None:
     """Drop one reference of each block at the places first..end-1 of a table, the last place first.
 
@@ -80,11 +86,13 @@ def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: in
     spare = min(count, pool.queue.spare)
     if spare > 0:
         position = np.int64(pool.queue.first)
+        runs = 0
         for i in range(first, first + spare):
             b = np.int64(pool.ring[queue_place(pool, position)])
             position += 1
             out[group, slot, i] = b
-            probe_take(pool, b)
+            runs += leave(pool, b)
+        pool.runs.number += runs
         if pool.params.follow_blocks:
             for i in range(first, first + spare):
                 pool.meta.allocations += 1
@@ -100,7 +108,7 @@ def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: in
 
 
 @inner
-def _rank(pool: Pool) -> None:
+def rank(pool: Pool) -> None:
     """Measure the free runs of the blocks that came free since this was done last."""
     for position in range(pool.queue.first, pool.queue.first + pool.queue.unranked):
         rank_free(pool, np.int64(pool.ring[queue_place(pool, position)]))
@@ -117,14 +125,14 @@ def fits_in_a_run(pool: Pool, n: int) -> bool:
         return False  # every other run has a block at least
     if pool.queue.filled == 0 and max(pool.runs.length, pool.runs.bound) < blocks_in_full_words(n):
         return False  # its words were full when all runs were ranked
-    _rank(pool)
+    rank(pool)
     return probes.fits_in_a_run(pool, n)
 
 
 @inner
 def settle(pool: Pool) -> None:
-    """A step ends: the blocks that nobody has taken again stand at the front of the free queue."""
-    _rank(pool)
+    """The blocks that nobody has taken again are told that they stand at the front of the free queue."""
+    rank(pool)
     for position in range(pool.queue.first, pool.queue.first + pool.queue.spare):
         prefetch(pool.blocks, pool.ring[queue_place(pool, position + _PREFETCH_BLOCKS)])
         place = queue_place(pool, position)

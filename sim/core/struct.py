@@ -12,6 +12,7 @@ With NUMBA_DISABLE_JIT the same functions work on the Python objects themselves.
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import Any
 
 import numba
@@ -28,7 +29,8 @@ from numba.extending import (
     typeof_impl,
     unbox,
 )
-from numba.np.arrayobj import populate_array
+
+from sim.core.views import ViewType, load_word
 
 _WORD = ir.IntType(64)
 
@@ -75,12 +77,16 @@ class Struct:
 
 
 class StructType(types.Type):
-    """Numba type of a Struct: fields are (name, Numba type, offset in words of the table)."""
+    """Numba type of a Struct: fields are (name, Numba type, offset in words of the table).
+
+    Its name stands in the name of every compiled function that takes the struct, so the fields are in it as a
+    digest: spelled out they are some thousand characters.
+    """
 
     def __init__(self, name: str, fields: tuple[tuple[str, types.Type, int], ...]) -> None:
         self.fields = fields
         listing = ",".join(f"{field}:{kind}@{offset}" for field, kind, offset in fields)
-        super().__init__(name=f"{name}({listing})")
+        super().__init__(name=f"{name}.{hashlib.sha256(listing.encode()).hexdigest()[:16]}")
 
     def field(self, name: str) -> tuple[types.Type, int] | None:
         """Type and offset of a field, None when there is no such field."""
@@ -97,8 +103,8 @@ def _struct_type(name: str, fields: tuple[tuple[str, types.Type, int], ...]) -> 
 
 
 @functools.cache
-def _array_type(dtype: np.dtype[Any], dimensions: int) -> types.Array:
-    return types.Array(_record_type(dtype), dimensions, "C")
+def _array_type(dtype: np.dtype[Any], dimensions: int) -> ViewType:
+    return ViewType(_record_type(dtype), dimensions, dtype.itemsize)
 
 
 @functools.cache
@@ -174,29 +180,13 @@ def _lower_struct_attribute(context: Any, builder: Any, kind: StructType, addres
     found = kind.field(attr)
     assert found is not None
     field, offset = found
-    table = builder.inttoptr(address, _WORD.as_pointer())
-
-    def load(index: int) -> Any:
-        word = builder.load(builder.gep(table, [ir.Constant(_WORD, offset + index)]))
-        word.set_metadata("invariant.load", builder.module.add_metadata([]))
-        return word
-
-    if isinstance(field, types.Array):
-        array = context.make_array(field)(context, builder)
-        item = context.get_abi_sizeof(context.get_data_type(field.dtype))
-        shape = [load(1 + i) for i in range(field.ndim)]
-        strides: list[Any] = []
-        stride = ir.Constant(_WORD, item)
-        for extent in reversed(shape):
-            strides.insert(0, stride)
-            stride = builder.mul(stride, extent)
-        data = builder.inttoptr(load(0), array.data.type)
-        populate_array(array, data=data, shape=shape, strides=strides, itemsize=item, meminfo=None)
-        return array._getvalue()
-    if isinstance(field, types.Record):
-        return builder.inttoptr(load(0), context.get_value_type(field))
-    if isinstance(field, StructType):
-        return load(0)
+    if isinstance(field, ViewType):
+        return builder.add(address, ir.Constant(_WORD, 8 * offset))
     if isinstance(field, types.BooleanLiteral):
         return context.get_constant_generic(builder, field, field.literal_value)
-    return context.cast(builder, load(0), types.int64, field)
+    word = load_word(builder, address, offset)
+    if isinstance(field, types.Record):
+        return builder.inttoptr(word, context.get_value_type(field))
+    if isinstance(field, StructType):
+        return word
+    return context.cast(builder, word, types.int64, field)

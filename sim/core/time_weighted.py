@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from sim.core import codes as c
-from sim.core.jit import inner, leaf
+from sim.core.jit import apart, leaf
 from sim.core.log import slots_in_tables, tokens_in_tables
 from sim.core.log_bins import log_bin
 from sim.core.probes import largest_free_run
@@ -37,7 +37,7 @@ def _weigh_count(st: State, m: int, value: int, dt: int, since: int) -> None:
     _weigh(st, m, float(value), log_bin(value), dt, since)
 
 
-@inner
+@apart
 def weigh_notes(st: State) -> None:
     """Add what is noted to the sums and histograms."""
     usable = st.params.num_blocks - 1
