@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sim.engine_checks import check_simulated
 from sim.errors import InputError
-from sim.profiles import DEFAULT_RELEASE
+from sim.profiles import DEFAULT_RELEASE, rules_of
 from validation.corpus import write_case
 from validation.diff import compare
 from validation.fuzz_cases import Case
@@ -145,6 +145,9 @@ def fuzz(
     """
     tally = Tally()
     with real_release(release, folder) as (rules, real_vllm):
+        if groups == "mamba_all" and rules_of(rules).state_tables != "chosen":
+            hint = "give --release 0.15 to 0.31"
+            raise InputError(f"vLLM {rules} can't be asked for mamba_cache_mode all", "--groups", hint=hint)
         end = time.monotonic() + 60 * minutes
         spoke = time.monotonic()
         for number in itertools.count(seed * _SEED_STRIDE):

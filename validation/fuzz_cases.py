@@ -83,7 +83,7 @@ def _most_blocks(settings: EngineSettings, group: KVCacheGroup, tokens: int) -> 
     if group.type == "chunked_local" and group.attention_chunk_size is not None:
         reach = min(group.attention_chunk_size + in_flight, settings.max_model_len)
         return min(blocks, -(-reach // size))
-    if group.type == "mamba" and settings.enable_prefix_caching:
+    if group.type == "mamba" and settings.mamba_cache_mode == "align":
         exported = group.prefill_checkpoint_alignment is not None
         # States of the last steps, the next one, an exported one, copies of partial hits.
         return min(blocks, 3 + drafts) + 2 + exported + copied

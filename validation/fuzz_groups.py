@@ -16,6 +16,8 @@ from sim.engine_settings import EngineSettings, KVCacheGroup
 from validation.fuzz_cases import Case, Draw, fit_pool, random_case, random_requests, random_settings
 from validation.logical import LogicalRequest
 
+#: The release of the family "mamba_all".
+LAST_WITH_MODE_ALL = "0.31"
 #: Seeds of one family and of the next never meet.
 _FAMILY_SEED = 0x67726F75
 
@@ -142,14 +144,14 @@ def _mamba(draw: Draw, s: EngineSettings) -> EngineSettings:
 
 
 def _mamba_all(draw: Draw, s: EngineSettings) -> EngineSettings:
-    """Mamba with a state in every block (up to 0.31), sometimes under drafts."""
+    """Mamba with a state in every block, sometimes under drafts, in the last release that has it."""
     make = draw.one_of(_mamba, _mamba, _mamba, _partial, _uneven)
     s = replace(make(draw, s), enable_prefix_caching=True)
     groups = tuple(
         replace(g, mamba_cache_mode="all", prefill_checkpoint_alignment=None) if g.type == "mamba" else g
         for g in s.kv_cache_groups
     )
-    s = replace(s, kv_cache_groups=groups)
+    s = replace(s, vllm=LAST_WITH_MODE_ALL, kv_cache_groups=groups)
     return _drafting(draw, s, draw.one_of(1, 2, 3)) if draw.chance(0.4) else s
 
 
