@@ -383,6 +383,8 @@ def allocate(
     cross = max(engine.encoder_tokens, engine.admitted_encoder_tokens)
     table_width = max(1, -(-longest // smallest), -(-cross // smallest)) + drafted
     hash_units = max(1, -(-longest // layout.hash_unit))
+    # states that a step caches, of each request: in mode all one in every block
+    new_states = 12 + (table_width if engine.mamba_cache_mode == "all" else 0)
     own = 0 if shared else len(workload)
     ctl = record(s.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns})
     count = record(s.COUNTERS, {})
@@ -417,7 +419,7 @@ def allocate(
         held_by_copies=np.zeros((1, 1, 2 * states.size), dtype=np.int32),
         slots=record_array(s.SLOT, slots),
         hashes=np.zeros((slots, hash_units), dtype=np.uint64),
-        step_keys=np.zeros((12 + 2 * drafted) * groups.size * slots, dtype=np.uint64),
+        step_keys=np.zeros((new_states + 2 * drafted) * groups.size * slots, dtype=np.uint64),
         encoder_tokens=_encoder_tokens(workload, engine, capacity, layout.plain),
         seg_ptr=seg_ptr,
         pieces=pieces,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sim.capacity import LogOptions, allocate
 from sim.core import bits, spare_blocks
 from sim.core.block_hash import ensure_hashes
+from sim.core.engine import run_until
 from sim.core.free_queue import queue_append, queue_make_room, queue_remove
 from sim.core.inspect import largest_run
 from sim.core.jit import entry
@@ -22,7 +23,7 @@ from sim.core.state import StepTime as CoreStepTime
 from sim.core.step_time import step_duration_ns
 from sim.core.verify import INVARIANTS
 from sim.coupled import empty_workload
-from sim.engine_settings import EngineSettings
+from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.step_time import BatchFeatures, StepTime, constant, duration_ns
 from workloads.builder import WorkloadBuilder
 from workloads.requests import Workload
@@ -273,3 +274,24 @@ def test_whether_a_run_is_long_enough_within_a_step(num_blocks: int) -> None:
             end_step(pool)
             assert list(INVARIANTS["INV-18"](pool)) == []
             assert largest_run(pool) == longest
+
+
+def test_all_states_that_a_step_caches_in_mode_all_find_room() -> None:
+    """One in every block: a prompt of 60 blocks in one step, in each of two groups."""
+    group = KVCacheGroup("mamba", mamba_cache_mode="all")
+    settings = EngineSettings(
+        vllm="0.31",
+        block_size=1,
+        num_gpu_blocks=200,
+        max_num_seqs=1,
+        max_num_batched_tokens=64,
+        max_model_len=64,
+        prefix_cache_retention_interval=None,
+        kv_cache_groups=(group, group),
+    )
+    builder = WorkloadBuilder(vocab_size=100)
+    builder.add([0], [60], output_len=2, arrival=0)
+    state = allocate(settings, builder.build(), constant(1), LogOptions(sample_period_ns=0))
+    run_until(state, 1, 1)
+    assert state.kv.ctl.num_step_keys == 120
+    assert state.kv.step_keys.size >= 120
