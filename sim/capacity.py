@@ -101,6 +101,17 @@ class LogOptions:
         return c.LOG_REQUESTS if self.request_events else c.LOG_NOTHING
 
 
+def _has_short_windows(e: EngineSettings) -> bool:
+    """Whether a window may be given up by drafts that are taken back later: those in flight count up to 0.25,
+    of two steps where scheduling is asynchronous.
+    """
+    if e.rules.window_free_basis == "processed" or not e.num_speculative_tokens:
+        return False
+    chunks = any(group.type == "chunked_local" for group in e.kv_cache_groups)
+    windows = (group.sliding_window for group in e.kv_cache_groups if group.sliding_window)
+    return chunks or any(window <= 2 * e.num_speculative_tokens + 2 for window in windows)
+
+
 def _rules(e: EngineSettings) -> dict[str, int]:
     """The switches of the release (``sim.profiles``) as the core takes them."""
     rules = e.rules
@@ -124,6 +135,7 @@ def _rules(e: EngineSettings) -> dict[str, int]:
         "stats_at_lookup": int(rules.stats_at == "lookup"),
         "queue_empty_batch": int(rules.empty_batch == "queued"),
         "window_free_basis": _WINDOW_BASES[rules.window_free_basis],
+        "short_windows": int(_has_short_windows(e)),
         "retention": retention,
         "hybrid_aligned": _CACHEABLE[rules.hybrid_cacheable],
         "shared_prefix_boundary": _SHARED[rules.shared_prefix_boundary],

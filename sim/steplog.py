@@ -83,6 +83,10 @@ class RowRecorder:
             # the format counts a request's computed tokens in every kind of table
             slots = kv.tables.length[g, st.requests.slot[running]] * kv.groups.block_size[g]
             held[g] = np.minimum(st.requests.num_computed[running], slots).sum()
+        if st.params.short_windows:
+            for g in np.flatnonzero(kv.groups.token_slots == c.SLOTS_TOKENS):
+                given = kv.tables.nulls[g, st.requests.slot[running]] * kv.groups.block_size[g]
+                held[g] += np.maximum(given - st.requests.num_computed[running], 0).sum()
         wasted = allocated - held
         ref_cnt = blocks.ref_cnt.copy()
         ref_cnt[0] = 0

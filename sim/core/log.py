@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sim.core.jit import apart, leaf
+from sim.core import codes as c
+from sim.core.jit import apart, inner, leaf
 from sim.core.probes import largest_free_run
 from sim.core.state import State
 
@@ -17,13 +18,28 @@ def slots_in_tables(st: State) -> int:
     return total
 
 
+@inner
+def _given_up_ahead(st: State) -> int:
+    """Tokens that windows have given up though running requests have not computed them: drafts that were
+    taken back. The gauges of tokens held count them below zero.
+    """
+    total = 0
+    for g in range(st.params.num_groups):
+        if st.kv.groups.token_slots[g] == c.SLOTS_TOKENS:
+            for i in range(st.ctl.num_running):
+                r = st.queues.lists.running[i]
+                given = st.kv.tables.nulls[g, st.requests.slot[r]] * st.kv.groups.block_size[g]
+                total += max(given - st.requests.num_computed[r], 0)
+    return total
+
+
 @leaf
 def tokens_in_tables(st: State) -> int:
     """Computed tokens that those slots hold."""
     total = 0
     for g in range(st.params.num_groups):
         total += st.kv.groups.held[g]
-    return total
+    return total + _given_up_ahead(st) if st.params.short_windows else total
 
 
 @apart

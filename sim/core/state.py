@@ -93,6 +93,7 @@ PARAMS = _dtype(
         "keeps_drafts": np.int64,  # a preempted request keeps its drafts
         "state_retention": np.int64,  # the retention interval is about states too
         "state_tails": np.int64,  # STATE_TAIL_*; but for NONE exported states get keys
+        "short_windows": np.int64,  # drafts that are taken back may lie before what windows have given up
         "state_drafts": np.int64,  # computed tokens that may be drafts, and don't count when states are freed
         "keeps_states": np.int64,  # Mamba states that lie behind are never given up
         "states_to_gap": np.int64,  # states that lie behind are freed up to the first gap only

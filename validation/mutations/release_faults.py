@@ -254,6 +254,15 @@ RELEASE_FAULTS = (
         recording="releases/0.14/mamba_10",
     ),
     Fault(
+        "given_up_ahead",
+        "up to 0.25 drafts that were taken back hold no tokens that a window has given up",
+        "fewer than none",
+        "sim/capacity.py",
+        '"short_windows": int(_has_short_windows(e)),',
+        '"short_windows": 0,',
+        recording="releases/0.23/sliding_window_56",
+    ),
+    Fault(
         "state_mode_all",
         "from 0.15 to 0.31 mamba_cache_mode all gives each block its state",
         "states as in mode align",
