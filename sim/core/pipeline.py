@@ -44,6 +44,7 @@ class _Library(JITCodeLibrary):
 
     def __init__(self, codegen: Any, name: str) -> None:
         super().__init__(codegen, name)
+        self._linking_libraries: list[Any] = []
         self._linked: set[Any] = set()
 
     def add_linking_library(self, library: Any) -> None:
@@ -58,7 +59,10 @@ class _Library(JITCodeLibrary):
     def finalize(self) -> None:
         """Link, optimise and compile."""
         # LLVM leaves a function out that nothing calls yet: callers come first
-        self._linking_libraries.reverse()
+        callers_first = reversed(self._linking_libraries)
+        self._linking_libraries = [
+            _OneHelper(part) if isinstance(part, _HelperLibrary) else part for part in callers_first
+        ]
         super().finalize()
 
     def _optimize_final_module(self) -> None:
@@ -77,11 +81,29 @@ class _HelperLibrary(_Library):
     holds all of them and is optimised and compiled once.
     """
 
+    def _get_module_for_linking(self) -> Any:
+        # the module lacks what the helper calls, and the process would crash there
+        raise TypeError(
+            f"{self.name} is a helper of the core, and called by a function that is no part of it: compile "
+            "that one with sim.core.jit.entry"
+        )
+
     def finalize(self) -> None:
         """Nothing can be added any more."""
         self._raise_if_finalized()
         self._finalize_dynamic_globals()
         self._finalized = True
+
+
+class _OneHelper:
+    """What a helper brings into the library of an entry point, which takes its callees by themselves."""
+
+    def __init__(self, library: _HelperLibrary) -> None:
+        self._library = library
+        self._reload_init = library._reload_init
+
+    def _get_module_for_linking(self) -> Any:
+        return JITCodeLibrary._get_module_for_linking(self._library)
 
 
 class _ApartLibrary(_HelperLibrary):

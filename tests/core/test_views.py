@@ -9,6 +9,7 @@ import sys
 import numba
 import numpy as np
 import pytest
+from numba.core.caching import NullCache
 from numpy.typing import NDArray
 
 from sim.core.jit import apart, entry, inner, leaf
@@ -130,12 +131,24 @@ def count(numbers: NDArray[np.int32]) -> int:
 
 @jitted
 def test_a_helper_is_compiled_once_and_stays_apart() -> None:
+    fresh = entry(count.py_func)  # type: ignore[attr-defined]
+    fresh._cache = NullCache()
     numbers = np.array([20, 30], dtype=np.int32)
-    assert count(numbers) == 2 * 21 + 2 * 8 + 2 * 3 + 4
+    assert fresh(numbers) == 2 * 21 + 2 * 8 + 2 * 3 + 4
     for helper in (_next, _twice, _inlined_first):
         assert [tuple(map(str, args)) for args in helper.overloads] == [("int64",)]  # type: ignore[attr-defined]
     # though the first caller of _twice is inlined itself
-    code = count.inspect_llvm(count.signatures[0])  # type: ignore[attr-defined]
+    code = fresh.inspect_llvm(fresh.signatures[0])
     called = {line.split("(")[0].split("@")[-1] for line in code.splitlines() if " call " in line}
     assert [name for name in called if "_twice" in name]
     assert not [name for name in called if "_next" in name or "_inlined_first" in name]
+
+
+@jitted
+def test_a_helper_runs_inside_an_entry_point_alone() -> None:
+    @numba.njit
+    def stranger(x: int) -> int:
+        return _inlined_first(x)
+
+    with pytest.raises(TypeError, match=r"_inlined_first is a helper of the core.*sim\.core\.jit\.entry"):
+        stranger(1)

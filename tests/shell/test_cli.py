@@ -453,7 +453,7 @@ def test_a_prompt_that_is_too_long_is_reported(work: Path) -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_ctrl_c_keeps_what_is_done(real: Path, terminal: bool) -> None:
     """A run is interrupted once it has told its progress: results are written, exit code 130."""
-    long = ["--set", "workload.num_sessions=60000", "--set", "workload.arrivals.rate=3", "--no-plots"]
+    long = ["--set", "workload.num_sessions=150000", "--set", "workload.arrivals.rate=3", "--no-plots"]
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "sim", "run", "real.yaml", "--out", "a", *long],

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.core.block_hash import content_sum
+from sim.core.jit import entry
 from workloads.tokens import explicit_segment, tokens_of
 
 POOL = np.arange(7, 107, dtype=np.int32)
 ONES = np.ones(1, dtype=np.uint64)
 
 
-@numba.njit
+@entry
 def one_token(pool: np.ndarray, ones: np.ndarray, segment: int, offset: int, vocab: np.uint64) -> np.uint64:
     """The sum over a content of one token with the weight 1."""
     return content_sum(pool, ones, segment, offset, 1, 0, vocab)
