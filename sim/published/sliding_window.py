@@ -1,8 +1,8 @@
 """Where prefix hits of a hybrid model with sliding windows end, as vLLM issue #48435 reports it.
 
-Sessions take turns, each with its own long prefix. In vLLM 0.24 to 0.29 every full block of a sliding window
+Sessions take turns, each with its own long prefix. In vLLM 0.24 to 0.28 every full block of a sliding window
 is cached, in each of five groups, so that the prefixes of all turns fill a pool that would hold them four
-times over; since 0.30 only the blocks that a later hit needs are.
+times over; since 0.29 only the blocks that a later hit needs are.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def make(_options: Options) -> Table:
         met_when="between 34 and 38 thousand tokens, as reported",
         notes=(
             "The pool is what the printed 153,374 tokens come to (see the config). How many sessions took"
-            " turns is not published: two are assumed; more of them end sooner. Since 0.30 vLLM caches only"
+            " turns is not published: two are assumed; more of them end sooner. Since 0.29 vLLM caches only"
             " those blocks of a window that a hit needs (prefix_cache_retention_interval 0), and the hits"
             " stay."
         ),
