@@ -225,6 +225,13 @@ def _splits_tails(e: EngineSettings, layout: GroupLayout) -> bool:
     return layout.fine_grained or anyway
 
 
+def _foresees_refusals(e: EngineSettings, layout: GroupLayout, log: LogOptions) -> bool:
+    """Whether nothing but the refusal itself depends on the hits of a request that the reserve refuses."""
+    asked = log.level or e.rules.stats_at == "lookup"
+    reserve_first = e.enable_chunked_prefill and e.reserves_full_sequence
+    return layout.hybrid and layout.windows_only and reserve_first and not asked
+
+
 def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions) -> s.Record:
     logical = w.clock == "logical"
     return record(
@@ -235,6 +242,7 @@ def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions
             "num_specs": len(layout.specs),
             "windows_only": int(layout.windows_only),
             "hybrid": int(layout.hybrid),
+            "foresees_refusals": int(_foresees_refusals(e, layout, log)),
             "block_size": e.block_size,
             "scheduler_block_size": layout.block_size,
             "hit_alignment": layout.hit_alignment,

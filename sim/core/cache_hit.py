@@ -7,6 +7,8 @@ lengths stay 0, and their number to ``tables.hits``; the hits before ``tables.fi
 
 from __future__ import annotations
 
+import numpy as np
+
 from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes, group_key
 from sim.core.block_pool import get_cached_block
@@ -21,6 +23,8 @@ _LOOKUP_CHUNK = 32
 # So far ahead of a block being looked up its buckets are fetched, and its records.
 _BUCKETS_AHEAD = 12
 _RECORDS_AHEAD = 6
+# So many windows' first buckets are fetched at once.
+_WINDOWS_AHEAD = 32
 
 
 @inner
@@ -153,6 +157,22 @@ def _ends_well(kv: KVCache, s: int, end: int, alignment: int) -> bool:
     return size == alignment or end * size % alignment == 0
 
 
+@leaf
+def _is_in_first_group(kv: KVCache, slot: int, s: int, i: int) -> bool:
+    """Whether the first group of the spec has block i, which most often tells whether all have."""
+    h = kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1]
+    return get_cached_block(kv.pool, h, np.int64(kv.specs.first_group[s])) >= 0
+
+
+@leaf
+def _fetch_window_starts(kv: KVCache, slot: int, s: int, end: int, need: int) -> None:
+    """Fetch the buckets of the first blocks of windows side by side, the last of which ends at ``end``."""
+    g = np.int64(kv.specs.first_group[s])
+    ratio = kv.specs.hash_ratio[s]
+    for i in range(end - need, max(end - need * _WINDOWS_AHEAD, -1), -need):
+        map_prefetch(kv.pool, group_key(kv.hashes[slot, (i + 1) * ratio - 1], g))
+
+
 @inner
 def find_in_window(
     kv: KVCache, r: int, slot: int, s: int, max_length: int, alignment: int, drop: bool
@@ -169,20 +189,28 @@ def find_in_window(
     limit = max_length // kv.specs.block_size[s]
     ensure_hashes(kv, r, slot, limit * kv.specs.hash_ratio[s])
     need = max(kv.specs.tail_blocks[s] + behind, 1)
-    end = limit
+    _fetch_window_starts(kv, slot, s, limit, need)
+    end = miss = known = limit  # the blocks known..miss-1 are hits
     while end >= need:
         if not _ends_well(kv, s, end - after, alignment):
             end -= 1
             continue
-        i = _first_miss(kv, slot, s, end - need, end)
-        if i == end:
+        first = end - need
+        unknown_end = min(known, end)
+        i = first
+        if _is_in_first_group(kv, slot, s, first):
+            i = _first_miss(kv, slot, s, first, unknown_end)
+        if i == unknown_end:
             n = end - behind
             while not _ends_well(kv, s, n, alignment):
                 n -= 1
-            set_hits(kv, slot, s, n, end - need)
+            set_hits(kv, slot, s, n, first)
             return n
-        end = i
-    n = _first_miss(kv, slot, s, 0, limit)
+        known = first
+        end = miss = i
+    n = _first_miss(kv, slot, s, 0, known)
+    if n == known:
+        n = miss
     while n > 0 and not _ends_well(kv, s, n - after, alignment):
         n -= 1
     while not _ends_well(kv, s, n, alignment):

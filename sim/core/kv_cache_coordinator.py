@@ -73,6 +73,18 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
     return length
 
 
+@inner
+def assume_hits(kv: KVCache, r: int, slot: int, max_length: int) -> int:
+    """Tokens of the longest prefix that full attention has, as if every other group had it and had all of
+    its blocks in use: no hit is longer, or leaves the request with fewer blocks to take.
+    """
+    kv.specs.hit_tokens[0] = find_in_spec(kv, r, slot, 0, max_length, kv.params.hit_alignment, False)
+    for s in range(1, kv.params.num_specs):
+        n = cdiv(np.int64(kv.specs.hit_tokens[0]), kv.specs.block_size[s])
+        set_hits(kv, slot, s, n, n)
+    return kv.specs.hit_tokens[0]
+
+
 @leaf
 def _shortened(kv: KVCache, s: int, length: int) -> int:
     """What full attention, which was asked before, has of ``length`` tokens: what is cached of a prefix is

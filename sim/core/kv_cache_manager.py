@@ -109,6 +109,25 @@ def _new_blocks(
     return need
 
 
+@leaf
+def _reserved_blocks(kv: KVCache, r: int, slot: int, hit_tokens: int) -> int:
+    """Blocks beyond the hits that the full-sequence reserve wants for all known tokens of a waiting request."""
+    whole = min(kv.requests.num_tokens[r], kv.params.max_model_len)
+    return _new_blocks(kv, r, slot, whole, hit_tokens, True, True)
+
+
+@inner
+def is_refused_again(kv: KVCache, r: int, slot: int) -> bool:
+    """Whether a request whose look-up is remembered is short of blocks (FAIL_RESERVE) whatever its windows
+    hit, so that they need not be looked up.
+    """
+    if kv.ctl.memo_req != r or kv.params.foresees_refusals == 0:
+        return False
+    hit_tokens = kv_rules.assume_hits(kv, r, slot, kv.requests.num_tokens[r] - 1)
+    need = _free_hits(kv, r, slot, hit_tokens) + _reserved_blocks(kv, r, slot, hit_tokens)
+    return need > get_num_free_blocks(kv.pool)
+
+
 @inner
 def can_admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_tokens: int, has_running: bool) -> int:
     """Whether a waiting request fits (the checks of ``allocate_slots``), before anything is changed.
@@ -123,8 +142,7 @@ def can_admit(kv: KVCache, r: int, slot: int, num_new_tokens: int, hit_tokens: i
     hits = _free_hits(kv, r, slot, hit_tokens)
     limit = kv.params.max_model_len
     if kv.params.reserve_full_isl:
-        whole = min(kv.requests.num_tokens[r], limit)
-        need = hits + _new_blocks(kv, r, slot, whole, hit_tokens, True, True)
+        need = hits + _reserved_blocks(kv, r, slot, hit_tokens)
         if need + watermark > free:
             return FAIL_WATERMARK if need <= free else FAIL_RESERVE
     tokens = min(hit_tokens + num_new_tokens, limit)

@@ -6,6 +6,7 @@ from sim.core import copies, kv_cache_coordinator, kv_groups, kv_plain, kv_table
 from sim.core.switch import Switch
 
 find_longest_cache_hit = Switch(kv_plain.find_longest_cache_hit, kv_cache_coordinator.find_longest_cache_hit)
+assume_hits = Switch(kv_plain.find_longest_cache_hit, kv_cache_coordinator.assume_hits)
 waits_for_state = Switch(kv_plain.waits_for_state, kv_cache_coordinator.waits_for_state)
 cache_blocks = Switch(kv_plain.cache_blocks, kv_cache_coordinator.cache_blocks)
 skipped_blocks = Switch(kv_plain.skipped_blocks, kv_groups.skipped_blocks)

@@ -268,6 +268,10 @@ def _schedule_waiting(st: State, batch: int, budget: int, threshold: int) -> Non
             break
         r = waiting_peek(st)
         slot = _take_slot_as_head(st, r)
+        if kv.is_refused_again(st.kv, r, slot):
+            kv.remember_lookup(st.kv, r, slot)
+            st.count.fail_reserve += 1
+            break
         hit_tokens = kv.get_computed_blocks(st.kv, r, slot)
         if st.params.stats_at_lookup:
             _record_lookup(st, r, hit_tokens)

@@ -39,6 +39,7 @@ PARAMS = _dtype(
         "num_specs": np.int64,  # P
         "windows_only": np.int64,  # full attention, windows and chunks, without drafts and keys inside blocks
         "hybrid": np.int64,  # several groups under prefix caching (HybridKVCacheCoordinator)
+        "foresees_refusals": np.int64,  # the reserve may refuse a request again before all of its hits are known
         "block_size": np.int64,  # the engine's own, tokens
         "scheduler_block_size": np.int64,  # least common multiple of the groups' block sizes
         "hit_alignment": np.int64,  # every hit's length is a multiple of it, tokens
