@@ -138,7 +138,7 @@ def _cache_block(kv: KVCache, r: int, slot: int, g: int, i: int) -> None:
     ratio = kv.groups.hash_ratio[g]
     b = kv.table_blocks[g, slot, i]
     h = kv.hashes[slot, (i + 1) * ratio - 1]
-    if kv.pool.blocks.block_hash[b] != _NO_HASH:
+    if kv.params.partial_width and kv.pool.blocks.block_hash[b] != _NO_HASH:
         # a key of the prompt's partial tail, which grows into the full one
         drop_keys(kv.pool, b)
     cache_full_block(kv.pool, r, b, h, g)
