@@ -64,7 +64,8 @@ def _squeeze(pool: Pool) -> None:
 
 @leaf
 def queue_make_room(pool: Pool, count: int) -> None:
-    """Make sure that so many more blocks can be added."""
+    """Make sure that so many more blocks can be added, which are about to be."""
+    pool.queue.lacks = 0
     if pool.queue.end - pool.queue.first + count > pool.ring.size:
         _squeeze(pool)
 

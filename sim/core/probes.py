@@ -117,31 +117,25 @@ def probe_free(pool: Pool, b: int) -> None:
 
 
 @leaf
-def enter_unranked(pool: Pool, b: int) -> tuple[int, bool]:
-    """Block b enters the free set; the run that it becomes part of is ranked later, with ``rank_free``.
-
-    Returns by how many the number of runs grows, which the caller adds to it, and whether a word of the
-    bitmap is filled.
-    """
-    i = b + FIRST_BIT
-    word = pool.free_bits[i >> 6] | _ONE << np.uint64(i & 63)
-    pool.free_bits[i >> 6] = word
-    return 1 - _is_free(pool, i - 1) - _is_free(pool, i + 1), word == _FULL
-
-
-@leaf
 def blocks_in_full_words(n: int) -> int:
     """Blocks in words of the bitmap that n free blocks in a row fill, wherever they begin."""
     return max((n - _WORD + 1) >> 6, 0) << 6
 
 
 @leaf
-def rank_free(pool: Pool, b: int) -> None:
-    """Rank the run around block b, which is in the free set."""
-    before = _free_before(pool, b)
-    behind = _free_behind(pool, b)
-    if (before + behind >= pool.runs.bound) | (max(before, behind) == _WORD):
-        _measure_run(pool, b)
+def show_free(pool: Pool, b: int) -> bool:
+    """Set the bit of block b, without regard to runs; True when its word of the bitmap is full by now."""
+    i = b + FIRST_BIT
+    word = pool.free_bits[i >> 6] | _ONE << np.uint64(i & 63)
+    pool.free_bits[i >> 6] = word
+    return word == _FULL
+
+
+@leaf
+def hide_free(pool: Pool, b: int) -> None:
+    """Clear the bit of block b, without regard to runs."""
+    i = b + FIRST_BIT
+    pool.free_bits[i >> 6] &= ~(_ONE << np.uint64(i & 63))
 
 
 @leaf

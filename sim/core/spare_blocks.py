@@ -4,7 +4,8 @@ Attention windows move on with every chunk of a prompt: some blocks fall behind,
 Most of those that fall behind have no key, so they go to the front of the free queue and are the next ones to
 be taken. Until then they stand in the queue without a note in their records, which look as if the blocks were
 in use. ``settle`` makes up for it, with those that are left, before anybody outside the engine can look.
-While a step lasts the free runs that they are part of are not measured, either; ``rank`` does so at its end.
+While a step lasts they are not in the free set's bitmap, either; ``rank`` puts those there that are left at its
+end, or when their runs matter.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sim.core import block_pool, probes
 from sim.core.free_queue import queue_make_room, queue_place
 from sim.core.jit import inner, leaf
 from sim.core.prefetch import prefetch
-from sim.core.probes import blocks_in_full_words, enter_unranked, leave, rank_free
+from sim.core.probes import blocks_in_full_words, hide_free, leave, probe_free, show_free
 from sim.core.residency import follow_allocation
 from sim.core.state import Pool
 
@@ -33,20 +34,12 @@ def make_spare(pool: Pool, places: np.ndarray, group: int, slot: int, first: int
         return
     queue_make_room(pool, end - first)
     position = np.int64(pool.queue.first)
-    runs = 0
-    filled = False
     for i in range(first, end):
-        b = np.int64(places[group, slot, i])
         position -= 1
-        pool.ring[queue_place(pool, position)] = b
-        more, fills = enter_unranked(pool, b)
-        runs += more
-        filled |= fills
-    pool.runs.number += runs
-    pool.queue.filled |= filled
+        pool.ring[queue_place(pool, position)] = places[group, slot, i]
     pool.queue.first = position
     pool.queue.spare += end - first
-    pool.queue.unranked += end - first
+    pool.queue.pending += end - first
     pool.meta.num_free += end - first
 
 
@@ -86,12 +79,13 @@ def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: in
     spare = min(count, pool.queue.spare)
     if spare > 0:
         position = np.int64(pool.queue.first)
-        runs = 0
         for i in range(first, first + spare):
-            b = np.int64(pool.ring[queue_place(pool, position)])
+            out[group, slot, i] = pool.ring[queue_place(pool, position)]
             position += 1
-            out[group, slot, i] = b
-            runs += leave(pool, b)
+        pending = min(spare, pool.queue.pending)
+        runs = 0
+        for i in range(first + pending, first + spare):
+            runs += leave(pool, np.int64(out[group, slot, i]))
         pool.runs.number += runs
         if pool.params.follow_blocks:
             for i in range(first, first + spare):
@@ -101,7 +95,7 @@ def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: in
             pool.meta.allocations += spare
         pool.queue.first = position
         pool.queue.spare -= spare
-        pool.queue.unranked = max(pool.queue.unranked - spare, 0)
+        pool.queue.pending -= pending
         pool.meta.num_free -= spare
     if spare < count:
         block_pool.get_new_blocks(pool, out, group, slot, first + spare, count - spare)
@@ -109,11 +103,27 @@ def get_new_blocks(pool: Pool, out: np.ndarray, group: int, slot: int, first: in
 
 @inner
 def rank(pool: Pool) -> None:
-    """Measure the free runs of the blocks that came free since this was done last."""
-    for position in range(pool.queue.first, pool.queue.first + pool.queue.unranked):
-        rank_free(pool, np.int64(pool.ring[queue_place(pool, position)]))
-    pool.queue.unranked = 0
-    pool.queue.filled = 0
+    """The free set gets the blocks that came free since this was done last."""
+    for position in range(pool.queue.first, pool.queue.first + pool.queue.pending):
+        probe_free(pool, np.int64(pool.ring[queue_place(pool, position)]))
+    pool.queue.pending = 0
+
+
+@inner
+def _lacks_a_run(pool: Pool, n: int) -> bool:
+    """Whether n blocks in a row are not free, as far as full words of the bitmap tell.
+
+    A run has some words of its own; where the pending blocks fill no word, these were full before they came.
+    """
+    in_words = blocks_in_full_words(n)
+    if max(pool.runs.length, pool.runs.bound) >= in_words:
+        return False
+    filled = False
+    for position in range(pool.queue.first, pool.queue.first + pool.queue.pending):
+        filled |= show_free(pool, np.int64(pool.ring[queue_place(pool, position)]))
+    for position in range(pool.queue.first, pool.queue.first + pool.queue.pending):
+        hide_free(pool, np.int64(pool.ring[queue_place(pool, position)]))
+    return not filled
 
 
 @leaf
@@ -121,11 +131,13 @@ def fits_in_a_run(pool: Pool, n: int) -> bool:
     """Whether n blocks in a row are free, of which one is."""
     if n <= max(pool.runs.length, 1):
         return True
-    if n > pool.meta.num_free - pool.runs.number + 1:
-        return False  # every other run has a block at least
-    if pool.queue.filled == 0 and max(pool.runs.length, pool.runs.bound) < blocks_in_full_words(n):
-        return False  # its words were full when all runs were ranked
-    rank(pool)
+    if pool.queue.pending > 0:
+        if 0 < pool.queue.lacks <= n:
+            return False
+        if _lacks_a_run(pool, n):
+            pool.queue.lacks = n
+            return False
+        rank(pool)
     return probes.fits_in_a_run(pool, n)
 
 

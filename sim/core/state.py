@@ -230,8 +230,8 @@ FREE_QUEUE = _dtype(
         "first": np.int64,  # position of the front
         "end": np.int64,  # one behind the last position
         "spare": np.int64,  # blocks at the front that do not know that they are free; none between two calls
-        "unranked": np.int64,  # of these, the first ones, whose free runs are not measured yet
-        "filled": np.int64,  # 1: unranked blocks have filled a word of the bitmap
+        "pending": np.int64,  # of these, the first ones, which are not in the bitmap of the free set yet
+        "lacks": np.int64,  # so many in a row are not free, until one comes free; 0: not known
     }
 )
 
