@@ -296,7 +296,9 @@ def _groups(layout: GroupLayout) -> tuple[s.Record, s.Record]:
     groups.export_alignment[:] = [g.export_alignment for g in layout.groups]
     if layout.windows_only:
         groups.like_last[1:] = np.diff(groups.spec) == 0
-    specs.first_group[:] = [groups.spec.tolist().index(s) for s in range(specs.size)]
+    for s_index in range(specs.size):
+        of_spec = np.flatnonzero(groups.spec == s_index)
+        specs.first_group[s_index], specs.end_group[s_index] = of_spec[0], of_spec[-1] + 1
     specs.tail_blocks[:] = [g.tail_blocks for g in layout.specs]
     return groups, specs
 

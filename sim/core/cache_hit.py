@@ -32,7 +32,7 @@ def _is_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
     """Whether block i of the prefix is cached in every group of the spec; notes the blocks."""
     # the hash of a larger block is that of its last unit, which chains over the others (>= 0.24)
     h = kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1]
-    for g in range(kv.params.num_groups):
+    for g in range(kv.specs.first_group[s], kv.specs.end_group[s]):
         if kv.groups.spec[g] != s:
             continue
         b = get_cached_block(kv.pool, h, g)
@@ -46,7 +46,7 @@ def _is_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
 def _is_foreseen_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
     """``_is_hit`` of a block whose candidates are noted already."""
     h = kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1]
-    for g in range(kv.params.num_groups):
+    for g in range(kv.specs.first_group[s], kv.specs.end_group[s]):
         if kv.groups.spec[g] == s:
             candidate = kv.table_blocks[g, slot, i]
             if kv.pool.blocks.block_hash[candidate] != group_key(h, g):
@@ -60,7 +60,7 @@ def _fetch_buckets(kv: KVCache, slot: int, s: int, first: int, end: int) -> None
     ratio = kv.specs.hash_ratio[s]
     for i in range(first, end):
         h = kv.hashes[slot, (i + 1) * ratio - 1]
-        for g in range(kv.params.num_groups):
+        for g in range(kv.specs.first_group[s], kv.specs.end_group[s]):
             if kv.groups.spec[g] == s:
                 map_prefetch(kv.pool, group_key(h, g))
 
@@ -71,7 +71,7 @@ def _note_candidates(kv: KVCache, slot: int, s: int, first: int, end: int) -> No
     ratio = kv.specs.hash_ratio[s]
     for i in range(first, end):
         h = kv.hashes[slot, (i + 1) * ratio - 1]
-        for g in range(kv.params.num_groups):
+        for g in range(kv.specs.first_group[s], kv.specs.end_group[s]):
             if kv.groups.spec[g] == s:
                 candidate = map_candidate(kv.pool, group_key(h, g))
                 kv.table_blocks[g, slot, i] = candidate
@@ -122,7 +122,7 @@ _first_miss_in_full = Switch(_first_miss_at_hand, _first_miss)
 @inner
 def set_hits(kv: KVCache, slot: int, s: int, hits: int, first_hit: int) -> None:
     """Note the result of a look-up in the tables of the spec's groups."""
-    for g in range(kv.params.num_groups):
+    for g in range(kv.specs.first_group[s], kv.specs.end_group[s]):
         if kv.groups.spec[g] == s:
             kv.tables.hits[g, slot] = hits
             kv.tables.first_hit[g, slot] = min(first_hit, hits)
@@ -274,7 +274,7 @@ def find_in_spec(kv: KVCache, r: int, slot: int, s: int, max_length: int, alignm
 @inner
 def _unmark_from(kv: KVCache, position: int) -> None:
     """Take the marks of the remembered look-up off, from ``position`` on."""
-    for g in range(kv.params.num_groups):
+    for g in range(kv.specs.first_group[0], kv.specs.end_group[0]):
         if kv.groups.spec[g] != 0:
             continue
         for i in range(position, kv.ctl.memo_marked):
@@ -313,7 +313,7 @@ def remember_lookup(kv: KVCache, r: int, slot: int) -> None:
     hits = kv.specs.hit_tokens[0] // kv.specs.block_size[0]
     # fewer than before, where the block that was dropped is no hit any more
     _unmark_from(kv, hits)
-    for g in range(kv.params.num_groups):
+    for g in range(kv.specs.first_group[0], kv.specs.end_group[0]):
         if kv.groups.spec[g] != 0:
             continue
         for i in range(kv.ctl.memo_marked, hits):
@@ -336,16 +336,8 @@ def count_free_hits(kv: KVCache, r: int, slot: int, g: int, skipped: int) -> int
     free = 0
     if kv.groups.spec[g] == 0 and kv.ctl.memo_req == r and kv.tables.hits[g, slot] >= kv.ctl.memo_marked:
         first = kv.ctl.memo_marked
-        free = kv.ctl.memo_free if _is_first_of_spec(kv, g) else 0
+        free = kv.ctl.memo_free if g == kv.specs.first_group[0] else 0
     for i in range(first, kv.tables.hits[g, slot]):
         if kv.pool.blocks.ref_cnt[kv.table_blocks[g, slot, i]] == 0:
             free += 1
     return free
-
-
-@leaf
-def _is_first_of_spec(kv: KVCache, g: int) -> bool:
-    for other in range(g):
-        if kv.groups.spec[other] == kv.groups.spec[g]:
-            return False
-    return True

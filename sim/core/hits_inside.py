@@ -19,7 +19,7 @@ def _is_hit_at(kv: KVCache, slot: int, s: int, units: int, place: int) -> bool:
     """Whether the first ``units`` hash units are cached in every group of the spec; notes the blocks."""
     h = kv.hashes[slot, units - 1]
     whole = units % kv.specs.hash_ratio[s] == 0
-    for g in range(kv.params.num_groups):
+    for g in range(kv.specs.first_group[s], kv.specs.end_group[s]):
         if kv.groups.spec[g] != s:
             continue
         b = get_cached_block(kv.pool, h, g) if whole else find_partial_key(kv.pool, group_key(h, g))

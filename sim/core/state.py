@@ -288,7 +288,8 @@ SPEC = _dtype(
         "block_size": np.int64,  # tokens
         "hash_ratio": np.int64,
         "window": np.int64,
-        "first_group": np.int64,
+        "first_group": np.int64,  # of its groups
+        "end_group": np.int64,  # one behind the last of them
         "tail_blocks": np.int64,  # cached blocks in a row that a hit in a sliding window needs
         "hit_tokens": np.int64,  # of the look-up in progress, -1: not looked up
         "drops": np.int64,  # 1: hits lose their last block
