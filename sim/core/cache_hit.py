@@ -43,68 +43,57 @@ def _is_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
 
 
 @leaf
-def _is_foreseen_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
-    """``_is_hit`` of a block whose candidates are noted already."""
-    h = kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1]
-    for g in range(kv.specs.first_group[s], kv.specs.end_group[s]):
-        if kv.groups.spec[g] == s:
-            candidate = kv.table_blocks[g, slot, i]
-            if kv.pool.blocks.block_hash[candidate] != group_key(h, g):
-                return _is_hit(kv, slot, s, i)
-    return True
-
-
-@leaf
-def _fetch_buckets(kv: KVCache, slot: int, s: int, first: int, end: int) -> None:
+def _fetch_buckets(kv: KVCache, slot: int, s: int, g: int, first: int, end: int) -> None:
     """Fetch the buckets of the prefix map in which the look-ups of the blocks first..end-1 begin."""
     ratio = kv.specs.hash_ratio[s]
     for i in range(first, end):
-        h = kv.hashes[slot, (i + 1) * ratio - 1]
-        for g in range(kv.specs.first_group[s], kv.specs.end_group[s]):
-            if kv.groups.spec[g] == s:
-                map_prefetch(kv.pool, group_key(h, g))
+        map_prefetch(kv.pool, group_key(kv.hashes[slot, (i + 1) * ratio - 1], g))
 
 
 @leaf
-def _note_candidates(kv: KVCache, slot: int, s: int, first: int, end: int) -> None:
+def _note_candidates(kv: KVCache, slot: int, s: int, g: int, first: int, end: int) -> None:
     """Note which blocks those buckets name, and fetch their records."""
     ratio = kv.specs.hash_ratio[s]
     for i in range(first, end):
+        candidate = map_candidate(kv.pool, group_key(kv.hashes[slot, (i + 1) * ratio - 1], g))
+        kv.table_blocks[g, slot, i] = candidate
+        prefetch(kv.pool.blocks, candidate)
+
+
+@leaf
+def _first_miss_in_group(kv: KVCache, slot: int, s: int, g: int, first: int, end: int) -> int:
+    """``_first_miss`` of one group, whose first buckets are fetched."""
+    _note_candidates(kv, slot, s, g, first, min(first + _RECORDS_AHEAD, end))
+    ratio = kv.specs.hash_ratio[s]
+    for i in range(first, end):
+        ahead = i + _BUCKETS_AHEAD
+        _fetch_buckets(kv, slot, s, g, ahead, min(ahead + 1, end))
+        ahead = i + _RECORDS_AHEAD
+        _note_candidates(kv, slot, s, g, ahead, min(ahead + 1, end))
         h = kv.hashes[slot, (i + 1) * ratio - 1]
-        for g in range(kv.specs.first_group[s], kv.specs.end_group[s]):
-            if kv.groups.spec[g] == s:
-                candidate = map_candidate(kv.pool, group_key(h, g))
-                kv.table_blocks[g, slot, i] = candidate
-                prefetch(kv.pool.blocks, candidate)
-
-
-@leaf
-def _begin_looking_ahead(kv: KVCache, slot: int, s: int, i: int, end: int) -> None:
-    """Prepare the look-ups of the next blocks from i on, before ``end``."""
-    _fetch_buckets(kv, slot, s, i, min(i + _BUCKETS_AHEAD, end))
-    _note_candidates(kv, slot, s, i, min(i + _RECORDS_AHEAD, end))
-
-
-@leaf
-def _look_ahead(kv: KVCache, slot: int, s: int, i: int, end: int) -> None:
-    """Block i is about to be looked up: prepare those that come some way behind it, before ``end``."""
-    _fetch_buckets(kv, slot, s, i + _BUCKETS_AHEAD, min(i + _BUCKETS_AHEAD + 1, end))
-    _note_candidates(kv, slot, s, i + _RECORDS_AHEAD, min(i + _RECORDS_AHEAD + 1, end))
+        if kv.pool.blocks.block_hash[kv.table_blocks[g, slot, i]] != group_key(h, g):
+            b = get_cached_block(kv.pool, h, g)
+            if b < 0:
+                return i
+            kv.table_blocks[g, slot, i] = b
+    return end
 
 
 @inner
 def _first_miss(kv: KVCache, slot: int, s: int, first: int, end: int) -> int:
     """The first of the blocks first..end-1, which are hashed, that some group of the spec lacks, or ``end``;
     notes the blocks before it.
+
+    Group by group: most often all groups have the same blocks of a prefix.
     """
-    _begin_looking_ahead(kv, slot, s, first, end)
-    i = first
-    while i < end:
-        _look_ahead(kv, slot, s, i, end)
-        if not _is_foreseen_hit(kv, slot, s, i):
-            break
-        i += 1
-    return i
+    first_group, end_group = np.int64(kv.specs.first_group[s]), np.int64(kv.specs.end_group[s])
+    for g in range(first_group, end_group):
+        if kv.groups.spec[g] == s:
+            _fetch_buckets(kv, slot, s, g, first, min(first + _BUCKETS_AHEAD, end))
+    for g in range(first_group, end_group):
+        if kv.groups.spec[g] == s:
+            end = _first_miss_in_group(kv, slot, s, g, first, end)
+    return end
 
 
 @leaf
