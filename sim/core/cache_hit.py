@@ -21,8 +21,8 @@ from sim.core.switch import Switch
 # Hashes are made in chunks while a look-up goes on; those behind the first miss are needed soon after anyway.
 _LOOKUP_CHUNK = 32
 # So far ahead of a block being looked up its buckets are fetched, and its records.
-_BUCKETS_AHEAD = 12
-_RECORDS_AHEAD = 6
+_BUCKETS_AHEAD = 24
+_RECORDS_AHEAD = 12
 # So many windows' first buckets are fetched at once.
 _WINDOWS_AHEAD = 32
 
