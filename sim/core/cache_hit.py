@@ -14,7 +14,7 @@ from sim.core.block_hash import ensure_hashes, group_key
 from sim.core.block_pool import get_cached_block
 from sim.core.jit import apart, inner, leaf
 from sim.core.prefetch import prefetch
-from sim.core.prefix_map import map_candidate, map_prefetch
+from sim.core.prefix_map import map_candidate, map_get_one_block, map_prefetch
 from sim.core.state import KVCache
 from sim.core.switch import Switch
 
@@ -43,36 +43,32 @@ def _is_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
 
 
 @leaf
-def _fetch_buckets(kv: KVCache, slot: int, s: int, g: int, first: int, end: int) -> None:
-    """Fetch the buckets of the prefix map in which the look-ups of the blocks first..end-1 begin."""
-    ratio = kv.specs.hash_ratio[s]
-    for i in range(first, end):
-        map_prefetch(kv.pool, group_key(kv.hashes[slot, (i + 1) * ratio - 1], g))
+def _key(kv: KVCache, slot: int, s: int, g: int, i: int) -> np.uint64:
+    """Key of block i of the prefix in group g, which has spec s."""
+    return group_key(kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1], g)
 
 
 @leaf
-def _note_candidates(kv: KVCache, slot: int, s: int, g: int, first: int, end: int) -> None:
-    """Note which blocks those buckets name, and fetch their records."""
-    ratio = kv.specs.hash_ratio[s]
-    for i in range(first, end):
-        candidate = map_candidate(kv.pool, group_key(kv.hashes[slot, (i + 1) * ratio - 1], g))
-        kv.table_blocks[g, slot, i] = candidate
-        prefetch(kv.pool.blocks, candidate)
+def _note_candidate(kv: KVCache, slot: int, s: int, g: int, i: int) -> None:
+    """Note which block the bucket of block i's key names, and fetch its record."""
+    candidate = map_candidate(kv.pool, _key(kv, slot, s, g, i))
+    kv.table_blocks[g, slot, i] = candidate
+    prefetch(kv.pool.blocks, candidate)
 
 
 @leaf
 def _first_miss_in_group(kv: KVCache, slot: int, s: int, g: int, first: int, end: int) -> int:
     """``_first_miss`` of one group, whose first buckets are fetched."""
-    _note_candidates(kv, slot, s, g, first, min(first + _RECORDS_AHEAD, end))
-    ratio = kv.specs.hash_ratio[s]
+    for i in range(first, min(first + _RECORDS_AHEAD, end)):
+        _note_candidate(kv, slot, s, g, i)
     for i in range(first, end):
-        ahead = i + _BUCKETS_AHEAD
-        _fetch_buckets(kv, slot, s, g, ahead, min(ahead + 1, end))
-        ahead = i + _RECORDS_AHEAD
-        _note_candidates(kv, slot, s, g, ahead, min(ahead + 1, end))
-        h = kv.hashes[slot, (i + 1) * ratio - 1]
-        if kv.pool.blocks.block_hash[kv.table_blocks[g, slot, i]] != group_key(h, g):
-            b = get_cached_block(kv.pool, h, g)
+        if i + _BUCKETS_AHEAD < end:
+            map_prefetch(kv.pool, _key(kv, slot, s, g, i + _BUCKETS_AHEAD))
+        if i + _RECORDS_AHEAD < end:
+            _note_candidate(kv, slot, s, g, i + _RECORDS_AHEAD)
+        key = _key(kv, slot, s, g, i)
+        if kv.pool.blocks.block_hash[kv.table_blocks[g, slot, i]] != key:
+            b = map_get_one_block(kv.pool, key)
             if b < 0:
                 return i
             kv.table_blocks[g, slot, i] = b
@@ -89,7 +85,8 @@ def _first_miss(kv: KVCache, slot: int, s: int, first: int, end: int) -> int:
     first_group, end_group = np.int64(kv.specs.first_group[s]), np.int64(kv.specs.end_group[s])
     for g in range(first_group, end_group):
         if kv.groups.spec[g] == s:
-            _fetch_buckets(kv, slot, s, g, first, min(first + _BUCKETS_AHEAD, end))
+            for i in range(first, min(first + _BUCKETS_AHEAD, end)):
+                map_prefetch(kv.pool, _key(kv, slot, s, g, i))
     for g in range(first_group, end_group):
         if kv.groups.spec[g] == s:
             end = _first_miss_in_group(kv, slot, s, g, first, end)
@@ -149,17 +146,15 @@ def _ends_well(kv: KVCache, s: int, end: int, alignment: int) -> bool:
 @leaf
 def _is_in_first_group(kv: KVCache, slot: int, s: int, i: int) -> bool:
     """Whether the first group of the spec has block i, which most often tells whether all have."""
-    h = kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1]
-    return get_cached_block(kv.pool, h, np.int64(kv.specs.first_group[s])) >= 0
+    return map_get_one_block(kv.pool, _key(kv, slot, s, np.int64(kv.specs.first_group[s]), i)) >= 0
 
 
 @leaf
 def _fetch_window_starts(kv: KVCache, slot: int, s: int, end: int, need: int) -> None:
     """Fetch the buckets of the first blocks of windows side by side, the last of which ends at ``end``."""
     g = np.int64(kv.specs.first_group[s])
-    ratio = kv.specs.hash_ratio[s]
     for i in range(end - need, max(end - need * _WINDOWS_AHEAD, -1), -need):
-        map_prefetch(kv.pool, group_key(kv.hashes[slot, (i + 1) * ratio - 1], g))
+        map_prefetch(kv.pool, _key(kv, slot, s, g, i))
 
 
 @inner
