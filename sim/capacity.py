@@ -181,23 +181,23 @@ def _draft_params(e: EngineSettings, layout: GroupLayout) -> dict[str, int]:
     }
 
 
-def _drafts(w: Workload, capacity: int, plain: bool) -> tuple[s.Record, np.ndarray]:
-    """DRAFTS[capacity], or [1] for a plain engine; and int32[A], the numbers of accepted drafts that requests
+def _drafts(w: Workload, capacity: int, none: bool) -> tuple[s.Record, np.ndarray]:
+    """DRAFTS[capacity], or [1] where there are none; and int32[A], the numbers of accepted drafts that requests
     bring with them.
     """
     given = w.accepted_drafts
     numbers = [0] if given is None else [0, *(k for own in given for k in own)]
-    records = record_array(s.DRAFTS, 1 if plain else capacity)
-    if not plain and given is not None:
+    records = record_array(s.DRAFTS, 1 if none else capacity)
+    if not none and given is not None:
         lengths = np.array([len(own) for own in given], dtype=np.int64)
         records.pattern_len[: len(w)] = lengths
         records.pattern[: len(w)] = 1 + np.cumsum(lengths) - lengths
     return records, np.array(numbers, dtype=np.int32)
 
 
-def _encoder_tokens(w: Workload, e: EngineSettings, capacity: int, plain: bool) -> np.ndarray:
+def _encoder_tokens(w: Workload, e: EngineSettings, capacity: int, none: bool) -> np.ndarray:
     """int32[capacity] if the workload says how many encoder tokens its requests have, else int32[0]."""
-    if plain or w.encoder_tokens is None:
+    if none or w.encoder_tokens is None:
         return np.zeros(0, dtype=np.int32)
     own = np.full(capacity, e.encoder_tokens, dtype=np.int32)
     own[: len(w)] = np.where(w.encoder_tokens >= 0, w.encoder_tokens, e.encoder_tokens)
@@ -240,7 +240,6 @@ def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions
             "num_blocks": e.num_gpu_blocks,
             "num_groups": len(layout.groups),
             "num_specs": len(layout.specs),
-            "windows_only": int(layout.windows_only),
             "hybrid": int(layout.hybrid),
             "foresees_refusals": int(_foresees_refusals(e, layout, log)),
             "block_size": e.block_size,
@@ -308,7 +307,7 @@ def pool_bytes(num_blocks: int) -> int:
     return num_blocks * s.BLOCK.itemsize + 4 * ring_places(num_blocks) + 8 * bitmap_words(num_blocks)
 
 
-def _pool(params: s.Record, ctl: s.Record, slots: int, plain: bool) -> s.Pool:
+def _pool(params: s.Record, ctl: s.Record, slots: int, layout: GroupLayout) -> s.Pool:
     n = int(params.num_blocks)
     keys = n * int(params.partial_width)
     partial_capacity = 1 << (2 * keys).bit_length()
@@ -322,7 +321,8 @@ def _pool(params: s.Record, ctl: s.Record, slots: int, plain: bool) -> s.Pool:
     followed = record_array(s.FOLLOWED, n if params.follow_blocks else 1)
     followed["birth"] = -1
     return s.Pool(
-        plain=plain,
+        plain=layout.plain,
+        windows_only=layout.windows_only,
         params=params,
         ctl=ctl,
         meta=record(s.POOL_META, {}),
@@ -420,15 +420,16 @@ def allocate(
         order, sentinel = arrival_order(workload), capacity
     tables = record_array(s.TABLE, (groups.size, slots))
     tables.last_state[:] = -1
-    states = record_array(s.STATES, (1, 1) if layout.plain else (groups.size, slots))
+    states = record_array(s.STATES, (1, 1) if layout.windows_only else (groups.size, slots))
     states.shared[:] = -1
     states.exported_at[:] = -1
     kv = s.KVCache(
         plain=layout.plain,
+        windows_only=layout.windows_only,
         params=params,
         ctl=ctl,
         count=count,
-        pool=_pool(params, ctl, slots, layout.plain),
+        pool=_pool(params, ctl, slots, layout),
         groups=groups,
         specs=specs,
         requests=requests,
@@ -442,13 +443,13 @@ def allocate(
         slots=record_array(s.SLOT, slots),
         hashes=np.zeros((slots, hash_units), dtype=np.uint64),
         step_keys=np.zeros((new_states + 2 * drafted) * groups.size * slots, dtype=np.uint64),
-        encoder_tokens=_encoder_tokens(workload, engine, capacity, layout.plain),
+        encoder_tokens=_encoder_tokens(workload, engine, capacity, layout.windows_only),
         seg_ptr=seg_ptr,
         pieces=pieces,
         tokens=workload.tokens if workload.tokens.size else np.zeros(1, dtype=np.int32),
         hash_mult=hash_multipliers(layout.hash_unit),
     )
-    draft_records, accepted_drafts = _drafts(workload, capacity, layout.plain)
+    draft_records, accepted_drafts = _drafts(workload, capacity, layout.windows_only)
     state = s.State(
         params=params,
         ctl=ctl,

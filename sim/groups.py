@@ -97,6 +97,11 @@ class GroupLayout:
         return not (states or self.drafts or self.partial_width)
 
     @property
+    def version(self) -> str:
+        """Version of the core that such an engine is compiled into, see ``sim.core.switch``."""
+        return "plain" if self.plain else "windows" if self.windows_only else "general"
+
+    @property
     def partial_width(self) -> int:
         """Boundaries inside a block of full attention or of states at which a prefix may end: keys of it."""
         ratios = [g.block_size // self.hash_unit for g in self.groups if g.attention in _ENDS_INSIDE]

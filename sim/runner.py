@@ -129,7 +129,7 @@ def _run(
     from sim.core.jit import core_digest, is_cached
     from sim.groups import layout_of
 
-    if not is_cached(layout_of(resolved.engine).plain):
+    if not is_cached(layout_of(resolved.engine).version):
         say("compiling the engine once for this machine (some 20 s); later runs start at once")
     from sim.simulate import LogOptions
 

@@ -81,6 +81,6 @@ def _tokens_in_group(kv: KVCache, r: int, slot: int, g: int) -> int:
     return kv.requests.num_computed[r] - kv.tables.nulls[g, slot] * kv.groups.block_size[g]
 
 
-note_encoder = Switch(_no_note_encoder, _note_encoder)
-drop_encoder = Switch(_no_drop_encoder, _drop_encoder)
+note_encoder = Switch(_no_note_encoder, _note_encoder, "windows_only")
+drop_encoder = Switch(_no_drop_encoder, _drop_encoder, "windows_only")
 tokens_in_group = Switch(_no_tokens_in_group, _tokens_in_group)

@@ -205,12 +205,12 @@ def _deliver(st: State, batch: int, i: int, r: int, stale: bool) -> int:
     return tokens
 
 
-room = Switch(_no_room, _room)
-step_starts = Switch(_no_step_starts, _step_starts)
-proposed = Switch(_no_proposed, _proposed)
-runs = Switch(_no_runs, _runs)
-padding = Switch(_no_padding, _padding)
-set_proposed = Switch(_no_set_proposed, _set_proposed)
-forget = Switch(_no_forget, _forget)
-take_along = Switch(_no_take_along, _take_along)
-deliver = Switch(_no_deliver, _deliver)
+room = Switch(_no_room, _room, "windows_only")
+step_starts = Switch(_no_step_starts, _step_starts, "windows_only")
+proposed = Switch(_no_proposed, _proposed, "windows_only")
+runs = Switch(_no_runs, _runs, "windows_only")
+padding = Switch(_no_padding, _padding, "windows_only")
+set_proposed = Switch(_no_set_proposed, _set_proposed, "windows_only")
+forget = Switch(_no_forget, _forget, "windows_only")
+take_along = Switch(_no_take_along, _take_along, "windows_only")
+deliver = Switch(_no_deliver, _deliver, "windows_only")

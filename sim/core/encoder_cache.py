@@ -93,8 +93,8 @@ def _work(st: State, batch: int) -> Work:
     return st.queues.batches.encoder_tokens[batch], st.queues.batches.encoder_pairs[batch], context, pairs
 
 
-step_starts = Switch(_no_step_starts, _step_starts)
-has_room = Switch(_no_has_room, _has_room)
-take = Switch(_no_take, _take)
-give_back = Switch(_no_give_back, _give_back)
-work = Switch(_no_work, _work)
+step_starts = Switch(_no_step_starts, _step_starts, "windows_only")
+has_room = Switch(_no_has_room, _has_room, "windows_only")
+take = Switch(_no_take, _take, "windows_only")
+give_back = Switch(_no_give_back, _give_back, "windows_only")
+work = Switch(_no_work, _work, "windows_only")

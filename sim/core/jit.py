@@ -61,24 +61,18 @@ def cache_dir() -> Path:
     return root / "numba" / _cache_key()
 
 
-_GENERAL_MARK = "general"
+def is_cached(version: str = "plain") -> bool:
+    """Whether a version of the engine is on disk as compiled code (False: the next run compiles it first).
 
-
-def is_cached(plain: bool = True) -> bool:
-    """Whether the engine's compiled code is on disk (False: the next run compiles it first).
-
-    plain: the version for full attention alone, see ``switch``; the general one leaves a mark of its own.
+    version: "plain", "windows" or "general", see ``switch``.
     """
-    if numba.config.DISABLE_JIT:
-        return True
-    compiled = any(cache_dir().glob("engine.run_until*.nbc"))
-    return compiled and (plain or (cache_dir() / _GENERAL_MARK).exists())
+    return numba.config.DISABLE_JIT or (cache_dir() / version).exists()
 
 
-def note_general() -> None:
-    """The general version of the engine is compiled by now (a folder that can't be written holds no code)."""
+def note_compiled(version: str) -> None:
+    """Leave a mark that a version of the engine is compiled (a folder that can't be written holds no code)."""
     with contextlib.suppress(OSError):
-        (cache_dir() / _GENERAL_MARK).touch()
+        (cache_dir() / version).touch()
 
 
 numba.config.CACHE_DIR = str(cache_dir())

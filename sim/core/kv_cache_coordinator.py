@@ -46,7 +46,7 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
             # a drafter's block is dropped once for each length that is tried (>= 0.20)
             drop = kv.specs.drops[s] > kv.specs.dropped[s]
             limit = _with_margin(kv, r, s, current, max_length) if drop else current
-            if kv.params.fine_grained:
+            if not kv.windows_only and kv.params.fine_grained:
                 found = find_inside(kv, r, slot, s, limit, drop)
             else:
                 found = find_in_spec(kv, r, slot, s, limit, kv.params.hit_alignment, drop)
@@ -66,7 +66,7 @@ def find_longest_cache_hit(kv: KVCache, r: int, slot: int, max_length: int) -> i
     for s in range(kv.params.num_specs):
         if kv.specs.attention[s] == c.GROUP_FULL and (s == 0 or kv.params.trims_all_hits):
             set_hits(kv, slot, s, cdiv(min(length, kv.specs.hit_tokens[s]), kv.specs.block_size[s]), 0)
-    if kv.params.fine_grained:
+    if not kv.windows_only and kv.params.fine_grained:
         note_shared_blocks(kv, slot, length)
     if kv.params.shared_prefix_boundary:
         kv.requests.shared_boundary[r] = longest if longest > length else 0
@@ -130,7 +130,7 @@ def _num_cacheable_tokens(kv: KVCache, g: int, num_tokens: int) -> int:
 @inner
 def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
     """Offer what ``num_tokens`` known tokens fill to the prefix map, group by group."""
-    if kv.params.windows_only and num_tokens < kv.due.fills[slot]:
+    if kv.windows_only and num_tokens < kv.due.fills[slot]:
         return
     for g in range(kv.params.num_groups):
         if kv.groups.like_last[g]:
@@ -138,6 +138,8 @@ def cache_blocks(kv: KVCache, r: int, slot: int, num_tokens: int) -> None:
         cacheable = _num_cacheable_tokens(kv, g, num_tokens)
         before = np.int64(kv.tables.num_cached[g, slot])
         kv_groups.cache_blocks(kv, r, slot, g, cacheable)
+        if kv.windows_only:
+            continue
         if kv.groups.attention[g] == c.GROUP_MAMBA:
             if kv.params.state_tails:
                 states.cache_special_state(kv, r, slot, g, before, cacheable)

@@ -50,7 +50,7 @@ def remove_left_behind(kv: KVCache, r: int, slot: int) -> None:
     processed = kv.requests.num_computed[r]
     if kv.params.window_free_basis == c.WINDOW_PROCESSED:
         processed = max(processed - kv.requests.in_flight[r], 0)
-    if kv.params.windows_only and processed < kv.due.leaves[slot]:
+    if kv.windows_only and processed < kv.due.leaves[slot]:
         return
     for g in range(kv.params.num_groups):
         if kv.groups.attention[g] != c.GROUP_FULL:
@@ -63,7 +63,7 @@ def remove_left_behind(kv: KVCache, r: int, slot: int) -> None:
         left = max(processed - kv.params.state_drafts, 0) if kind == c.GROUP_MAMBA else processed
         if kv.groups.like_last[g] == 0:
             end = min(skipped_blocks(kv, g, left), np.int64(kv.tables.length[g, slot]))
-        if kind == c.GROUP_MAMBA and kv.params.mamba_align:
+        if not kv.windows_only and kind == c.GROUP_MAMBA and kv.params.mamba_align:
             retire_states(kv, slot, g, end, left)
         elif end > kv.tables.nulls[g, slot]:
             give_up_window(kv, slot, g, end)
@@ -75,6 +75,8 @@ def _with_lookahead(kv: KVCache, g: int, num_tokens: int, fresh: bool) -> int:
 
     A Mamba group whose tables are like those of other kinds has a block for the state of each draft.
     """
+    if kv.windows_only:
+        return min(num_tokens, kv.params.max_model_len)
     lookahead = kv.params.admission_lookahead if fresh else kv.params.lookahead
     tokens = min(num_tokens + lookahead, kv.params.max_model_len)
     return tokens + _draft_states(kv, g) * kv.groups.block_size[g]
@@ -82,7 +84,9 @@ def _with_lookahead(kv: KVCache, g: int, num_tokens: int, fresh: bool) -> int:
 
 @leaf
 def _draft_states(kv: KVCache, g: int) -> int:
-    return kv.params.num_drafts if kv.groups.attention[g] == c.GROUP_MAMBA else 0
+    if kv.windows_only or kv.groups.attention[g] != c.GROUP_MAMBA:
+        return 0
+    return kv.params.num_drafts
 
 
 @leaf
@@ -96,10 +100,11 @@ def num_new_blocks(
     needs since drafts were rejected: vLLM sets them off against the other groups.
     """
     size = kv.groups.block_size[g]
-    if kv.groups.attention[g] == c.GROUP_CROSS:
-        return num_encoder_blocks(kv, slot, g, fresh)
-    if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.mamba_align:
-        return num_new_states(kv, r, slot, g, num_tokens, computed, fresh)
+    if not kv.windows_only:
+        if kv.groups.attention[g] == c.GROUP_CROSS:
+            return num_encoder_blocks(kv, slot, g, fresh)
+        if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.mamba_align:
+            return num_new_states(kv, r, slot, g, num_tokens, computed, fresh)
     if whole:
         required = cdiv(num_tokens + _draft_states(kv, g) * size, size)
     else:
@@ -108,9 +113,10 @@ def num_new_blocks(
         required = min(required, kv.groups.admission_cap[g])
     if not fresh:
         return max(required - kv.tables.length[g, slot], 0)
-    # a block in which the hit ends is copied
-    copies = int(kv.states.shared[g, slot] >= 0)
-    return max(required - kv.tables.hits[g, slot], 0) + copies
+    need = max(required - kv.tables.hits[g, slot], 0)
+    if not kv.windows_only and kv.states.shared[g, slot] >= 0:
+        need += 1  # the block in which the hit ends is copied
+    return need
 
 
 @inner
@@ -121,14 +127,15 @@ def allocate_new_blocks(
     if kv.groups.like_last[g]:
         grow_table(kv, slot, g, np.int64(kv.tables.length[g - 1, slot]))
         return
-    if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.mamba_align:
-        allocate_states(kv, r, slot, g, num_tokens, computed, fresh)
-        return
-    if kv.groups.attention[g] == c.GROUP_CROSS:
-        allocate_encoder_blocks(kv, slot, g, fresh)
-        return
-    if kv.states.shared[g, slot] >= 0:
-        copy_shared_block(kv, slot, g)
+    if not kv.windows_only:
+        if kv.groups.attention[g] == c.GROUP_MAMBA and kv.params.mamba_align:
+            allocate_states(kv, r, slot, g, num_tokens, computed, fresh)
+            return
+        if kv.groups.attention[g] == c.GROUP_CROSS:
+            allocate_encoder_blocks(kv, slot, g, fresh)
+            return
+        if kv.states.shared[g, slot] >= 0:
+            copy_shared_block(kv, slot, g)
     grow_table(kv, slot, g, cdiv(_with_lookahead(kv, g, num_tokens, fresh), kv.groups.block_size[g]))
 
 
@@ -138,12 +145,12 @@ def _cache_block(kv: KVCache, r: int, slot: int, g: int, i: int) -> None:
     ratio = kv.groups.hash_ratio[g]
     b = kv.table_blocks[g, slot, i]
     h = kv.hashes[slot, (i + 1) * ratio - 1]
-    if kv.params.partial_width and kv.pool.blocks.block_hash[b] != _NO_HASH:
+    if not kv.windows_only and kv.pool.blocks.block_hash[b] != _NO_HASH:
         # a key of the prompt's partial tail, which grows into the full one
         drop_keys(kv.pool, b)
     cache_full_block(kv.pool, r, b, h, g)
     follow_chain(kv.pool, b, h, kv.hashes[slot, i * ratio - 1] if i > 0 else NO_PARENT)
-    if kv.params.state_wait and kv.groups.attention[g] == c.GROUP_MAMBA:
+    if not kv.windows_only and kv.params.state_wait and kv.groups.attention[g] == c.GROUP_MAMBA:
         if i != kv.states.exported_at[g, slot]:
             note_state(kv, kv.pool.blocks.block_hash[b])
 
@@ -151,7 +158,7 @@ def _cache_block(kv: KVCache, r: int, slot: int, g: int, i: int) -> None:
 @leaf
 def outgrows_tables(kv: KVCache, slot: int, num_tokens: int) -> bool:
     """Whether slots for ``num_tokens`` may take a block."""
-    return kv.params.windows_only == 0 or num_tokens >= kv.due.grows[slot]
+    return not kv.windows_only or num_tokens >= kv.due.grows[slot]
 
 
 @leaf
@@ -185,7 +192,7 @@ def cache_blocks(kv: KVCache, r: int, slot: int, g: int, num_tokens: int) -> Non
     of the group, and of the groups behind it that are like it.
     """
     full = num_tokens // kv.groups.block_size[g]
-    if kv.params.hash_lookahead:
+    if not kv.windows_only and kv.params.hash_lookahead:
         unit = kv.hash_mult.size
         hashed = (kv.requests.num_tokens[r] - kv.params.hash_lookahead) // unit * unit
         full = min(full, hashed // kv.groups.block_size[g])
@@ -248,7 +255,7 @@ def _note_due(kv: KVCache, slot: int) -> int:
 @inner
 def quiet_tokens(kv: KVCache, r: int, slot: int) -> int:
     """Up to how many computed tokens a running request will need no block, fill none and give none up."""
-    if kv.params.windows_only:
+    if kv.windows_only:
         return _note_due(kv, slot)
     quiet = np.int64(kv.params.max_model_len)
     for g in range(kv.params.num_groups):

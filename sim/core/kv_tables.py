@@ -222,7 +222,7 @@ def adopt_hits(kv: KVCache, slot: int, g: int, skipped: int) -> None:
         note_keys(kv, slot, g, first, hits)
     kv.tables.num_cached[g, slot] = kv.tables.length[g, slot]
     kv.due.fills[slot] = 0
-    if kv.states.shared[g, slot] >= 0:
+    if not kv.windows_only and kv.states.shared[g, slot] >= 0:
         # the block in which the hit ends is not full
         kv.tables.num_cached[g, slot] -= 1
 

@@ -129,8 +129,8 @@ def _drop_partial_keys(pool: Pool, b: int) -> None:
             emit(pool, c.EV_BLOCK_REMOVED, -1, b, np.int64(key), 0)
 
 
-has_partial_key = Switch(_never, _has_partial_key)
-drop_partial_keys = Switch(_drop_nothing, _drop_partial_keys)
+has_partial_key = Switch(_never, _has_partial_key, "windows_only")
+drop_partial_keys = Switch(_drop_nothing, _drop_partial_keys, "windows_only")
 
 
 @inner

@@ -37,7 +37,6 @@ PARAMS = _dtype(
         "num_blocks": np.int64,  # N, the null block included
         "num_groups": np.int64,  # G
         "num_specs": np.int64,  # P
-        "windows_only": np.int64,  # full attention, windows and chunks, without drafts and keys inside blocks
         "hybrid": np.int64,  # several groups under prefix caching (HybridKVCacheCoordinator)
         "foresees_refusals": np.int64,  # the reserve may refuse a request again before all of its hits are known
         "block_size": np.int64,  # the engine's own, tokens
@@ -443,6 +442,7 @@ class Pool(Struct):
     """BlockPool (vLLM 0.32.0, v1/core/block_pool.py)."""
 
     plain: bool  # see KVCache
+    windows_only: bool
     params: Record  # PARAMS
     ctl: Record  # CONTROL
     meta: Record  # POOL_META
@@ -468,6 +468,7 @@ class KVCache(Struct):
     """KVCacheManager and coordinator: the pool, the block tables and the hashes of the requests' tokens."""
 
     plain: bool  # full attention alone, with one block size and no drafts; see ``switch``
+    windows_only: bool  # full attention, windows and chunks, without drafts and keys inside blocks
     params: Record  # PARAMS
     ctl: Record  # CONTROL
     count: Record  # COUNTERS
@@ -477,7 +478,7 @@ class KVCache(Struct):
     requests: Record  # REQUEST[R+2]
     tables: Record  # TABLE[G, S]
     keyed: Record  # KEYED[G, S], or [1, 1] in a plain engine
-    due: Record  # DUE[S], or [1] in a plain engine; kept where params.windows_only
+    due: Record  # DUE[S], or [1] in a plain engine; kept where windows_only
     table_blocks: I32  # (G, S, B)
     states: Record  # STATES[G, S], or [1, 1] for a plain engine
     copies: I32  # (1, G*S, 3) group, block and copy of it that this step's batch makes

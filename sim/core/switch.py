@@ -2,6 +2,7 @@
 
 An engine with full attention alone needs none of the rules about windows and states: its ``KVCache`` carries
 ``plain = True`` as part of its type, so that it is compiled without them, in less time and into faster code.
+One with windows too, but without states, encoder, drafts and keys inside blocks, has ``windows_only = True``.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Switch(Generic[F]):
-    """A function that is ``plain`` for a state with ``plain = True`` and ``general`` for the others.
+    """A function that is ``simple`` for a state with the flag, "plain" or "windows_only", else ``general``.
 
-    The first argument is a KVCache, or a struct with one as ``kv``.
+    The first argument is a KVCache, a Pool, or a struct with a KVCache as ``kv``.
     """
 
-    def __init__(self, plain: F, general: F) -> None:
-        self.plain = plain
+    def __init__(self, simple: F, general: F, flag: str = "plain") -> None:
+        self.simple = simple
         self.general = general
+        self.flag = flag
 
     def __call__(self, state: Any, *args: Any) -> Any:
-        kv = getattr(state, "kv", state)
-        return (self.plain if kv.plain else self.general)(state, *args)
+        owner = getattr(state, "kv", state)
+        return (self.simple if getattr(owner, self.flag) else self.general)(state, *args)
 
     def chosen(self, state: types.Type) -> Any:
         """Jitted function for a Numba type of the first argument."""
@@ -38,10 +40,10 @@ class Switch(Generic[F]):
         nested = state.field("kv")
         owner = nested[0] if nested else state
         assert isinstance(owner, StructType)
-        field = owner.field("plain")
+        field = owner.field(self.flag)
         assert field is not None
         assert isinstance(field[0], types.BooleanLiteral)
-        return self.plain if field[0].literal_value else self.general
+        return self.simple if field[0].literal_value else self.general
 
 
 class SwitchType(types.Callable, types.Dummy):

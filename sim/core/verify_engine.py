@@ -148,7 +148,7 @@ def inv_33(st: State) -> Iterator[str]:
 def inv_34(st: State) -> Iterator[str]:
     """INV-34: nothing happens to the tables of a running request before it is noted as due."""
     kv = st.kv
-    if not st.params.windows_only or kv.due.size < kv.slots.size:
+    if not kv.windows_only or kv.due.size < kv.slots.size:
         return
     for r in st.queues.lists.running[: st.ctl.num_running]:
         slot = kv.requests.slot[r]

@@ -221,7 +221,7 @@ def inv_32(v: View) -> Iterator[str]:
     st = v.st
     if st.ctl.num_copies:
         yield f"{st.ctl.num_copies} copies are to be made"
-    if st.kv.plain:
+    if st.kv.windows_only:
         return
     unit = int(st.kv.hash_mult.size)
     for r in v.running:
