@@ -142,7 +142,8 @@ def _field_words(value: Any) -> list[int]:
         return [value.ctypes.data, *value.shape]
     if isinstance(value, np.void):
         return [_record_address(value)]
-    return [int(value)]
+    # a bool is in the type alone
+    return [] if isinstance(value, bool) else [int(value)]
 
 
 @typeof_impl.register(Struct)
