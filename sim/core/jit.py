@@ -11,6 +11,7 @@ and takes arrays in NamedTuples from microseconds to nanoseconds a call.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import sys
@@ -69,6 +70,7 @@ def is_cached(version: str = "plain") -> bool:
     return numba.config.DISABLE_JIT or (cache_dir() / version).exists()
 
 
+@functools.cache
 def note_compiled(version: str) -> None:
     """Leave a mark that a version of the engine is compiled (a folder that can't be written holds no code)."""
     with contextlib.suppress(OSError):
