@@ -182,8 +182,8 @@ def _draft_params(e: EngineSettings, layout: GroupLayout) -> dict[str, int]:
 
 
 def _drafts(w: Workload, capacity: int, none: bool) -> tuple[s.Record, np.ndarray]:
-    """DRAFTS[capacity], or [1] where there are none; and int32[A], the numbers of accepted drafts that requests
-    bring with them.
+    """DRAFTS[capacity], or [1] where there are none; and int32[A], the numbers of accepted drafts that
+    requests bring with them.
     """
     given = w.accepted_drafts
     numbers = [0] if given is None else [0, *(k for own in given for k in own)]
@@ -295,9 +295,9 @@ def _groups(layout: GroupLayout) -> tuple[s.Record, s.Record]:
     groups.export_alignment[:] = [g.export_alignment for g in layout.groups]
     if layout.windows_only:
         groups.like_last[1:] = np.diff(groups.spec) == 0
-    for s_index in range(specs.size):
-        of_spec = np.flatnonzero(groups.spec == s_index)
-        specs.first_group[s_index], specs.end_group[s_index] = of_spec[0], of_spec[-1] + 1
+    for spec in range(specs.size):
+        of_spec = np.flatnonzero(groups.spec == spec)
+        specs.first_group[spec], specs.end_group[spec] = of_spec[0], of_spec[-1] + 1
     specs.tail_blocks[:] = [g.tail_blocks for g in layout.specs]
     return groups, specs
 

@@ -72,7 +72,8 @@ def is_cached(version: str = "plain") -> bool:
 
 @functools.cache
 def note_compiled(version: str) -> None:
-    """Leave a mark that a version of the engine is compiled (a folder that can't be written holds no code)."""
+    """Leave a mark that a version of the engine is compiled by now."""
+    # a folder that can't be written holds no code
     with contextlib.suppress(OSError):
         (cache_dir() / version).touch()
 

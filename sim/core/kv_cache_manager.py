@@ -111,7 +111,7 @@ def _new_blocks(
 
 @leaf
 def _reserved_blocks(kv: KVCache, r: int, slot: int, hit_tokens: int) -> int:
-    """Blocks beyond the hits that the full-sequence reserve wants for all known tokens of a waiting request."""
+    """Blocks beyond the hits that the full-sequence reserve wants for all known tokens of a request."""
     whole = min(kv.requests.num_tokens[r], kv.params.max_model_len)
     return _new_blocks(kv, r, slot, whole, hit_tokens, True, True)
 

@@ -4,8 +4,8 @@ Attention windows move on with every chunk of a prompt: some blocks fall behind,
 Most of those that fall behind have no key, so they go to the front of the free queue and are the next ones to
 be taken. Until then they stand in the queue without a note in their records, which look as if the blocks were
 in use. ``settle`` makes up for it, with those that are left, before anybody outside the engine can look.
-While a step lasts they are not in the free set's bitmap, either; ``rank`` puts those there that are left at its
-end, or when their runs matter.
+While a step lasts they are not in the free set's bitmap, either; ``rank`` puts those there that are left at
+its end, or when their runs matter.
 """
 
 from __future__ import annotations

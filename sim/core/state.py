@@ -38,7 +38,7 @@ PARAMS = _dtype(
         "num_groups": np.int64,  # G
         "num_specs": np.int64,  # P
         "hybrid": np.int64,  # several groups under prefix caching (HybridKVCacheCoordinator)
-        "foresees_refusals": np.int64,  # the reserve may refuse a request again before all of its hits are known
+        "foresees_refusals": np.int64,  # a request may be refused again before all of its hits are known
         "block_size": np.int64,  # the engine's own, tokens
         "scheduler_block_size": np.int64,  # least common multiple of the groups' block sizes
         "hit_alignment": np.int64,  # every hit's length is a multiple of it, tokens

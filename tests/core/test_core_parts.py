@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -247,6 +248,7 @@ def test_whether_a_run_is_long_enough_within_a_step(num_blocks: int) -> None:
     pool = pool_of(num_blocks)
     rng = random.Random(num_blocks)
     places = np.zeros((1, 1, num_blocks), dtype=np.int32)
+    seen: Counter[str] = Counter()
     held = 0
     for _ in range(400):
         free = num_blocks - 1 - held
@@ -265,15 +267,18 @@ def test_whether_a_run_is_long_enough_within_a_step(num_blocks: int) -> None:
         used = set(places[0, 0, :held].tolist())
         text = "".join("x" if b in used else "o" for b in range(1, num_blocks))
         lengths = [len(run) for run in text.split("x") if run]
-        assert pool.runs.number == len(lengths)
         longest = max(lengths, default=0)
-        if rng.random() < 0.7 and longest:
+        for _ in range(rng.choice([0, 1, 3]) if longest else 0):
             wanted = rng.choice([1, longest - 1, longest, longest + 1, 65, 127, 128, 300])
             assert ask_within_a_step(pool, wanted) == (wanted <= longest)
+            seen["known to lack"] += pool.queue.pending > 0 and pool.queue.lacks > 0
+        seen["pending"] += pool.queue.pending > 0
         if rng.random() < 0.3:
             end_step(pool)
+            assert pool.runs.number == len(lengths)
             assert list(INVARIANTS["INV-18"](pool)) == []
             assert largest_run(pool) == longest
+    assert min(seen["pending"], seen["known to lack"]) > 20
 
 
 def test_all_states_that_a_step_caches_in_mode_all_find_room() -> None:
