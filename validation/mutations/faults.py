@@ -60,8 +60,8 @@ _PLAIN = (
         "hits cover num_tokens - 1 tokens at the most, so that one is left to compute",
         "hits may cover all tokens",
         _MANAGER,
-        "kv.requests.num_tokens[r] - 1)",
-        "kv.requests.num_tokens[r])",
+        "cache_hit(kv, r, slot, kv.requests.num_tokens[r] - 1)",
+        "cache_hit(kv, r, slot, kv.requests.num_tokens[r])",
     ),
     Fault(
         "watermark_rounding",
@@ -84,8 +84,8 @@ _PLAIN = (
         "a request is admitted only if all its known tokens would fit",
         "it is admitted if this step's tokens fit",
         _MANAGER,
-        "if kv.params.reserve_full_isl:\n        whole =",
-        "if False:\n        whole =",
+        "if kv.params.reserve_full_isl:\n        need =",
+        "if False:\n        need =",
     ),
     Fault(
         "evictable_hits",

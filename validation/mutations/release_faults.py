@@ -240,8 +240,8 @@ RELEASE_FAULTS = (
         "up to 0.16 a hit on a state that the same step computes is taken",
         "it waits",
         _GROUPS,
-        "if kv.params.state_wait and kv.groups.attention[g] == c.GROUP_MAMBA:",
-        "if kv.groups.attention[g] == c.GROUP_MAMBA:",
+        "if not kv.windows_only and kv.params.state_wait and kv.groups",
+        "if not kv.windows_only and kv.groups",
         recording="releases/0.14/mamba_10",
     ),
     Fault(
@@ -276,8 +276,8 @@ RELEASE_FAULTS = (
         "in mode all a table has a block for the state of each draft",
         "for the running state alone",
         _GROUPS,
-        "return kv.params.num_drafts if kv.groups.attention[g] == c.GROUP_MAMBA else 0",
-        "return 0",
+        "return kv.params.num_drafts\n",
+        "return 0\n",
         recording="releases/0.25/mamba_all_39",
     ),
     Fault(
