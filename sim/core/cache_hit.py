@@ -11,7 +11,6 @@ import numpy as np
 
 from sim.core import codes as c
 from sim.core.block_hash import ensure_hashes, group_key
-from sim.core.block_pool import get_cached_block
 from sim.core.jit import apart, inner, leaf
 from sim.core.prefetch import prefetch
 from sim.core.prefix_map import map_candidate, map_get_one_block, map_prefetch
@@ -27,25 +26,24 @@ _RECORDS_AHEAD = 12
 _WINDOWS_AHEAD = 32
 
 
+@leaf
+def _key(kv: KVCache, slot: int, s: int, g: int, i: int) -> np.uint64:
+    """Key of block i of the prefix in group g, which has spec s."""
+    # the hash of a larger block is that of its last unit, which chains over the others (>= 0.24)
+    return group_key(kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1], g)
+
+
 @inner
 def _is_hit(kv: KVCache, slot: int, s: int, i: int) -> bool:
     """Whether block i of the prefix is cached in every group of the spec; notes the blocks."""
-    # the hash of a larger block is that of its last unit, which chains over the others (>= 0.24)
-    h = kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1]
     for g in range(kv.specs.first_group[s], kv.specs.end_group[s]):
         if kv.groups.spec[g] != s:
             continue
-        b = get_cached_block(kv.pool, h, g)
+        b = map_get_one_block(kv.pool, _key(kv, slot, s, g, i))
         if b < 0:
             return False
         kv.table_blocks[g, slot, i] = b
     return True
-
-
-@leaf
-def _key(kv: KVCache, slot: int, s: int, g: int, i: int) -> np.uint64:
-    """Key of block i of the prefix in group g, which has spec s."""
-    return group_key(kv.hashes[slot, (i + 1) * kv.specs.hash_ratio[s] - 1], g)
 
 
 @leaf
@@ -165,7 +163,8 @@ def find_in_window(
     beginning if it is shorter. Returns the number of hit blocks, null blocks in front of the run included.
 
     vLLM probes each block from the right; here a window is probed from its left, since a miss there rules
-    out every window that holds the block. A block that is dropped lies behind the window.
+    out every window that holds the block, and no further than the hits of the one before. A block that is
+    dropped lies behind the window.
     """
     behind = 1 if drop else 0
     # up to 0.19 the run itself must end where a hit may

@@ -2,8 +2,8 @@
 encoder's output of their request.
 
 A request has the blocks of all its encoder tokens from its admission, whose step runs the encoder, to its end
-or preemption. Nothing of them is shared, so there is no prefix caching in such an engine. A plain engine is
-compiled with the ``_no_*`` versions, see ``switch``.
+or preemption. Nothing of them is shared, so there is no prefix caching in such an engine. A
+``windows_only`` engine is compiled with the ``_no_*`` versions, see ``switch``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A drafter proposes tokens behind the known ones; the next step computes them all and keeps those that are
 right. Rejected ones were never computed; their slots stay. What drafts change in tables and look-ups is in
-``kv_groups`` and ``cache_hit``. A plain engine is compiled with the ``_no_*`` versions, see ``switch``.
+``kv_groups`` and ``cache_hit``. A ``windows_only`` engine is compiled with the ``_no_*`` versions, see
+``switch``.
 """
 
 from __future__ import annotations

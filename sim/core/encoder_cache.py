@@ -3,7 +3,7 @@
 An admission runs the encoder of its request, as far as the step's budget and the cache's slots allow. vLLM
 gives a request's slots back after each of its steps, when it is preempted, when it ends, and when it was not
 admitted for want of blocks: more often than it takes them. So they bind in the first steps only, the budget
-always. A plain engine is compiled with the ``_no_*`` versions, see ``switch``.
+always. A ``windows_only`` engine is compiled with the ``_no_*`` versions, see ``switch``.
 """
 
 from __future__ import annotations

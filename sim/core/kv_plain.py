@@ -117,7 +117,7 @@ def quiet_tokens(kv: KVCache, r: int, slot: int) -> int:
 
 @leaf
 def waits_for_state(kv: KVCache, slot: int) -> bool:
-    """Full attention has no states."""
+    """There are no states."""
     return False
 
 

@@ -99,7 +99,7 @@ def _unlink(pool: Pool, p: int) -> None:
 
 @leaf
 def _never(pool: Pool, b: int, key: np.uint64) -> bool:
-    """Where all attention is full and all blocks have one size no block has further keys."""
+    """Where no prefix ends inside a block, none has further keys."""
     return False
 
 

@@ -480,7 +480,7 @@ class KVCache(Struct):
     keyed: Record  # KEYED[G, S], or [1, 1] in a plain engine
     due: Record  # DUE[S], or [1] in a plain engine; kept where windows_only
     table_blocks: I32  # (G, S, B)
-    states: Record  # STATES[G, S], or [1, 1] for a plain engine
+    states: Record  # STATES[G, S], or [1, 1] where windows_only
     copies: I32  # (1, G*S, 3) group, block and copy of it that this step's batch makes
     held_by_copies: I32  # (1, 1, 2*G*S) the blocks and copies, to be freed
     slots: Record  # SLOT[S]
@@ -532,7 +532,7 @@ class State(Struct):
     count: Record  # COUNTERS
     kv: KVCache
     requests: Record  # REQUEST[R+2], the same array as in kv
-    drafts: Record  # DRAFTS[R], or [1] in a plain engine
+    drafts: Record  # DRAFTS[R], or [1] where windows_only
     accepted_drafts: I32  # (A,) drafts that are right, for requests that say so
     queues: Queues
     step_time: StepTime
