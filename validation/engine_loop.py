@@ -78,7 +78,8 @@ class EngineLoop(ABC):
         """Why nothing can ever happen again, or None. Asked when no arrivals are left."""
         scheduler, log = self.scheduler, self.recorder.log
         waiting = waiting_requests(scheduler)
-        if any(batch.total_num_scheduled_tokens for batch in self.batches_in_flight()):
+        in_flight = any(batch.total_num_scheduled_tokens for batch in self.batches_in_flight())
+        if in_flight and not out_of_patience:
             return None
         left = [*waiting, *scheduler.running]
         if not left:
