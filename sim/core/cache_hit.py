@@ -15,7 +15,6 @@ from sim.core.jit import apart, inner, leaf
 from sim.core.prefetch import prefetch
 from sim.core.prefix_map import map_candidate, map_get_one_block, map_prefetch
 from sim.core.state import KVCache
-from sim.core.switch import Switch
 
 # Hashes are made in chunks while a look-up goes on; those behind the first miss are needed soon after anyway.
 _LOOKUP_CHUNK = 32
@@ -91,18 +90,6 @@ def _first_miss(kv: KVCache, slot: int, s: int, first: int, end: int) -> int:
     return end
 
 
-@leaf
-def _first_miss_at_hand(kv: KVCache, slot: int, s: int, first: int, end: int) -> int:
-    """``_first_miss`` without a look ahead, for full attention alone."""
-    i = first
-    while i < end and _is_hit(kv, slot, s, i):
-        i += 1
-    return i
-
-
-_first_miss_in_full = Switch(_first_miss_at_hand, _first_miss)
-
-
 @inner
 def set_hits(kv: KVCache, slot: int, s: int, hits: int, first_hit: int) -> None:
     """Note the result of a look-up in the tables of the spec's groups."""
@@ -128,7 +115,7 @@ def find_in_full(kv: KVCache, r: int, slot: int, s: int, max_length: int) -> int
         # those made before are all looked up
         hashed = min(limit, max(n + _LOOKUP_CHUNK, kv.slots.num_hashed[slot] // ratio))
         ensure_hashes(kv, r, slot, hashed * ratio)
-        n = _first_miss_in_full(kv, slot, s, n, hashed)
+        n = _first_miss(kv, slot, s, n, hashed)
         if n < hashed:
             break
     return n
