@@ -15,6 +15,7 @@ from sim.profiles import (
     DRAFT_MODEL_SINCE,
     FIRST_RELEASE,
     LAST_RELEASE,
+    NULL_KEYLESS_SINCE,
     STATES_INSIDE_SINCE,
     UNEVEN_DRAFTS_SINCE,
     UNEVEN_SINCE,
@@ -128,6 +129,7 @@ def _missing_in(s: EngineSettings, place: tuple[str | int, ...]) -> Iterator[Pro
             f"give all groups one block size, or use engine.vllm from '{UNEVEN_DRAFTS_SINCE}' on",
         )
     yield from _all_alike(s, engine)
+    yield from _null_keys(s, engine)
     states = any(g.type == "mamba" for g in s.kv_cache_groups)
     unit = s.prefix_match_unit or math.gcd(*sizes)
     if states and s.enable_prefix_caching and len(sizes) > 1:
@@ -154,6 +156,27 @@ def _all_alike(s: EngineSettings, engine: tuple[str | int, ...]) -> Iterator[Pro
             f"vLLM {s.vllm} fails at {len(s.kv_cache_groups)} groups that are all alike with prefix caching",
             f"make them one group, turn caching off, or use engine.vllm from '{ALIKE_SINCE}' on",
         )
+
+
+def _null_keys(s: EngineSettings, engine: tuple[str | int, ...]) -> Iterator[Problem]:
+    """Blocks that leave a window before their tokens are known: 0.13 caches the null block in their place,
+    and ends with an assertion at the second one.
+
+    Tokens are known a step late with async scheduling, and those of rejected drafts have to be made again.
+    """
+    known_late = s.async_scheduling and s.enable_prefix_caching
+    if not known_late or not _is_before(s.vllm, NULL_KEYLESS_SINCE):
+        return
+    for i, group in enumerate(s.kv_cache_groups):
+        short = group.sliding_window is not None and group.sliding_window <= 1 + s.num_speculative_tokens
+        if group.type == "chunked_local" or (group.type == "sliding_window" and short):
+            what = "a window as short as this" if short else "attention chunks"
+            yield Problem(
+                (*engine, "kv_cache_groups", i),
+                f"vLLM {s.vllm} fails at {what} with async scheduling and prefix caching: it caches null"
+                " blocks",
+                f"turn one of the two off, or use engine.vllm from '{NULL_KEYLESS_SINCE}' on",
+            )
 
 
 def _states_in_blocks(

@@ -53,6 +53,8 @@ DRAFT_MODEL_SINCE, UNEVEN_DRAFTS_SINCE = "0.15", "0.19"
 UNEVEN_SINCE, STATES_INSIDE_SINCE = "0.20", "0.28"
 #: The first release that takes several groups that are all alike under prefix caching.
 ALIKE_SINCE = "0.29"
+#: The first release that gives the null block no key.
+NULL_KEYLESS_SINCE = "0.14"
 
 
 @dataclass(frozen=True)

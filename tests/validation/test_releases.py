@@ -105,6 +105,14 @@ def test_what_a_release_does_not_have_yet_is_refused_at_its_place() -> None:
     uneven = replace(drafts, speculative_method="mtp", kv_cache_groups=windows)
     assert [p.path for p in check_simulated(uneven)] == [("speculative_method",)]
     assert check_simulated(replace(uneven, vllm="0.19")) == []
+    chunks = KVCacheGroup("chunked_local", attention_chunk_size=32)
+    late = EngineSettings(vllm="0.13", async_scheduling=True, kv_cache_groups=(windows[1], chunks))
+    assert [p.path for p in check_simulated(late)] == [("kv_cache_groups", 1)]
+    assert check_simulated(replace(late, async_scheduling=False)) == []
+    assert check_simulated(replace(late, vllm="0.14")) == []
+    drafted = replace(late, kv_cache_groups=windows[1:], num_speculative_tokens=7, speculative_method="mtp")
+    assert [p.path for p in check_simulated(drafted)] == [("kv_cache_groups", 0)]
+    assert check_simulated(replace(drafted, num_speculative_tokens=6)) == []
     states = EngineSettings(vllm="0.23", prefix_cache_retention_interval=32)
     states = replace(states, kv_cache_groups=(KVCacheGroup("mamba"),))
     assert "without a sliding-window group" in check_simulated(states)[0].message
