@@ -31,9 +31,9 @@ _FINGERPRINT = np.uint64(0xFFFFFFFF00000000)
 
 
 def table_words(num_blocks: int) -> int:
-    """Words of a table for that many keys: a power of two, at least seven words for four keys."""
+    """Words of a table for that many keys: a power of two, at least two words a key."""
     words = 2 * BUCKET
-    while 4 * words < 7 * num_blocks:
+    while words < 2 * num_blocks:
         words *= 2
     return words
 
