@@ -13,6 +13,7 @@ import numpy as np
 
 from sim import __version__
 from sim.columns import EVENTS, REQUESTS, STEPS
+from sim.compilation import NOTE, is_compiled
 from sim.config import Loaded, load_config
 from sim.config_workload import to_workload, to_workload_or_spool
 from sim.config_yaml import KeyPath, Problem, to_input_errors
@@ -126,11 +127,10 @@ def _run(
     _check_clock(loaded, resolved, workload)
     say(f"{resolved.name}: {plural(len(workload), 'request')}, {_pool_text(resolved)}")
 
-    from sim.core.jit import core_digest, is_cached
-    from sim.groups import layout_of
+    from sim.core.jit import core_digest
 
-    if not is_cached(layout_of(resolved.engine).version):
-        say("compiling the engine once for this machine (some 20 s); later runs start at once")
+    if not is_compiled(resolved.engine):
+        say(NOTE)
     from sim.simulate import LogOptions
 
     log = LogOptions(

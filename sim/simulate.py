@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from sim.capacity import LogOptions, allocate
 from sim.core import codes as c
 from sim.core.engine import run_until, sample_now, settle, weigh_now
-from sim.core.jit import note_compiled
 from sim.core.state import COUNTERS, POOL_META, Record, State
 from sim.drive import Driven, Progress
 from sim.engine_settings import EngineSettings
-from sim.groups import layout_of
 from sim.step_time import StepTime
 from workloads.requests import Workload
 
@@ -93,15 +91,9 @@ class Simulation(Driven):
         self._take_rows = take_rows or self._rows.append
         self._take_events = take_events or self._events.append
         self._last_row = -1
-        self._called = False
-        self._version = layout_of(engine).version
 
     def advance(self, end: int, steps: int) -> int:
-        reason = int(run_until(self.state, end, steps))
-        if not self._called:
-            note_compiled(self._version)
-        self._called = True
-        return reason
+        return int(run_until(self.state, end, steps))
 
     def after_call(self, reason: int, end: int) -> bool:
         self.drain(reason)

@@ -75,6 +75,7 @@ class Runner:
         jobs: worker processes; 1 runs in this process.
         say: called with the number of runs done after each of them.
         done: results by (candidate, seed).
+        compiled: whether the workers find the engine compiled.
     """
 
     config: str
@@ -83,6 +84,7 @@ class Runner:
     jobs: int
     say: Callable[[int], None]
     done: dict[Job, Outcome]
+    compiled: bool
 
     def __call__(self, jobs: Sequence[Job]) -> None:
         """Run those of ``jobs`` that have no result yet. Ctrl-C keeps the results that are in."""
@@ -99,11 +101,10 @@ class Runner:
             return
         from joblib import Parallel, delayed
 
-        from sim.core.jit import is_cached
-
-        if not is_cached():
+        if not self.compiled:
             # here first, so that the workers find the engine compiled
             yield simulate(*calls[0])
+            self.compiled = True
             calls = calls[1:]
         # in submission order, so that what is known at an interruption does not depend on the workers
         yield from Parallel(n_jobs=min(self.jobs, len(calls)), backend="loky", return_as="generator")(

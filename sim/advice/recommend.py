@@ -15,6 +15,7 @@ from sim.advice.render import data, text
 from sim.advice.search import Found, Plan, search
 from sim.advice.settings import overrides_of, space_of
 from sim.advice.verdict import Verdict, judge
+from sim.compilation import NOTE, is_compiled
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,8 +96,10 @@ def recommend(config: str, options: Options) -> Advice:
     talk = _Talk(options.quiet)
     talk.line(f"{resolved.name}: wanted is {objective.label}, {len(screen)} screening seeds, {jobs} workers")
     found = Found(done={})
-    runner = Runner(config, overrides, space, jobs, lambda n: talk.progress(n, found), found.done)
-    _warm_up(talk)
+    compiled = is_compiled(resolved.engine)
+    runner = Runner(config, overrides, space, jobs, lambda n: talk.progress(n, found), found.done, compiled)
+    if not compiled:
+        talk.line(NOTE)
     search(space, plan, runner, found)
     refused = [f"{c}: {o}" for (c, _), o in found.done.items() if isinstance(o, str) and not c.changes]
     if refused:
@@ -121,13 +124,6 @@ def _fleet(resolved: Resolved) -> str:
     from sim.report.fleet_text import router_text
 
     return f"{resolved.fleet.replicas} replicas behind {router_text(resolved.config['router'])}"
-
-
-def _warm_up(talk: _Talk) -> None:
-    from sim.core.jit import is_cached
-
-    if not is_cached():
-        talk.line("compiling the engine once for this machine (some 20 s); later runs start at once")
 
 
 def _write(

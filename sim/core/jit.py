@@ -10,8 +10,6 @@ and takes arrays in NamedTuples from microseconds to nanoseconds a call.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 import os
 import sys
@@ -26,6 +24,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.types.misc import unliteral
 
 from sim.core.pipeline import ApartCompiler, EntryCompiler, HelperCompiler
+from sim.core.switch import version_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,15 +66,12 @@ def is_cached(version: str = "plain") -> bool:
 
     version: "plain", "windows" or "general", see ``switch``.
     """
-    return numba.config.DISABLE_JIT or (cache_dir() / version).exists()
+    return numba.config.DISABLE_JIT or _mark("run_until", version).exists()
 
 
-@functools.cache
-def note_compiled(version: str) -> None:
-    """Leave a mark that a version of the engine is compiled by now."""
-    # a folder that can't be written holds no code
-    with contextlib.suppress(OSError):
-        (cache_dir() / version).touch()
+def _mark(entry_point: str, version: str) -> Path:
+    """File that says that a version of an entry point is compiled: Numba's own index tells by types alone."""
+    return cache_dir() / f"{entry_point}.{version}"
 
 
 numba.config.CACHE_DIR = str(cache_dir())
@@ -115,6 +111,12 @@ class _CoreCacheImpl(CompileResultCacheImpl):
 
 class _CoreCache(FunctionCache):
     _impl_class = _CoreCacheImpl
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        super().save_overload(sig, data)
+        version = version_of(sig[0])
+        if version is not None:
+            _mark(self._py_func.__name__, version).touch()
 
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}

@@ -19,6 +19,28 @@ from sim.core.struct import StructType
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _flag(state: types.Type, name: str) -> bool | None:
+    """A flag of the KVCache or Pool that a Numba type stands for or has as ``kv``; None where it has none."""
+    if not isinstance(state, StructType):
+        return None
+    nested = state.field("kv")
+    owner = nested[0] if nested else state
+    assert isinstance(owner, StructType)
+    field = owner.field(name)
+    if field is None:
+        return None
+    assert isinstance(field[0], types.BooleanLiteral)
+    return bool(field[0].literal_value)
+
+
+def version_of(state: types.Type) -> str | None:
+    """Version of the engine for a Numba type of its state; None where it is no state of an engine."""
+    plain, windows_only = _flag(state, "plain"), _flag(state, "windows_only")
+    if plain is None:
+        return None
+    return "plain" if plain else "windows" if windows_only else "general"
+
+
 class Switch(Generic[F]):
     """A function that is ``simple`` for a state with the flag, "plain" or "windows_only", else ``general``.
 
@@ -36,14 +58,9 @@ class Switch(Generic[F]):
 
     def chosen(self, state: types.Type) -> Any:
         """Jitted function for a Numba type of the first argument."""
-        assert isinstance(state, StructType)
-        nested = state.field("kv")
-        owner = nested[0] if nested else state
-        assert isinstance(owner, StructType)
-        field = owner.field(self.flag)
-        assert field is not None
-        assert isinstance(field[0], types.BooleanLiteral)
-        return self.simple if field[0].literal_value else self.general
+        flag = _flag(state, self.flag)
+        assert flag is not None
+        return self.simple if flag else self.general
 
 
 class SwitchType(types.Callable, types.Dummy):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from sim.compilation import NOTE, is_compiled
+
 EXIT_MOVED, EXIT_NOT_RUN = 1, 2
 _ABSENT = click.option(
     "--trace-absent",
@@ -16,12 +18,8 @@ _ABSENT = click.option(
 
 
 def _tell_of_compilation() -> None:
-    from sim.core.jit import is_cached
-
-    if not is_cached():
-        click.echo(
-            "compiling the engine once for this machine (some 20 s); later runs start at once", err=True
-        )
+    if not is_compiled():
+        click.echo(NOTE, err=True)
 
 
 @click.command()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.compilation import NOTE, is_compiled
 from sim.errors import InputError, raise_all
 from sim.report.units import plural
 from sim.resolve import content_id
@@ -259,10 +260,8 @@ class _Execution:
 
     def _outcomes(self, tasks: list[Task], reporter: Reporter) -> Iterator[tuple[Task, Result | Failure]]:
         """All tasks; the first one here, where the engine has to be compiled for workers to share."""
-        from sim.core.jit import is_cached
-
-        if self.local and not is_cached():
-            reporter.say("compiling the engine once for this machine (some 20 s); later runs start at once")
+        if self.local and not is_compiled(tasks[0].resolved.engine):
+            reporter.say(NOTE)
             yield tasks[0], run_point(tasks[0])
             tasks = tasks[1:]
         yield from self.workers.run(run_point, tasks)
