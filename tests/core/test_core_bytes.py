@@ -12,8 +12,16 @@ import numba
 import numpy as np
 import pytest
 
+from sim.capacity import LogOptions, allocate
+from sim.compilation import is_compiled
 from sim.core import jit
+from sim.core.engine import run_until
 from sim.core.jit import entry, leaf
+from sim.core.switch import version_of
+from sim.coupled import empty_workload
+from sim.engine_settings import EngineSettings, KVCacheGroup
+from sim.groups import layout_of
+from sim.step_time import constant
 from tests.core.fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +108,25 @@ def test_the_cache_key_follows_numba_variables(monkeypatch: pytest.MonkeyPatch, 
     assert jit._cache_key() not in (key, checked)
     monkeypatch.setenv("KVPOOL_CACHE_DIR", str(tmp_path))
     assert jit.cache_dir() == tmp_path / "numba" / jit._cache_key()
+
+
+@pytest.mark.parametrize(
+    ("version", "group"),
+    [
+        ("plain", KVCacheGroup()),
+        ("windows", KVCacheGroup("sliding_window", sliding_window=8)),
+        ("general", KVCacheGroup("mamba")),
+    ],
+)
+def test_each_version_of_the_engine_leaves_a_mark(version: str, group: KVCacheGroup) -> None:
+    """So that a command knows whether it is going to compile."""
+    engine = EngineSettings(num_gpu_blocks=40, kv_cache_groups=(group,))
+    assert layout_of(engine).version == version
+    state = allocate(engine, empty_workload(), constant(1), LogOptions())
+    run_until(state, 1, 1)
+    assert version_of(state.native_type()) == version
+    assert is_compiled(engine)
+    assert (jit.cache_dir() / f"run_until.{version}").exists()
 
 
 def test_another_copy_of_the_sources_uses_the_compiled_code(tmp_path: Path) -> None:
