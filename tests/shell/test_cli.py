@@ -455,6 +455,8 @@ def test_ctrl_c_keeps_what_is_done(real: Path, terminal: bool) -> None:
     """A run is interrupted once it has told its progress: results are written, exit code 130."""
     long = ["--set", "workload.num_sessions=150000", "--set", "workload.arrivals.rate=3", "--no-plots"]
     master, slave = pty.openpty()
+    # tests that a script has started in the background inherit that the signal is ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "sim", "run", "real.yaml", "--out", "a", *long],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"},
@@ -462,6 +464,7 @@ def test_ctrl_c_keeps_what_is_done(real: Path, terminal: bool) -> None:
         stdout=subprocess.PIPE,
         stderr=slave if terminal else subprocess.PIPE,
     )
+    signal.signal(signal.SIGINT, before)
     os.close(slave)
     assert process.stdout is not None
     talk = master if terminal or process.stderr is None else process.stderr.fileno()
