@@ -27,7 +27,7 @@ from sim.config_yaml import (
 from sim.errors import InputError, did_you_mean, raise_all
 from sim.fleet.config import MAX_REPLICAS, RouterKey
 from sim.gpus import Gpu, find_gpu, gpu_names
-from sim.models import find_model, is_path, locate, model_names
+from sim.models import find_model, is_path, known_name, locate, model_names
 
 MAX_SEED = 2**63 - 1
 
@@ -143,6 +143,14 @@ class Loaded:
 Edit = Callable[[Document], None]
 
 
+def _document(path: str | Path) -> Document:
+    """The file's content; a model's name in its place is told from a file that is missing."""
+    if not Path(path).exists() and known_name(str(path)) is not None:
+        hint = f"`sim run` and `sim size` take it with --model {path}"
+        raise InputError("this is a model's name, not a config file", str(path), hint=hint)
+    return read_yaml(path)
+
+
 def load_config(
     path: str | Path | None,
     overrides: Sequence[str] = (),
@@ -160,7 +168,7 @@ def load_config(
     Raises:
         InputError: the file can't be read, or its problems, all at once, each with file:line:column.
     """
-    document = Document(NO_FILE, {}) if path is None else read_yaml(path)
+    document = Document(NO_FILE, {}) if path is None else _document(path)
     if "axes" in document.data and "workload" not in document.data:
         place = document.place(("axes",), at_key=True)
         raise InputError(

@@ -147,6 +147,9 @@ def test_missing_and_unreadable_files(write, tmp_path: Path) -> None:
     text = problems(tmp_path / "chta.yaml")[0]
     assert text == "chta.yaml: no such config file\n  hint: did you mean 'chat.yaml'?"
     assert "this is a folder" in problems(tmp_path)[0]
+    named = problems(Path("Llama-3.1-8B-Instruct"))[0]
+    assert named.startswith("Llama-3.1-8B-Instruct: this is a model's name, not a config file")
+    assert named.endswith("--model Llama-3.1-8B-Instruct")
     (tmp_path / "b.yaml").write_bytes(b"a: 1\n\xff\xfe\n")
     assert problems(tmp_path / "b.yaml")[0].startswith("b.yaml:2: not UTF-8 text")
 
