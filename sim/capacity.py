@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.core import codes as c
+from sim.core import records as rec
 from sim.core import state as s
 from sim.core.block_hash import hash_multipliers
 from sim.core.engine import init_engine
@@ -181,13 +182,13 @@ def _draft_params(e: EngineSettings, layout: GroupLayout) -> dict[str, int]:
     }
 
 
-def _drafts(w: Workload, capacity: int, none: bool) -> tuple[s.Record, np.ndarray]:
+def _drafts(w: Workload, capacity: int, none: bool) -> tuple[rec.Record, np.ndarray]:
     """DRAFTS[capacity], or [1] where there are none; and int32[A], the numbers of accepted drafts that
     requests bring with them.
     """
     given = w.accepted_drafts
     numbers = [0] if given is None else [0, *(k for own in given for k in own)]
-    records = record_array(s.DRAFTS, 1 if none else capacity)
+    records = record_array(rec.DRAFTS, 1 if none else capacity)
     if not none and given is not None:
         lengths = np.array([len(own) for own in given], dtype=np.int64)
         records.pattern_len[: len(w)] = lengths
@@ -232,10 +233,10 @@ def _foresees_refusals(e: EngineSettings, layout: GroupLayout, log: LogOptions) 
     return layout.hybrid and layout.windows_only and reserve_first and not asked
 
 
-def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions) -> s.Record:
+def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions) -> rec.Record:
     logical = w.clock == "logical"
     return record(
-        s.PARAMS,
+        rec.PARAMS,
         {
             "num_blocks": e.num_gpu_blocks,
             "num_groups": len(layout.groups),
@@ -279,10 +280,10 @@ def _params(e: EngineSettings, layout: GroupLayout, w: Workload, log: LogOptions
     )
 
 
-def _groups(layout: GroupLayout) -> tuple[s.Record, s.Record]:
+def _groups(layout: GroupLayout) -> tuple[rec.Record, rec.Record]:
     """The records of the groups and of their specs."""
-    groups = record_array(s.GROUP, len(layout.groups))
-    specs = record_array(s.SPEC, len(layout.specs))
+    groups = record_array(rec.GROUP, len(layout.groups))
+    specs = record_array(rec.SPEC, len(layout.specs))
     for records, sources in ((groups, layout.groups), (specs, layout.specs)):
         records.attention[:] = [g.attention for g in sources]
         records.block_size[:] = [g.block_size for g in sources]
@@ -304,30 +305,30 @@ def _groups(layout: GroupLayout) -> tuple[s.Record, s.Record]:
 
 def pool_bytes(num_blocks: int) -> int:
     """Bytes of a pool's records that are written before the first step; its table of keys fills later."""
-    return num_blocks * s.BLOCK.itemsize + 4 * ring_places(num_blocks) + 8 * bitmap_words(num_blocks)
+    return num_blocks * rec.BLOCK.itemsize + 4 * ring_places(num_blocks) + 8 * bitmap_words(num_blocks)
 
 
-def _pool(params: s.Record, ctl: s.Record, slots: int, layout: GroupLayout) -> s.Pool:
+def _pool(params: rec.Record, ctl: rec.Record, slots: int, layout: GroupLayout) -> s.Pool:
     n = int(params.num_blocks)
     keys = n * int(params.partial_width)
     partial_capacity = 1 << (2 * keys).bit_length()
-    blocks = record_array(s.BLOCK, n)
+    blocks = record_array(rec.BLOCK, n)
     event_rows = 1
     if params.log_events:
         per_phase = (
             (4 * n * (1 + params.partial_width) if params.log_events == c.LOG_ALL else 0) + 8 * slots + 64
         )
         event_rows = max(_EVENT_ROWS, 2 * per_phase)
-    followed = record_array(s.FOLLOWED, n if params.follow_blocks else 1)
+    followed = record_array(rec.FOLLOWED, n if params.follow_blocks else 1)
     followed["birth"] = -1
     return s.Pool(
         plain=layout.plain,
         windows_only=layout.windows_only,
         params=params,
         ctl=ctl,
-        meta=record(s.POOL_META, {}),
-        runs=record(s.FREE_RUNS, {}),
-        queue=record(s.FREE_QUEUE, {}),
+        meta=record(rec.POOL_META, {}),
+        runs=record(rec.FREE_RUNS, {}),
+        queue=record(rec.FREE_QUEUE, {}),
         ring=np.zeros(ring_places(n), dtype=np.int32),
         blocks=blocks,
         table=aligned_zeros(np.dtype(np.uint64), table_words(n)),
@@ -338,7 +339,7 @@ def _pool(params: s.Record, ctl: s.Record, slots: int, layout: GroupLayout) -> s
         events=np.zeros((event_rows, c.EVENT_COLUMNS), dtype=np.int64),
         followed=followed,
         access_times=np.zeros((followed.size, HISTORY), dtype=np.int64),
-        residency=record_array(s.DURATIONS, 3),
+        residency=record_array(rec.DURATIONS, 3),
         residency_fine=np.zeros((3, c.TW_BINS), dtype=np.int64),
         residency_buckets=np.zeros((3, len(RESIDENCY_BOUNDS_NS) + 1), dtype=np.int64),
         residency_bounds=np.array(RESIDENCY_BOUNDS_NS, dtype=np.int64),
@@ -347,26 +348,26 @@ def _pool(params: s.Record, ctl: s.Record, slots: int, layout: GroupLayout) -> s
 
 def _queues(order: np.ndarray, capacity: int, slots: int, sentinel: int) -> s.Queues:
     return s.Queues(
-        lists=record_array(s.LISTS, slots),
+        lists=record_array(rec.LISTS, slots),
         wait_heap=np.zeros(sentinel, dtype=np.int32),
         order=order,
         arrival_heap=np.zeros(capacity, dtype=np.int32),
         ended_watched=np.zeros(capacity, dtype=np.int32),
-        entries=record_array(s.BATCH_ENTRY, (3, slots)),
-        batches=record_array(s.BATCH, 3),
+        entries=record_array(rec.BATCH_ENTRY, (3, slots)),
+        batches=record_array(rec.BATCH, 3),
     )
 
 
 def _logs(log: LogOptions) -> s.Logs:
     rows = _LOG_ROWS if log.every_step else min(_LOG_ROWS, _SAMPLED_ROWS)
-    weighted = record_array(s.WEIGHTED, len(c.TW_METRICS))
+    weighted = record_array(rec.WEIGHTED, len(c.TW_METRICS))
     weighted["peak"] = -1.0
     weighted["peak_at"] = -1
     return s.Logs(
         steps=np.zeros((rows, len(c.LOG_COLUMNS)), dtype=np.int64),
         weighted=weighted,
         histogram=np.zeros((len(c.TW_METRICS), c.TW_BINS), dtype=np.int64),
-        notes=record_array(s.NOTE, _NOTES),
+        notes=record_array(rec.NOTE, _NOTES),
     )
 
 
@@ -408,8 +409,8 @@ def allocate(
     # states that a step caches, of each request: in mode all one in every block
     new_states = 12 + (table_width if engine.mamba_cache_mode == "all" else 0)
     own = 0 if shared else len(workload)
-    ctl = record(s.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns})
-    count = record(s.COUNTERS, {})
+    ctl = record(rec.CONTROL, {"num_requests": own, "closed_end": own, "next_sample": log.sample_period_ns})
+    count = record(rec.COUNTERS, {})
     if shared:
         params.closed_loop = 0
         requests, seg_ptr, pieces = shared.requests, shared.seg_ptr, shared.pieces
@@ -418,9 +419,9 @@ def allocate(
         requests = request_records(engine, workload, capacity)
         seg_ptr, pieces = prompt_pieces(workload, capacity, max(1, workload.seg_id.size + extra_pieces))
         order, sentinel = arrival_order(workload), capacity
-    tables = record_array(s.TABLE, (groups.size, slots))
+    tables = record_array(rec.TABLE, (groups.size, slots))
     tables.last_state[:] = -1
-    states = record_array(s.STATES, (1, 1) if layout.windows_only else (groups.size, slots))
+    states = record_array(rec.STATES, (1, 1) if layout.windows_only else (groups.size, slots))
     states.shared[:] = -1
     states.exported_at[:] = -1
     kv = s.KVCache(
@@ -434,13 +435,13 @@ def allocate(
         specs=specs,
         requests=requests,
         tables=tables,
-        keyed=record_array(s.KEYED, (1, 1) if layout.plain else tables.shape),
-        due=record_array(s.DUE, 1 if layout.plain else slots),
+        keyed=record_array(rec.KEYED, (1, 1) if layout.plain else tables.shape),
+        due=record_array(rec.DUE, 1 if layout.plain else slots),
         table_blocks=np.zeros((groups.size, slots, table_width), dtype=np.int32),
         states=states,
         copies=np.zeros((1, states.size, 3), dtype=np.int32),
         held_by_copies=np.zeros((1, 1, 2 * states.size), dtype=np.int32),
-        slots=record_array(s.SLOT, slots),
+        slots=record_array(rec.SLOT, slots),
         hashes=np.zeros((slots, hash_units), dtype=np.uint64),
         step_keys=np.zeros((new_states + 2 * drafted) * groups.size * slots, dtype=np.uint64),
         encoder_tokens=_encoder_tokens(workload, engine, capacity, layout.windows_only),

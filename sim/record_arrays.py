@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.core.state import Record
+from sim.core.records import Record
 
 _CACHE_LINE = 64
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.core.state import PIECE, REQUEST, Record
+from sim.core.records import PIECE, REQUEST, Record
 from sim.engine_settings import EngineSettings
 from sim.record_arrays import record_array
 from workloads.requests import Workload

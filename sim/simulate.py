@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sim.capacity import LogOptions, allocate
 from sim.core import codes as c
 from sim.core.engine import run_until, sample_now, settle, weigh_now
-from sim.core.state import COUNTERS, POOL_META, Record, State
+from sim.core.records import COUNTERS, POOL_META, Record
+from sim.core.state import State
 from sim.drive import Driven, Progress
 from sim.engine_settings import EngineSettings
 from sim.step_time import StepTime

@@ -12,7 +12,8 @@ import numpy as np
 
 from sim.core.bits import SUM_LANES, make_token_sum
 from sim.core.jit import inner, leaf
-from sim.core.state import KVCache, Record
+from sim.core.records import Record
+from sim.core.state import KVCache
 
 _SEGMENT = np.uint64(0x9E3779B97F4A7C15)
 _OFFSET = np.uint64(0xD1342543DE82EF95)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim.core.state import I32, I64, U64, Record, State, _dtype
+from sim.core.records import I32, I64, U64, Record, record_dtype
+from sim.core.state import State
 from sim.core.struct import Struct
 
 # Routing rules, see ``routing``
@@ -24,7 +25,7 @@ SCORE_IN_FLIGHT = 0
 SCORE_WAITING_X4 = 1
 
 #: Settings of the fleet.
-FLEET_PARAMS = _dtype(
+FLEET_PARAMS = record_dtype(
     {
         "num_replicas": np.int64,  # N
         "rule": np.int64,  # ROUTE_*
@@ -48,7 +49,7 @@ FLEET_PARAMS = _dtype(
 )
 
 #: Where the fleet stands.
-FLEET_CTL = _dtype(
+FLEET_CTL = record_dtype(
     {
         "now": np.int64,  # ns of the last event
         "window_end": np.int64,  # replicas are being advanced to this time; 0: they are not
@@ -66,7 +67,7 @@ FLEET_CTL = _dtype(
 )
 
 #: One replica, as the loop and the router see it.
-REPLICA = _dtype(
+REPLICA = record_dtype(
     {
         "address": np.int64,  # of its State
         "next_time": np.int64,  # ns of its next phase, NEVER
@@ -83,7 +84,7 @@ REPLICA = _dtype(
 )
 
 #: One entry of the prefix index: a hash that a replica is thought to hold.
-ENTRY = _dtype(
+ENTRY = record_dtype(
     {
         "key": np.uint64,
         "older": np.int32,  # neighbours in the replica's list by last use, -1: none

@@ -14,7 +14,8 @@ import numpy as np
 
 from sim.capacity import LogOptions, allocate, check_encoder_inputs
 from sim.core import codes as c
-from sim.core.state import PIECE, REQUEST, State
+from sim.core.records import PIECE, REQUEST
+from sim.core.state import State
 from sim.core.window import admit_loaded, shift_window
 from sim.engine_settings import EngineSettings
 from sim.errors import InputError

@@ -14,7 +14,8 @@ from sim.core import codes as c
 from sim.core.engine import run_until
 from sim.core.free_queue import GAP
 from sim.core.prefix_map import BUCKET
-from sim.core.state import DUE, KEYED, State
+from sim.core.records import DUE, KEYED
+from sim.core.state import State
 from sim.core.verify import INVARIANTS, verify
 from sim.engine_settings import EngineSettings, KVCacheGroup
 from sim.step_time import constant

@@ -13,7 +13,7 @@ from numba.core.caching import NullCache
 from numpy.typing import NDArray
 
 from sim.core.jit import apart, entry, inner, leaf
-from sim.core.state import Record
+from sim.core.records import Record
 from sim.core.struct import Struct
 from sim.record_arrays import record_array
 
